@@ -1,0 +1,38 @@
+/// Value of the one-element `CONFIG` array: what the packet path must know of the node.
+/// Writer: the daemon.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Config {
+    /// Raised on any route, neighbour, address or link change; cached next hops of another epoch
+    /// are looked up anew. Never 0.
+    pub epoch: u32,
+    /// Jiffies per second.
+    pub hz: u32,
+    /// RST and ICMP answers per second and CPU.
+    pub rejects_per_second: u32,
+    /// SNAT ports: the first, and how many. Host byte order.
+    pub snat_first: u16,
+    pub snat_count: u16,
+    pub reserved: [u32; 4],
+}
+
+/// Kinds of port bitmaps in the `PORTS` array.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u32)]
+pub enum PortKind {
+    /// Destination ports of TCP services.
+    ServiceTcp = 0,
+    ServiceUdp = 1,
+    /// Source ports of TCP backends, i.e. of replies.
+    BackendTcp = 2,
+    BackendUdp = 3,
+}
+
+/// Elements (64-bit words) of the `PORTS` array.
+pub const PORT_WORDS: u32 = 4 * 1024;
+
+/// Element of `PORTS` and the bit in it that say whether `port` (host byte order) is in use.
+#[inline(always)]
+pub const fn port_bit(kind: PortKind, port: u16) -> (u32, u64) {
+    (kind as u32 * 1024 + (port >> 6) as u32, 1 << (port & 63))
+}

@@ -1,0 +1,42 @@
+//! Bytes that live in BPF maps. Layouts are part of [`ABI_VERSION`]: change one, raise the other.
+
+mod address;
+mod config;
+mod flow;
+mod key;
+mod pod;
+mod reason;
+mod service;
+
+pub use address::{Address, Be16, V4, V6};
+pub use config::{Config, PORT_WORDS, PortKind, port_bit};
+pub use flow::{Flow, NextHop, flow_state};
+pub use key::{FlowKey, ServiceKey, protocol};
+pub use pod::{Pod, as_bytes, from_bytes};
+pub use reason::Drop;
+pub use service::{
+    Backend, BackendCounters, NO_SLOT, Service, TABLE_HEADER, backend_flag, backend_state,
+    forwarding, no_backend, policy,
+};
+
+/// Version of every layout in this module; names the pin directory (`<bpffs>/lbd/<version>/`).
+pub const ABI_VERSION: u32 = 1;
+
+/// Map names, as declared in `lb-ebpf/src/maps.rs` and used for pinning.
+pub mod map {
+    pub const CONFIG: &str = "CONFIG";
+    pub const PORTS: &str = "PORTS";
+    pub const SERVICES4: &str = "SERVICES4";
+    pub const SERVICES6: &str = "SERVICES6";
+    pub const TABLES: &str = "TABLES";
+    pub const BACKENDS: &str = "BACKENDS";
+    pub const COUNTERS: &str = "COUNTERS";
+    pub const CURSORS: &str = "CURSORS";
+    pub const FLOWS4: &str = "FLOWS4";
+    pub const FLOWS6: &str = "FLOWS6";
+    pub const HANDSHAKES4: &str = "HANDSHAKES4";
+    pub const HANDSHAKES6: &str = "HANDSHAKES6";
+    pub const DEVICES: &str = "DEVICES";
+    pub const DROPS: &str = "DROPS";
+    pub const REJECTS: &str = "REJECTS";
+}

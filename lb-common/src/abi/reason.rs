@@ -1,0 +1,58 @@
+/// Why a packet to a service was dropped. Numbers are for ever: retire, never reuse.
+///
+/// Index into the per-CPU array `DROPS`; the metric's label is the variant's name in snake case.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u32)]
+pub enum Drop {
+    /// No eligible backend. Counted for `reject` as well, where the client gets an answer.
+    NoBackend = 1,
+    /// No eligible backend, and the rate limit for answers was reached.
+    RejectLimited = 2,
+    /// A connection was answered, and the table of established flows had no room for it.
+    FlowTableFull = 3,
+    /// No free source port towards the drawn backend.
+    SourcePortsExhausted = 4,
+    /// A TCP reset of a connection nobody knows.
+    ResetWithoutFlow = 5,
+    /// The backend of this TCP connection was removed.
+    BackendRemoved = 6,
+    /// The route to the next hop refuses (unreachable, prohibit, blackhole).
+    Unroutable = 7,
+    /// The hook could not read or write the packet where it had to; no room for the answer.
+    FrameAccess = 8,
+    /// The map of handshakes refused the entry.
+    HandshakeTableFull = 9,
+}
+
+impl Drop {
+    /// Every reason, by number.
+    pub const ALL: [Self; 9] = [
+        Self::NoBackend,
+        Self::RejectLimited,
+        Self::FlowTableFull,
+        Self::SourcePortsExhausted,
+        Self::ResetWithoutFlow,
+        Self::BackendRemoved,
+        Self::Unroutable,
+        Self::FrameAccess,
+        Self::HandshakeTableFull,
+    ];
+
+    /// Elements of the `DROPS` array; leaves room for later reasons without a new layout.
+    pub const SLOTS: u32 = 64;
+
+    /// Label of the metric.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::NoBackend => "no_backend",
+            Self::RejectLimited => "reject_limited",
+            Self::FlowTableFull => "flow_table_full",
+            Self::SourcePortsExhausted => "source_ports_exhausted",
+            Self::ResetWithoutFlow => "reset_without_flow",
+            Self::BackendRemoved => "backend_removed",
+            Self::Unroutable => "unroutable",
+            Self::FrameAccess => "frame_access",
+            Self::HandshakeTableFull => "handshake_table_full",
+        }
+    }
+}

@@ -1,0 +1,118 @@
+use super::address::Address;
+
+/// Values of [`Service::policy`]: how a new connection draws from the service's table.
+pub mod policy {
+    /// At the hash of the five-tuple.
+    pub const MAGLEV: u8 = 0;
+    /// At a per-CPU cursor.
+    pub const ROUND_ROBIN: u8 = 1;
+    /// At a random place.
+    pub const RANDOM: u8 = 2;
+}
+
+/// Values of [`Service::forwarding`].
+pub mod forwarding {
+    pub const NAT: u8 = 0;
+}
+
+/// Values of [`Service::no_backend`]: what a client hears when no backend is eligible.
+pub mod no_backend {
+    /// TCP reset, ICMP port unreachable.
+    pub const REJECT: u8 = 0;
+    pub const DROP: u8 = 1;
+}
+
+/// Value of the `SERVICES4`/`SERVICES6` maps. Writer: the daemon.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Service {
+    /// Number of the service; equal for all its listens. Index into `CURSORS`.
+    pub id: u32,
+    /// Index into `TABLES`: `2 × id` for IPv4 backends, `2 × id + 1` for IPv6 ones.
+    pub table: u32,
+    pub policy: u8,
+    pub forwarding: u8,
+    pub no_backend: u8,
+    pub pad: u8,
+    pub reserved: [u32; 5],
+}
+
+/// In a selection table (inner map of `TABLES`) element 0 holds M, the number of entries;
+/// entries 1..=M hold backend slots.
+pub const TABLE_HEADER: u32 = 1;
+
+/// No slot: what an unused table entry holds.
+pub const NO_SLOT: u32 = u32::MAX;
+
+/// Values of [`Backend::state`].
+pub mod backend_state {
+    /// The slot is free.
+    pub const FREE: u32 = 0;
+    /// Takes new connections.
+    pub const ACTIVE: u32 = 1;
+    /// Existing connections go on, no new ones.
+    pub const DRAINING: u32 = 2;
+    /// Failed: no new connections; UDP flows move away, TCP ones go on until they end.
+    pub const DOWN: u32 = 3;
+}
+
+/// Bits of [`Backend::flags`].
+pub mod backend_flag {
+    /// New connections get [`super::Backend::source`] as source address.
+    pub const SNAT: u32 = 1 << 0;
+}
+
+/// Value of the `BACKENDS` array, by slot. A slot is one (service, backend) pair. Writer: the daemon.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Backend {
+    /// Raised when the slot goes to another backend; flows of the former one then end.
+    pub generation: u32,
+    /// One of [`backend_state`].
+    pub state: u32,
+    /// Address words, see [`Address::from_words`].
+    pub address: [u32; 4],
+    /// Node address that connections to this backend come from, with [`backend_flag::SNAT`].
+    pub source: [u32; 4],
+    /// Port in network byte order.
+    pub port: u16,
+    /// 4 or 6.
+    pub family: u8,
+    pub protocol: u8,
+    /// [`Service::id`] this slot belongs to.
+    pub service: u32,
+    /// Bits of [`backend_flag`].
+    pub flags: u32,
+    pub reserved: [u32; 3],
+}
+
+impl Backend {
+    #[inline(always)]
+    pub fn address<A: Address>(&self) -> A {
+        A::from_words(&self.address)
+    }
+
+    #[inline(always)]
+    pub fn source<A: Address>(&self) -> A {
+        A::from_words(&self.source)
+    }
+}
+
+/// Value of the per-CPU array `COUNTERS`, by slot. Writer: the packet path.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct BackendCounters {
+    /// Packets and frame bytes from clients.
+    pub packets_in: u64,
+    pub bytes_in: u64,
+    /// Packets and frame bytes from the backend.
+    pub packets_out: u64,
+    pub bytes_out: u64,
+    /// Connections begun (first packet translated).
+    pub connections: u64,
+    /// Connections the backend answered.
+    pub established: u64,
+    /// Connections the backend refused (RST before any other answer).
+    pub refused: u64,
+    pub reserved: u64,
+}

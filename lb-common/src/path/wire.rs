@@ -1,0 +1,60 @@
+//! Headers as they stand on the wire. Multi-byte fields are in network byte order.
+
+use crate::abi::{Be16, V4, V6};
+
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Ethernet {
+    pub dst: [u8; 6],
+    pub src: [u8; 6],
+    pub ethertype: Be16,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Ipv4 {
+    pub version_ihl: u8,
+    pub tos: u8,
+    pub total_length: Be16,
+    pub id: Be16,
+    pub fragment: Be16,
+    pub ttl: u8,
+    pub protocol: u8,
+    pub checksum: u16,
+    pub src: V4,
+    pub dst: V4,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Ipv6 {
+    pub version_class_label: [u8; 4],
+    pub payload_length: Be16,
+    pub next_header: u8,
+    pub hop_limit: u8,
+    pub src: V6,
+    pub dst: V6,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Tcp {
+    pub src_port: Be16,
+    pub dst_port: Be16,
+    pub sequence: u32,
+    pub acknowledgement: u32,
+    pub data_offset: u8,
+    pub flags: u8,
+    pub window: Be16,
+    pub checksum: u16,
+    pub urgent: Be16,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Udp {
+    pub src_port: Be16,
+    pub dst_port: Be16,
+    pub length: Be16,
+    pub checksum: u16,
+}

@@ -1,0 +1,3 @@
+//! The daemon's unix socket and HTTP port.
+
+pub mod types;

@@ -1,0 +1,104 @@
+//! The kernel's side of the load balancer, behind one trait: [`kernel`] talks to the real maps
+//! and programs, [`memory`] is for tests. Nothing else in the daemon touches BPF.
+
+pub mod kernel;
+
+use std::net::{IpAddr, SocketAddr};
+
+use lb_common::abi::{Backend, BackendCounters, Config, Service};
+
+use crate::model::Protocol;
+
+/// Where a service listens; a key of the kernel's service maps.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct Listen {
+    pub address: SocketAddr,
+    pub protocol: Protocol,
+}
+
+/// Entries and capacity of one kernel map.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct MapFill {
+    pub map: &'static str,
+    pub entries: u64,
+    pub capacity: u64,
+}
+
+/// Result of one pass over the flow tables.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct FlowScan {
+    /// Open connections by slot: those answered, and not closed by both sides or reset.
+    pub active: std::collections::HashMap<u32, u64>,
+    /// Connections of any state that still have an entry, by slot.
+    pub present: std::collections::HashMap<u32, u64>,
+    /// Entries removed because they timed out.
+    pub aged: u64,
+    pub fill: Vec<MapFill>,
+}
+
+/// What the daemon does to, and reads from, the kernel. All calls are synchronous and short
+/// (microseconds to a few milliseconds), [`Datapath::scan_flows`] excepted.
+///
+/// Errors name the map and the call.
+pub trait Datapath: Send + Sync {
+    fn set_config(&self, config: &Config) -> anyhow::Result<()>;
+    fn config(&self) -> anyhow::Result<Config>;
+
+    /// Writes one 64-bit word of the port bitmaps ([`lb_common::abi::port_bit`]).
+    fn set_port_word(&self, index: u32, word: u64) -> anyhow::Result<()>;
+    fn port_words(&self) -> anyhow::Result<Vec<u64>>;
+
+    fn set_service(&self, listen: Listen, service: &Service) -> anyhow::Result<()>;
+    /// Removing what is not there is no error.
+    fn remove_service(&self, listen: Listen) -> anyhow::Result<()>;
+    fn services(&self) -> anyhow::Result<Vec<(Listen, Service)>>;
+
+    fn set_backend(&self, slot: u32, backend: &Backend) -> anyhow::Result<()>;
+    /// Every slot that is not free, by slot.
+    fn backends(&self) -> anyhow::Result<Vec<(u32, Backend)>>;
+
+    /// Swaps a whole selection table (the slots only, without the header) in one step.
+    fn set_table(&self, table: u32, slots: &[u32]) -> anyhow::Result<()>;
+    fn remove_table(&self, table: u32) -> anyhow::Result<()>;
+    /// The slots of a table, `None` if there is none.
+    fn table(&self, table: u32) -> anyhow::Result<Option<Vec<u32>>>;
+
+    /// Counters of a slot, summed over CPUs.
+    fn counters(&self, slot: u32) -> anyhow::Result<BackendCounters>;
+    /// Zeroes a slot's counters, before it goes to another backend.
+    fn clear_counters(&self, slot: u32) -> anyhow::Result<()>;
+    /// Drops by [`lb_common::abi::Drop`] number, summed over CPUs.
+    fn drops(&self) -> anyhow::Result<Vec<u64>>;
+
+    /// Passes over all flows, removing those idle past their timeout.
+    fn scan_flows(&self) -> anyhow::Result<FlowScan>;
+
+    /// How the node reaches `address` right now.
+    fn route(&self, address: IpAddr) -> anyhow::Result<Route>;
+
+    /// Largest number of services and slots the maps hold.
+    fn capacity(&self) -> Capacity;
+
+    /// Checks that every program is still attached, attaches again what is not, and returns what
+    /// it repaired, in words.
+    fn repair_attachments(&self) -> anyhow::Result<Vec<String>>;
+
+    /// One line per device: name and how the programs are attached, e.g. `("eth0", "xdp native")`.
+    fn attachments(&self) -> Vec<(String, String)>;
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Capacity {
+    pub services: u32,
+    pub backends: u32,
+}
+
+/// How the node reaches an address.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Route {
+    /// Address the kernel would choose as source; what SNAT uses. `None` if there is no route.
+    pub source: Option<IpAddr>,
+    /// Replies of this address come back through this node whatever their destination: the
+    /// address is the node's own, or a pod behind a host route (/32, /128) without gateway.
+    pub returns_here: bool,
+}

@@ -1,0 +1,397 @@
+//! What an operator configures, in the daemon's own words. Shared by the config file, the socket
+//! API, the state directory and `export`, so one serialised form serves them all.
+
+use std::{
+    collections::BTreeMap,
+    fmt,
+    net::{IpAddr, SocketAddr},
+    str::FromStr,
+    time::Duration,
+};
+
+use serde::{Deserialize, Serialize};
+
+/// Highest weight; 0 means no new connections.
+pub const MAX_WEIGHT: u16 = u16::MAX;
+
+#[derive(
+    Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default, Serialize, Deserialize,
+)]
+#[serde(rename_all = "lowercase")]
+pub enum Protocol {
+    #[default]
+    Tcp,
+    Udp,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Forwarding {
+    #[default]
+    Nat,
+}
+
+/// When the source of a connection becomes a node address.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Snat {
+    /// Where replies would not come back through this node (see `datapath::route`).
+    #[default]
+    Auto,
+    Always,
+    Never,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Policy {
+    #[default]
+    Maglev,
+    RoundRobin,
+    Random,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum NoBackend {
+    /// TCP reset, ICMP port unreachable.
+    #[default]
+    Reject,
+    Drop,
+}
+
+macro_rules! lowercase_names {
+    ($($type:ty),+) => {$(
+        impl fmt::Display for $type {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                self.serialize(f)
+            }
+        }
+    )+};
+}
+lowercase_names!(Protocol, Forwarding, Snat, Policy, NoBackend);
+
+/// How a backend is probed.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "lowercase")]
+pub enum HealthCheck {
+    /// Never probed, always healthy.
+    None,
+    /// A TCP connection is accepted.
+    Tcp,
+    /// `GET path` answers with an expected status.
+    Http {
+        path: String,
+        /// Value of the Host header; the backend's address if absent.
+        #[serde(skip_serializing_if = "Option::is_none", default)]
+        host: Option<String>,
+        expect_status: Vec<u16>,
+    },
+}
+
+/// `health:` of a service.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Health {
+    #[serde(flatten)]
+    pub check: HealthCheck,
+    /// Port to probe, if not the backend's own.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub port: Option<u16>,
+    /// Time between probes while nothing changes.
+    #[serde(with = "duration_text")]
+    pub interval: Duration,
+    /// Time between probes while rise or fall is being counted.
+    #[serde(with = "duration_text")]
+    pub fast_interval: Duration,
+    #[serde(with = "duration_text")]
+    pub timeout: Duration,
+    /// Successes in a row until healthy, at least 1. A backend never seen before needs one.
+    pub rise: u32,
+    /// Failures in a row until unhealthy, at least 1.
+    pub fall: u32,
+}
+
+impl Default for Health {
+    /// Defaults as in HAProxy (rise 2, fall 3), with an interval of 5 s and a timeout of 2 s.
+    fn default() -> Self {
+        Self {
+            check: HealthCheck::Tcp,
+            port: None,
+            interval: Duration::from_secs(5),
+            fast_interval: Duration::from_secs(1),
+            timeout: Duration::from_secs(2),
+            rise: 2,
+            fall: 3,
+        }
+    }
+}
+
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct BackendSpec {
+    pub address: SocketAddr,
+    pub weight: u16,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty", default)]
+    pub labels: BTreeMap<String, String>,
+}
+
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct ServiceSpec {
+    /// 1–63 characters `[a-z0-9-]`, beginning and ending with a letter or digit.
+    pub name: String,
+    /// At least one.
+    pub listen: Vec<SocketAddr>,
+    pub protocol: Protocol,
+    pub forwarding: Forwarding,
+    pub snat: Snat,
+    pub policy: Policy,
+    pub no_backend: NoBackend,
+    pub health: Health,
+    pub backends: Vec<BackendSpec>,
+}
+
+/// How XDP is attached.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum XdpMode {
+    /// Native, else generic, else TC.
+    #[default]
+    Auto,
+    Native,
+    Generic,
+    /// TC only.
+    Off,
+}
+
+/// Sizes of the kernel maps, fixed when the maps are first created.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Limits {
+    /// Established connections per address family.
+    pub connections: u32,
+    /// Connections not answered yet, per address family.
+    pub handshakes: u32,
+    pub services: u32,
+    /// (service, backend) pairs.
+    pub backends: u32,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            connections: 262_144,
+            handshakes: 65_536,
+            services: 4096,
+            backends: 32_768,
+        }
+    }
+}
+
+/// Names of the devices to attach to, or all that carry a default route or a service's route.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Interfaces {
+    Named(Vec<String>),
+    /// The word `auto`.
+    Auto(AutoWord),
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum AutoWord {
+    Auto,
+}
+
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Node {
+    pub interfaces: Interfaces,
+    pub xdp: XdpMode,
+    pub state_dir: std::path::PathBuf,
+    pub bpffs: std::path::PathBuf,
+    pub limits: Limits,
+}
+
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Admin {
+    pub socket: std::path::PathBuf,
+    pub http: SocketAddr,
+}
+
+/// The whole config file.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Config {
+    pub node: Node,
+    pub admin: Admin,
+    pub services: Vec<ServiceSpec>,
+}
+
+impl Default for Node {
+    fn default() -> Self {
+        Self {
+            interfaces: Interfaces::Auto(AutoWord::Auto),
+            xdp: XdpMode::Auto,
+            state_dir: "/var/lib/lbd".into(),
+            bpffs: "/sys/fs/bpf".into(),
+            limits: Limits::default(),
+        }
+    }
+}
+
+impl Default for Admin {
+    fn default() -> Self {
+        Self {
+            socket: "/run/lbd/lbd.sock".into(),
+            http: SocketAddr::from(([127, 0, 0, 1], 9464)),
+        }
+    }
+}
+
+/// What an operator said about one backend with `lbctl`, on top of configuration.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct Override {
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub weight: Option<WeightOverride>,
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub mode: Option<Mode>,
+}
+
+impl Override {
+    pub fn is_empty(&self) -> bool {
+        self.weight.is_none() && self.mode.is_none()
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum WeightOverride {
+    /// Replaces the configured weight.
+    Absolute(u16),
+    /// Of the configured weight, 0–1000 %, rounded to nearest, at least 1 unless 0 %.
+    Percent(u16),
+}
+
+/// Operator's mode of a backend.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Mode {
+    /// No new connections, existing ones continue.
+    Drain,
+    /// Like drain, and health checks stop.
+    Maintenance,
+    /// Takes traffic whatever the health checks say.
+    Ready,
+}
+
+/// State of a backend as shown to people.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum BackendState {
+    /// Not probed yet; takes no traffic.
+    Unknown,
+    Healthy,
+    Unhealthy,
+    Ejected,
+    Draining,
+    Maintenance,
+}
+
+lowercase_names!(BackendState);
+
+/// `SERVICE/ADDR:PORT`, how one backend is named on the command line.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct BackendRef {
+    pub service: String,
+    pub address: SocketAddr,
+}
+
+impl fmt::Display for BackendRef {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.service, self.address)
+    }
+}
+
+impl FromStr for BackendRef {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (service, address) = text.split_once('/').ok_or_else(|| {
+            format!("`{text}`: expected SERVICE/ADDR:PORT, e.g. web/10.1.0.11:8080")
+        })?;
+        let address = address.parse().map_err(|_| {
+            format!("`{address}`: expected ADDR:PORT, e.g. 10.1.0.11:8080 or [2001:db8::1]:8080")
+        })?;
+        Ok(Self {
+            service: service.to_owned(),
+            address,
+        })
+    }
+}
+
+impl Serialize for BackendRef {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for BackendRef {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?
+            .parse()
+            .map_err(serde::de::Error::custom)
+    }
+}
+
+/// Address family of a socket address' IP, as the packet path counts them.
+pub const fn is_v6(address: IpAddr) -> bool {
+    matches!(address, IpAddr::V6(_))
+}
+
+/// Durations as people write them: `500ms`, `5s`, `10m`, `2h`, `1d`.
+pub mod duration_text {
+    use std::time::Duration;
+
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    /// Parses `500ms`, `1.5s`, `5s`, `10m`, `2h`, `1d`; the unit is required.
+    pub fn parse(text: &str) -> Result<Duration, String> {
+        let fault = || format!("`{text}` is no duration; write e.g. 500ms, 5s, 10m, 2h");
+        let split = text
+            .find(|c: char| c.is_ascii_alphabetic())
+            .ok_or_else(fault)?;
+        let (number, unit) = text.split_at(split);
+        let scale = match unit {
+            "ms" => 0.001,
+            "s" => 1.0,
+            "m" => 60.0,
+            "h" => 3600.0,
+            "d" => 86400.0,
+            _ => return Err(fault()),
+        };
+        let digits = !number.is_empty() && number.bytes().all(|b| b.is_ascii_digit() || b == b'.');
+        let number: f64 = if digits {
+            number.parse().map_err(|_| fault())?
+        } else {
+            return Err(fault());
+        };
+        Duration::try_from_secs_f64(number * scale).map_err(|_| fault())
+    }
+
+    /// The shortest form that [`parse`] reads back exactly, to a millisecond.
+    pub fn format(duration: Duration) -> String {
+        let ms = duration.as_millis();
+        match ms {
+            0 => "0s".to_owned(),
+            _ if ms % 86_400_000 == 0 => format!("{}d", ms / 86_400_000),
+            _ if ms % 3_600_000 == 0 => format!("{}h", ms / 3_600_000),
+            _ if ms % 60_000 == 0 => format!("{}m", ms / 60_000),
+            _ if ms % 1000 == 0 => format!("{}s", ms / 1000),
+            _ => format!("{ms}ms"),
+        }
+    }
+
+    pub fn serialize<S: Serializer>(duration: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&format(*duration))
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
+        parse(&String::deserialize(deserializer)?).map_err(serde::de::Error::custom)
+    }
+}
