@@ -3,6 +3,9 @@
 
 pub mod kernel;
 
+/// The kernel programs' object file.
+pub static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/lbd-ebpf"));
+
 use std::net::{IpAddr, SocketAddr};
 
 use lb_common::abi::{Backend, BackendCounters, Config, Service};
