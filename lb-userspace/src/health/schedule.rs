@@ -1,6 +1,9 @@
 //! Which backend is probed when, and what is known of each. Pure: time and randomness are
 //! arguments, the parent module acts.
 
+#[cfg(test)]
+mod tests;
+
 use std::{
     borrow::Cow,
     collections::BTreeMap,

@@ -93,6 +93,11 @@ const LONGEST_TIMEOUT: Duration = Duration::from_secs(60 * 60);
 
 async fn connect(address: SocketAddr) -> io::Result<TcpStream> {
     let stream = TcpStream::connect(address).await?;
+    prepare(&stream, address)?;
+    Ok(stream)
+}
+
+fn prepare(stream: &TcpStream, address: SocketAddr) -> io::Result<()> {
     // Closing by RST leaves no TIME_WAIT: 20,000 backends every 5 s would pile up 240,000.
     stream.set_zero_linger()?;
     if stream.local_addr()? == address {
@@ -100,7 +105,7 @@ async fn connect(address: SocketAddr) -> io::Result<TcpStream> {
         // node within the ephemeral range.
         return Err(io::ErrorKind::ConnectionRefused.into());
     }
-    Ok(stream)
+    Ok(())
 }
 
 fn from_io(error: &io::Error) -> Outcome {
