@@ -7,12 +7,12 @@ use crate::model::BackendRef;
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Speed {
     Prompt,
-    /// The last probe used up half its timeout or more.
+    /// Known to be down, and its last probe used up half its timeout or more.
     Slow,
 }
 
-/// Waiting probes by time. Slow ones get at most half the slots, so hosts that hang never delay
-/// the probes of those that answer.
+/// Waiting probes by time. Slow ones get at most half the slots, so hosts that hang delay nobody
+/// once they are known to be down; until then, finding out is what the slots are for.
 pub(super) struct Lanes {
     prompt: Lane,
     slow: Lane,

@@ -11,7 +11,6 @@ const LONGEST: Duration = Duration::from_secs(24 * 60 * 60);
 /// Share of the interval by which a delay varies, so that probes never march in step.
 const JITTER: f64 = 0.1;
 
-#[derive(Clone, Debug)]
 pub(super) struct Machine {
     health: Arc<Health>,
     healthy: Option<bool>,

@@ -18,9 +18,9 @@ use super::{
 };
 use crate::model::BackendRef;
 
-/// Probes at once. 1,000 hosts that die together are each probed for most of the time until
-/// `fall` is counted, and all of them fit.
-const MAX_SLOTS: usize = 2048;
+/// Probes at once. Hosts that hang are probed nearly all the time until `fall` is counted: 1,000
+/// may do so together. An HTTP probe takes 20 KiB, most of it hyper's buffers.
+const MAX_SLOTS: usize = 1024;
 
 /// Probes at once on this machine: at most half the file descriptors the process may open.
 pub(super) fn slots() -> usize {

@@ -50,7 +50,6 @@ enum Phase {
 }
 
 /// One probe to run now.
-#[derive(Clone)]
 pub(super) struct Job {
     pub(super) id: u64,
     pub(super) backend: Arc<BackendRef>,
@@ -152,7 +151,8 @@ impl Schedule {
         entry.last = Some((job.started, outcome.words));
 
         self.lanes.release(entry.speed);
-        entry.speed = if duration >= job.health.timeout / 2 {
+        let down = entry.machine.healthy() == Some(false);
+        entry.speed = if down && duration >= job.health.timeout / 2 {
             Speed::Slow
         } else {
             Speed::Prompt

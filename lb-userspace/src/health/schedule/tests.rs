@@ -361,3 +361,32 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_healthy_backend_does_not_queue_behind_the_dead_for_one_lost_packet() {
+    let end = 120 * SECOND;
+    let mut world = World::new(8);
+    let mut all = targets(1..100, None);
+    all.insert(backend(0), target(Some(true)));
+    world.set_targets(&all);
+    let mut probes = 0;
+    let (starts, _) = world.run(end, |probed| {
+        if *probed != backend(0) {
+            return (2 * SECOND, bad());
+        }
+        probes += 1;
+        if probes == 10 {
+            (2 * SECOND, bad())
+        } else {
+            prompt(probed)
+        }
+    });
+    let settled: Vec<_> = starts
+        .into_iter()
+        .filter(|(at, probed)| *at > 40 * SECOND && *probed == backend(0))
+        .map(|(at, probed)| (at - 40 * SECOND, probed))
+        .collect();
+    assert!(settled.len() > 10);
+    let gap = longest_gaps(&settled, end - 40 * SECOND)[&backend(0)];
+    assert!(gap <= 6 * SECOND, "{gap:?}");
+}
