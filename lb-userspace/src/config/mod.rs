@@ -1,5 +1,6 @@
 //! The config file: parsing with every fault found, and writing it back.
 
+mod address;
 mod check;
 mod decode;
 mod health;
@@ -7,6 +8,7 @@ mod render;
 mod report;
 mod service;
 mod suggest;
+mod syntax;
 #[cfg(test)]
 mod tests;
 mod tree;
@@ -17,11 +19,11 @@ use std::fmt;
 use check::Severity;
 use report::Report;
 
+pub use address::parse_address;
 pub use check::check;
 pub use health::default_for as default_health;
 pub use render::render;
 pub use service::DEFAULT_WEIGHT;
-pub use value::parse_address;
 
 use crate::model::Config;
 
