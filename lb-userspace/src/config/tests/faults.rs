@@ -182,6 +182,14 @@ fn the_admin_addresses() {
     ] {
         assert_eq!(faults(text), [fault], "{text}");
     }
+    assert_eq!(
+        faults("services: [{name: a, listen: 127.0.0.1:9464}]"),
+        [
+            "1:30: 127.0.0.1:9464 is the address of `admin.http`",
+            "1:30: `listen` 127.0.0.1:9464 is a loopback address; listen on an address that other \
+             hosts reach",
+        ]
+    );
     let long = format!("admin: {{socket: /{}}}", "x".repeat(107));
     assert_eq!(
         faults(&long),
