@@ -4,6 +4,7 @@ pub mod api;
 pub mod cli;
 pub mod config;
 pub mod controller;
+pub mod daemon;
 pub mod datapath;
 pub mod health;
 pub mod http;

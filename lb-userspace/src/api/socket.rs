@@ -34,7 +34,7 @@ impl Claim {
         let lock = File::create(&lock_path)
             .with_context(|| format!("cannot create {}", lock_path.display()))?;
         let taken = match lock.try_lock() {
-            Ok(()) => UnixStream::connect(path).is_ok(),
+            Ok(()) => answers(path),
             Err(TryLockError::WouldBlock) => true,
             Err(TryLockError::Error(error)) => {
                 return Err(error).with_context(|| format!("cannot lock {}", lock_path.display()));
@@ -88,6 +88,11 @@ impl Drop for Claim {
             warn!(path = %self.path.display(), %error, "cannot remove the socket");
         }
     }
+}
+
+/// Whether a live daemon listens on the path.
+pub fn answers(path: &Path) -> bool {
+    UnixStream::connect(path).is_ok()
 }
 
 fn beside(path: &Path, suffix: &str) -> PathBuf {
