@@ -1,9 +1,12 @@
 //! The socket file: whose it is, who may use it, and when an old one may be replaced.
 
 use std::{
-    fs::{self, File, Permissions, TryLockError},
-    io::ErrorKind,
-    os::unix::{fs::PermissionsExt, net::UnixStream},
+    fs::{self, Permissions},
+    io::{self, ErrorKind},
+    os::unix::{
+        fs::{FileTypeExt, PermissionsExt},
+        net::UnixStream,
+    },
     path::{Path, PathBuf},
 };
 
@@ -14,78 +17,62 @@ use tracing::warn;
 /// Group that may use the socket besides its owner, where the system has it.
 const GROUP: &str = "lbd";
 
-/// The right to be the daemon at this path, held for the daemon's life.
-///
-/// Taken before the data path is touched, so that a second daemon stops before it does harm.
-pub struct Claim {
-    path: PathBuf,
-    /// Locked; the kernel unlocks it however the daemon ends.
-    _lock: File,
+/// Fails if a live daemon has the path. Asked before the data path is touched, so that a second
+/// daemon stops before it does harm.
+pub fn require_free(path: &Path) -> anyhow::Result<()> {
+    if answers(path) {
+        bail!(
+            "another lbd answers on {}; stop it first, or give this one its own admin.socket",
+            path.display()
+        );
+    }
+    Ok(())
 }
 
-impl Claim {
-    /// Creates the parent directory. Fails if a live daemon has the path.
-    pub fn take(path: &Path) -> anyhow::Result<Self> {
-        if let Some(directory) = path.parent() {
-            fs::create_dir_all(directory)
-                .with_context(|| format!("cannot create {} for the socket", directory.display()))?;
-        }
-        let lock_path = beside(path, "lock");
-        let lock = File::create(&lock_path)
-            .with_context(|| format!("cannot create {}", lock_path.display()))?;
-        let taken = match lock.try_lock() {
-            Ok(()) => answers(path),
-            Err(TryLockError::WouldBlock) => true,
-            Err(TryLockError::Error(error)) => {
-                return Err(error).with_context(|| format!("cannot lock {}", lock_path.display()));
-            }
-        };
-        if taken {
-            bail!(
-                "another lbd answers on {}; stop it first, or give this one its own admin.socket",
-                path.display()
-            );
-        }
-        Ok(Self {
-            path: path.to_owned(),
-            _lock: lock,
-        })
+/// Listens, mode 0660, and creates the parent directory. A file that a former daemon left is
+/// replaced in one step.
+pub fn listen(path: &Path) -> anyhow::Result<(UnixListener, SocketFile)> {
+    require_free(path)?;
+    match fs::symlink_metadata(path) {
+        Ok(found) if !found.file_type().is_socket() => bail!(
+            "{} exists and is no socket; remove it, or change admin.socket",
+            path.display()
+        ),
+        _ => {}
     }
-
-    /// Listens, mode 0660. A file that a former daemon left is replaced in one step.
-    pub fn listen(&self) -> anyhow::Result<UnixListener> {
-        match fs::symlink_metadata(&self.path) {
-            Ok(found) if !is_socket(&found) => bail!(
-                "{} exists and is no socket; remove it, or change admin.socket",
-                self.path.display()
-            ),
-            _ => {}
-        }
-        let fresh = beside(&self.path, "new");
-        let bind = || -> std::io::Result<UnixListener> {
-            if let Err(error) = fs::remove_file(&fresh)
-                && error.kind() != ErrorKind::NotFound
-            {
-                return Err(error);
-            }
-            let listener = UnixListener::bind(&fresh)?;
-            fs::set_permissions(&fresh, Permissions::from_mode(0o660))?;
-            give_to_group(&fresh);
-            fs::rename(&fresh, &self.path)?;
-            Ok(listener)
-        };
-        bind().with_context(|| format!("cannot listen on {}", self.path.display()))
-    }
+    let mut fresh = path.as_os_str().to_owned();
+    fresh.push(".new");
+    let listener = bind(path, Path::new(&fresh)).with_context(|| {
+        let path = path.display();
+        format!("cannot listen on {path}; run lbd as root, or change admin.socket")
+    })?;
+    Ok((listener, SocketFile(path.to_owned())))
 }
 
-impl Drop for Claim {
+fn bind(path: &Path, fresh: &Path) -> io::Result<UnixListener> {
+    if let Some(directory) = path.parent() {
+        fs::create_dir_all(directory)?;
+    }
+    if let Err(error) = fs::remove_file(fresh)
+        && error.kind() != ErrorKind::NotFound
+    {
+        return Err(error);
+    }
+    let listener = UnixListener::bind(fresh)?;
+    fs::set_permissions(fresh, Permissions::from_mode(0o660))?;
+    give_to_group(fresh);
+    fs::rename(fresh, path)?;
+    Ok(listener)
+}
+
+/// The file of a socket that is listened on; removed when dropped. To be dropped before the
+/// listener: until then the path is taken, afterwards it may be another daemon's.
+pub struct SocketFile(PathBuf);
+
+impl Drop for SocketFile {
     fn drop(&mut self) {
-        if !fs::symlink_metadata(&self.path).is_ok_and(|found| is_socket(&found)) {
-            return;
-        }
-        // The lock file stays: removing it would let two daemons lock two files of one name.
-        if let Err(error) = fs::remove_file(&self.path) {
-            warn!(path = %self.path.display(), %error, "cannot remove the socket");
+        if let Err(error) = fs::remove_file(&self.0) {
+            warn!(path = %self.0.display(), %error, "cannot remove the socket");
         }
     }
 }
@@ -93,17 +80,6 @@ impl Drop for Claim {
 /// Whether a live daemon listens on the path.
 pub fn answers(path: &Path) -> bool {
     UnixStream::connect(path).is_ok()
-}
-
-fn beside(path: &Path, suffix: &str) -> PathBuf {
-    let mut name = path.as_os_str().to_owned();
-    name.push(".");
-    name.push(suffix);
-    name.into()
-}
-
-fn is_socket(metadata: &fs::Metadata) -> bool {
-    std::os::unix::fs::FileTypeExt::is_socket(&metadata.file_type())
 }
 
 fn give_to_group(path: &Path) {
@@ -141,18 +117,18 @@ mod tests {
     async fn a_stale_socket_is_replaced_and_a_live_one_is_not() {
         let directory = crate::testing::Directory::new("socket");
         let path = directory.path().join("sub/lbd.sock");
-        let claim = Claim::take(&path).unwrap();
-        drop(claim.listen().unwrap());
-        assert!(path.exists(), "a closed listener leaves its file");
-
-        let second = Claim::take(&path).err().unwrap().to_string();
+        let (listener, file) = listen(&path).unwrap();
+        let second = listen(&path).err().unwrap().to_string();
         assert!(second.contains("another lbd answers"), "{second}");
-
-        let listener = claim.listen().unwrap();
         let mode = fs::metadata(&path).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o660);
-        assert!(UnixStream::connect(&path).is_ok());
-        drop((claim, listener));
+
+        std::mem::forget(file);
+        drop(listener);
+        assert!(path.exists(), "a closed listener leaves its file");
+        let (_listener, file) = listen(&path).unwrap();
+        assert!(answers(&path));
+        drop(file);
         assert!(!path.exists(), "an orderly end removes it");
     }
 
@@ -161,16 +137,8 @@ mod tests {
         let directory = crate::testing::Directory::new("no-socket");
         let path = directory.path().join("lbd.sock");
         fs::write(&path, "precious").unwrap();
-        let error = Claim::take(&path).unwrap().listen().unwrap_err();
+        let error = listen(&path).err().unwrap().to_string();
+        assert!(error.contains("is no socket"), "{error}");
         assert!(path.exists());
-        assert!(error.to_string().contains("is no socket"), "{error}");
-    }
-
-    #[tokio::test]
-    async fn a_server_without_our_lock_counts_as_live() {
-        let directory = crate::testing::Directory::new("foreign");
-        let path = directory.path().join("lbd.sock");
-        let _foreign = UnixListener::bind(&path).unwrap();
-        assert!(Claim::take(&path).is_err());
     }
 }

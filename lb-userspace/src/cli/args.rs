@@ -7,6 +7,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use super::{output::Format, parse};
 use crate::{
     api::types::UnsetWhat,
+    config::{self, parse_address},
     model::{
         BackendRef, BackendSpec, Forwarding, HealthCheck, NoBackend, Policy, Protocol, Snat,
         WeightOverride, duration_text,
@@ -134,10 +135,10 @@ pub(super) enum Add {
     #[command(visible_alias = "be")]
     Backend {
         service: String,
-        #[arg(value_name = "ADDR:PORT")]
+        #[arg(value_name = "ADDR:PORT", value_parser = parse_address)]
         address: SocketAddr,
         /// 0 to 65535; 0 means no new connections
-        #[arg(long, value_name = "N", default_value_t = parse::WEIGHT)]
+        #[arg(long, value_name = "N", default_value_t = config::DEFAULT_WEIGHT)]
         weight: u16,
         /// May be given more than once
         #[arg(long = "label", value_name = "KEY=VALUE", value_parser = parse::label)]
@@ -150,7 +151,7 @@ pub(super) struct AddService {
     /// 1 to 63 characters a-z, 0-9 and -
     pub(super) name: String,
     /// May be given more than once
-    #[arg(long, value_name = "ADDR:PORT", required = true)]
+    #[arg(long, value_name = "ADDR:PORT", value_parser = parse_address, required = true)]
     pub(super) listen: Vec<SocketAddr>,
     /// tcp or udp
     #[arg(long, value_parser = parse::word::<Protocol>, default_value_t)]
@@ -176,7 +177,7 @@ pub(super) struct AddService {
 
 #[derive(Args)]
 pub(super) struct HealthArgs {
-    /// tcp (the default), none, or http:/path
+    /// tcp, none, or http:/path [default: tcp, for UDP services none]
     #[arg(long, value_name = "CHECK", value_parser = parse::health)]
     pub(super) health: Option<HealthCheck>,
     /// Port to probe, if not the backend's own

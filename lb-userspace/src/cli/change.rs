@@ -11,8 +11,9 @@ use super::{
 };
 use crate::{
     api::types::{BackendItem, Request, Response},
+    config,
     model::{
-        BackendRef, BackendSpec, BackendState, Health, HealthCheck, Mode, ServiceSpec,
+        BackendRef, BackendSpec, BackendState, Health, HealthCheck, Mode, Protocol, ServiceSpec,
         duration_text,
     },
 };
@@ -181,13 +182,13 @@ fn service_spec(args: AddService) -> Result<ServiceSpec, Failure> {
         snat,
         policy,
         no_backend,
-        health: health_spec(health)?,
+        health: health_spec(health, protocol)?,
         backends,
     })
 }
 
-fn health_spec(args: HealthArgs) -> Result<Health, Failure> {
-    let default = Health::default();
+fn health_spec(args: HealthArgs, protocol: Protocol) -> Result<Health, Failure> {
+    let default = config::default_health(protocol);
     let mut check = args.health.unwrap_or(default.check);
     match &mut check {
         HealthCheck::Http { expect_status, .. } if !args.health_status.is_empty() => {

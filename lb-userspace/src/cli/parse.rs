@@ -1,13 +1,14 @@
 //! Words of the command line that clap does not know.
 
-use std::{collections::BTreeMap, net::SocketAddr};
+use std::collections::BTreeMap;
 
 use serde::de::{DeserializeOwned, IntoDeserializer, value};
 
-use crate::model::{BackendSpec, HealthCheck, WeightOverride};
+use crate::{
+    config::{DEFAULT_WEIGHT, parse_address},
+    model::{BackendSpec, HealthCheck, WeightOverride},
+};
 
-/// Weight of a backend that names none.
-pub(super) const WEIGHT: u16 = 100;
 /// Highest relative weight.
 const MAX_PERCENT: u16 = 1000;
 
@@ -40,13 +41,10 @@ pub(super) fn backend(text: &str) -> Result<BackendSpec, String> {
                 .map_err(|_| format!("weight `{weight}`: expected 0 to 65535"))?;
             (address, weight)
         }
-        None => (text, WEIGHT),
+        None => (text, DEFAULT_WEIGHT),
     };
-    let address: SocketAddr = address.parse().map_err(|_| {
-        format!("`{address}`: expected ADDR:PORT, e.g. 10.1.0.11:8080 or [2001:db8::1]:8080")
-    })?;
     Ok(BackendSpec {
-        address,
+        address: parse_address(address)?,
         weight,
         labels: BTreeMap::new(),
     })
@@ -60,16 +58,18 @@ pub(super) fn label(text: &str) -> Result<(String, String), String> {
     }
 }
 
-/// `none`, `tcp` or `http:/path`.
+/// `none`, `tcp`, `http` or `http:/path`.
 pub(super) fn health(text: &str) -> Result<HealthCheck, String> {
+    let http = |path: &str| HealthCheck::Http {
+        path: path.to_owned(),
+        host: None,
+        expect_status: vec![200],
+    };
     match text.split_once(':') {
         None if text == "none" => Ok(HealthCheck::None),
         None if text == "tcp" => Ok(HealthCheck::Tcp),
-        Some(("http", path)) if path.starts_with('/') => Ok(HealthCheck::Http {
-            path: path.to_owned(),
-            host: None,
-            expect_status: vec![200],
-        }),
+        None if text == "http" => Ok(http("/")),
+        Some(("http", path)) if path.starts_with('/') => Ok(http(path)),
         _ => Err("expected tcp, none, or http:/path".to_owned()),
     }
 }
@@ -92,7 +92,7 @@ mod tests {
     #[test]
     fn backends_of_both_families() {
         let v4 = backend("10.0.0.1:80").unwrap();
-        assert_eq!((v4.address.port(), v4.weight), (80, WEIGHT));
+        assert_eq!((v4.address.port(), v4.weight), (80, DEFAULT_WEIGHT));
         let v6 = backend("[2001:db8::1]:80=7").unwrap();
         assert_eq!((v6.address.is_ipv6(), v6.weight), (true, 7));
         assert!(backend("10.0.0.1").is_err());
@@ -111,7 +111,7 @@ mod tests {
         assert!(
             matches!(health("http:/a:b"), Ok(HealthCheck::Http { path, .. }) if path == "/a:b")
         );
-        for wrong in ["http", "http:x", "icmp", "tcp:80"] {
+        for wrong in ["http:", "http:x", "icmp", "tcp:80"] {
             assert!(health(wrong).is_err(), "{wrong}");
         }
     }

@@ -1,7 +1,6 @@
 //! `lbd`: the life of the process, from its command line to its last signal.
 
 mod logging;
-mod preflight;
 mod signals;
 
 use std::{
@@ -17,11 +16,7 @@ use tokio::{net::TcpListener, task::JoinSet};
 use tracing::{error, info, warn};
 
 use crate::{
-    api::{
-        server,
-        socket::{self, Claim},
-        types::Request,
-    },
+    api::{server, socket, types::Request},
     config::{self, Parsed},
     controller::{self, Handle},
     datapath::{
@@ -110,7 +105,6 @@ fn check(file: &Path) -> ExitCode {
 /// Works without a valid config file too, on the default paths: whoever removes lbd may have
 /// removed its file first.
 fn cleanup(file: &Path) -> anyhow::Result<()> {
-    preflight::capabilities()?;
     let config = match load(file) {
         Ok(parsed) => parsed.config,
         Err(error) => {
@@ -144,7 +138,6 @@ fn start(file: &Path) -> anyhow::Result<()> {
         let (line, column) = (warning.line, warning.column);
         warn!("{}:{line}:{column}: {}", file.display(), warning.message);
     }
-    preflight::capabilities()?;
     tokio::runtime::Builder::new_multi_thread()
         .worker_threads(WORKERS)
         .enable_all()
@@ -157,7 +150,7 @@ async fn live(config: Config, file: &Path) -> anyhow::Result<()> {
     let mut signals = Signals::new()?;
     // What may be taken by somebody else is taken before the data path is touched.
     let admin = config.admin.clone();
-    let claim = Claim::take(&admin.socket)?;
+    socket::require_free(&admin.socket)?;
     let http = TcpListener::bind(admin.http).await.with_context(|| {
         let address = admin.http;
         format!("cannot listen on {address}; free the port, or change admin.http")
@@ -171,9 +164,10 @@ async fn live(config: Config, file: &Path) -> anyhow::Result<()> {
     }
     let controller = controller::start(config, Some(file.to_owned()), datapath)?;
 
+    let (listener, socket_file) = socket::listen(&admin.socket)?;
     let mut servers = JoinSet::new();
     let limits = Limits::default();
-    servers.spawn(server::serve(claim.listen()?, controller.clone(), limits));
+    servers.spawn(server::serve(listener, controller.clone(), limits));
     let source = controller.clone();
     servers.spawn(async move {
         if let Err(error) = metrics::serve(http, source, limits).await {
@@ -184,8 +178,8 @@ async fn live(config: Config, file: &Path) -> anyhow::Result<()> {
 
     until_stopped(&mut signals, &controller).await;
     signals.exit_on_the_next();
+    drop(socket_file);
     servers.shutdown().await;
-    drop(claim);
     controller.stop().await;
     info!("stopped; the data path goes on without lbd, `lbd --cleanup` removes it");
     Ok(())

@@ -17,7 +17,7 @@ use std::{
 use lb_userspace::{
     api::{
         server::{self, Service},
-        socket::Claim,
+        socket::{self, SocketFile},
         types::{BackendItem, Fault, FaultCode, Request, Response, ServiceItem, StatusItem},
     },
     http::Limits,
@@ -48,7 +48,7 @@ pub struct Daemon {
     pub socket: PathBuf,
     pub asked: Arc<Mutex<Vec<Request>>>,
     server: JoinHandle<()>,
-    _claim: Claim,
+    _file: SocketFile,
 }
 
 impl Daemon {
@@ -64,19 +64,19 @@ impl Daemon {
     ) -> Self {
         let directory = fresh_directory();
         let socket = directory.join("lbd.sock");
-        let claim = Claim::take(&socket).unwrap();
+        let (listener, file) = socket::listen(&socket).unwrap();
         let service = Scripted {
             answer: Arc::new(answer),
             asked: Arc::default(),
         };
         let asked = service.asked.clone();
-        let server = tokio::spawn(server::serve(claim.listen().unwrap(), service, limits));
+        let server = tokio::spawn(server::serve(listener, service, limits));
         Self {
             directory,
             socket,
             asked,
             server,
-            _claim: claim,
+            _file: file,
         }
     }
 
