@@ -1,7 +1,5 @@
 //! The HTTP port over real TCP.
 
-mod common;
-
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::SocketAddr,
@@ -9,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use common::{backend, service, status};
+use crate::common::{backend, service, status};
 use lb_userspace::{
     controller::Snapshot,
     datapath::MapFill,

@@ -1,9 +1,4 @@
 //! A daemon's front with a scripted service behind it.
-#![allow(
-    dead_code,
-    unreachable_pub,
-    reason = "each test binary uses its own part"
-)]
 
 use std::{
     collections::BTreeMap,
@@ -29,9 +24,9 @@ type Answer = dyn Fn(&Request) -> Result<Response, Fault> + Send + Sync;
 
 /// Answers from a closure, and remembers what it was asked.
 #[derive(Clone)]
-pub struct Scripted {
+pub(crate) struct Scripted {
     answer: Arc<Answer>,
-    pub asked: Arc<Mutex<Vec<Request>>>,
+    pub(crate) asked: Arc<Mutex<Vec<Request>>>,
 }
 
 impl Service for Scripted {
@@ -43,22 +38,22 @@ impl Service for Scripted {
 }
 
 /// A served socket in a directory of its own.
-pub struct Daemon {
+pub(crate) struct Daemon {
     directory: PathBuf,
-    pub socket: PathBuf,
-    pub asked: Arc<Mutex<Vec<Request>>>,
+    pub(crate) socket: PathBuf,
+    pub(crate) asked: Arc<Mutex<Vec<Request>>>,
     server: JoinHandle<()>,
     _file: SocketFile,
 }
 
 impl Daemon {
-    pub fn start(
+    pub(crate) fn start(
         answer: impl Fn(&Request) -> Result<Response, Fault> + Send + Sync + 'static,
     ) -> Self {
         Self::with_limits(Limits::default(), answer)
     }
 
-    pub fn with_limits(
+    pub(crate) fn with_limits(
         limits: Limits,
         answer: impl Fn(&Request) -> Result<Response, Fault> + Send + Sync + 'static,
     ) -> Self {
@@ -80,7 +75,7 @@ impl Daemon {
         }
     }
 
-    pub fn directory(&self) -> &Path {
+    pub(crate) fn directory(&self) -> &Path {
         &self.directory
     }
 }
@@ -92,7 +87,7 @@ impl Drop for Daemon {
     }
 }
 
-pub fn fresh_directory() -> PathBuf {
+pub(crate) fn fresh_directory() -> PathBuf {
     static COUNT: AtomicU32 = AtomicU32::new(0);
     let number = COUNT.fetch_add(1, Ordering::Relaxed);
     let directory = std::env::temp_dir().join(format!("lbd-front-{}-{number}", std::process::id()));
@@ -100,20 +95,20 @@ pub fn fresh_directory() -> PathBuf {
     directory
 }
 
-pub fn fault(code: FaultCode, message: &str) -> Result<Response, Fault> {
+pub(crate) fn fault(code: FaultCode, message: &str) -> Result<Response, Fault> {
     Err(Fault {
         code,
         message: message.to_owned(),
     })
 }
 
-pub fn done(message: &str) -> Result<Response, Fault> {
+pub(crate) fn done(message: &str) -> Result<Response, Fault> {
     Ok(Response::Done {
         message: message.to_owned(),
     })
 }
 
-pub fn service(name: &str) -> ServiceItem {
+pub(crate) fn service(name: &str) -> ServiceItem {
     ServiceItem {
         name: name.to_owned(),
         listen: vec!["192.0.2.10:80".parse().unwrap()],
@@ -130,7 +125,7 @@ pub fn service(name: &str) -> ServiceItem {
     }
 }
 
-pub fn backend(service: &str, address: &str, state: BackendState) -> BackendItem {
+pub(crate) fn backend(service: &str, address: &str, state: BackendState) -> BackendItem {
     let healthy = state == BackendState::Healthy;
     BackendItem {
         service: service.to_owned(),
@@ -154,7 +149,7 @@ pub fn backend(service: &str, address: &str, state: BackendState) -> BackendItem
     }
 }
 
-pub fn status() -> StatusItem {
+pub(crate) fn status() -> StatusItem {
     StatusItem {
         version: "0.1.0".to_owned(),
         ready: true,

@@ -1,10 +1,8 @@
 //! Whatever arrives on the socket is answered in words or cut off, and the daemon goes on.
 
-mod common;
-
 use std::time::{Duration, Instant};
 
-use common::{Daemon, fault, status};
+use crate::common::{Daemon, fault, status};
 use lb_userspace::{
     api::{
         client::{CallError, Client},
