@@ -1,7 +1,10 @@
 //! The tree as a [`Config`]: types, keys and defaults. What values mean together is `check`'s.
 
 use super::{
-    check::Item,
+    check::{
+        Item,
+        node::{MAX_BACKENDS, MAX_FLOWS, MAX_SERVICES},
+    },
     report::Report,
     service,
     tree::Node,
@@ -94,29 +97,43 @@ fn limits(value: &Node, limits: &mut Limits, report: &mut Report) {
     let Some(fields) = Fields::of(value, "limits", &keys, &[], report) else {
         return;
     };
-    let mut limit = |key, item, target: &mut u32| {
-        if let Some(value) = fields.get(key) {
-            match number(value, key, 0..=u32::MAX, report) {
-                Some(number) => {
-                    report.found_at(Item::Setting(item), value.place);
-                    *target = number;
-                }
-                None => report.faulty(Item::Setting(item)),
+    for (key, item, max, target) in [
+        (
+            "connections",
+            "node.limits.connections",
+            MAX_FLOWS,
+            &mut limits.connections,
+        ),
+        (
+            "handshakes",
+            "node.limits.handshakes",
+            MAX_FLOWS,
+            &mut limits.handshakes,
+        ),
+        (
+            "services",
+            "node.limits.services",
+            MAX_SERVICES,
+            &mut limits.services,
+        ),
+        (
+            "backends",
+            "node.limits.backends",
+            MAX_BACKENDS,
+            &mut limits.backends,
+        ),
+    ] {
+        let Some(value) = fields.get(key) else {
+            continue;
+        };
+        match number(value, key, 1..=max, report) {
+            Some(number) => {
+                report.found_at(Item::Setting(item), value.place);
+                *target = number;
             }
+            None => report.faulty(Item::Setting(item)),
         }
-    };
-    limit(
-        "connections",
-        "node.limits.connections",
-        &mut limits.connections,
-    );
-    limit(
-        "handshakes",
-        "node.limits.handshakes",
-        &mut limits.handshakes,
-    );
-    limit("services", "node.limits.services", &mut limits.services);
-    limit("backends", "node.limits.backends", &mut limits.backends);
+    }
 }
 
 fn admin(value: &Node, admin: &mut Admin, report: &mut Report) {

@@ -1,5 +1,6 @@
 //! The config file: parsing with every fault found, and writing it back.
 
+mod address;
 mod check;
 mod decode;
 mod health;
@@ -7,6 +8,7 @@ mod render;
 mod report;
 mod service;
 mod suggest;
+mod syntax;
 #[cfg(test)]
 mod tests;
 mod tree;
@@ -15,13 +17,13 @@ mod value;
 use std::fmt;
 
 use check::Severity;
-use report::Report;
+use report::{Place, Report, Written};
 
+pub use address::parse_address;
 pub use check::check;
 pub use health::default_for as default_health;
 pub use render::render;
 pub use service::DEFAULT_WEIGHT;
-pub use value::parse_address;
 
 use crate::model::Config;
 
@@ -90,9 +92,12 @@ pub fn parse(text: &str, file: &str) -> Result<Parsed, Faults> {
 /// Gives the remarks of the semantic checks their places.
 fn judge(config: &Config, report: &mut Report) {
     if config.services.is_empty() {
-        let place = report.place(check::Item::Setting("services"));
+        let place = match report.written(check::Item::Setting("services")) {
+            Written::At(place) => place,
+            Written::Nowhere | Written::Faulty => Place::START,
+        };
         report.warn(
-            place.unwrap_or(report::Place::START),
+            place,
             "no services are configured: nothing is balanced until some are added",
         );
     }
@@ -102,11 +107,14 @@ fn judge(config: &Config, report: &mut Report) {
         };
         let mut message = remark.message;
         if let Some(other) = remark.other {
-            let Some(other) = report.place(other) else {
-                continue;
-            };
-            let first = if other < place { "first " } else { "" };
-            message += &format!("; {first}defined at line {}", other.line);
+            match report.written(other) {
+                Written::Faulty => continue,
+                Written::Nowhere => {}
+                Written::At(other) => {
+                    let first = if other < place { "first " } else { "" };
+                    message += &format!("; {first}defined at line {}", other.line);
+                }
+            }
         }
         match remark.severity {
             Severity::Fault => report.fault(place, message),

@@ -26,12 +26,21 @@ impl Place {
     }
 }
 
+/// What the file says of a value.
+#[derive(Clone, Copy)]
+pub(super) enum Written {
+    At(Place),
+    /// Already reported: nothing else is said about it.
+    Faulty,
+    /// It has its default.
+    Nowhere,
+}
+
 #[derive(Default)]
 pub(super) struct Report {
     faults: Vec<Finding>,
     warnings: Vec<Finding>,
-    /// `None` for a value that is already reported: nothing else is said about it.
-    places: HashMap<Item, Option<Place>>,
+    values: HashMap<Item, Written>,
     more: bool,
 }
 
@@ -51,23 +60,25 @@ impl Report {
     }
 
     pub(super) fn found_at(&mut self, item: Item, place: Place) {
-        self.places.insert(item, Some(place));
+        self.values.insert(item, Written::At(place));
     }
 
     pub(super) fn faulty(&mut self, item: Item) {
-        self.places.insert(item, None);
+        self.values.insert(item, Written::Faulty);
+    }
+
+    pub(super) fn written(&self, item: Item) -> Written {
+        self.values.get(&item).copied().unwrap_or(Written::Nowhere)
     }
 
     /// Place of a value, or of what it is part of where the file leaves it out; `None` if the value
     /// is already reported as faulty.
     pub(super) fn place(&self, item: Item) -> Option<Place> {
-        let mut item = item;
-        loop {
-            match (self.places.get(&item), item.parent()) {
-                (Some(&place), _) => return place,
-                (None, Some(parent)) => item = parent,
-                (None, None) => return Some(Place::START),
-            }
+        match (self.written(item), item.parent()) {
+            (Written::At(place), _) => Some(place),
+            (Written::Faulty, _) => None,
+            (Written::Nowhere, Some(parent)) => self.place(parent),
+            (Written::Nowhere, None) => Some(Place::START),
         }
     }
 

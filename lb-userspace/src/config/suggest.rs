@@ -23,7 +23,7 @@ pub(super) fn quoted(text: &str) -> String {
 }
 
 /// The word among `words` that `text` most likely meant; case, `_` and `-` count as equal.
-pub(super) fn nearest<'w>(text: &str, words: impl Iterator<Item = &'w str>) -> Option<&'w str> {
+pub(super) fn nearest<'w>(text: &str, words: &[&'w str]) -> Option<&'w str> {
     let length = text.chars().take(SHOWN + 1).count();
     if length > SHOWN {
         return None;
@@ -31,7 +31,8 @@ pub(super) fn nearest<'w>(text: &str, words: impl Iterator<Item = &'w str>) -> O
     let plain = |word: &str| word.to_lowercase().replace('_', "-");
     let text = plain(text);
     words
-        .map(|word| (strsim::damerau_levenshtein(&text, &plain(word)), word))
+        .iter()
+        .map(|&word| (strsim::damerau_levenshtein(&text, &plain(word)), word))
         .min_by_key(|&(distance, _)| distance)
         .filter(|&(distance, word)| distance <= (word.len().min(length) / 3).max(1))
         .filter(|&(distance, _)| distance < length)
@@ -54,7 +55,7 @@ mod tests {
     #[test]
     fn the_nearest_word_is_found_or_none() {
         let words = ["round-robin", "random", "maglev"];
-        let near = |text| nearest(text, words.into_iter());
+        let near = |text| nearest(text, &words);
         assert_eq!(near("Round_Robin"), Some("round-robin"));
         assert_eq!(near("mglev"), Some("maglev"));
         assert_eq!(near("randon"), Some("random"));

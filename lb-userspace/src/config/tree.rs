@@ -5,15 +5,14 @@
 
 use std::{collections::HashMap, rc::Rc};
 
-use saphyr_parser::{Event, Marker, Parser, ScalarStyle, ScanError};
+use saphyr_parser::{Event, Parser, ScalarStyle};
 
 use super::{
     report::{Place, Report},
     suggest::quoted,
+    syntax::{Stop, place, syntax_fault, unreadable},
 };
 
-/// Largest file read, in bytes; a thousand services of twenty backends take 1.5 MB.
-const MAX_BYTES: usize = 16 << 20;
 /// Deepest nesting; a config needs 6.
 const MAX_DEPTH: usize = 32;
 /// Most values in a file, each alias counted as all it stands for.
@@ -71,8 +70,6 @@ pub(super) fn load(text: &str, report: &mut Report) -> Option<Node> {
     }
     builder.root
 }
-
-type Stop = (Place, String);
 
 /// What is read before it has an end.
 enum Open {
@@ -254,47 +251,4 @@ fn untagged(tag: Option<&saphyr_parser::Tag>, place: Place) -> Result<(), Stop> 
             ),
         )),
     }
-}
-
-fn place(marker: &Marker) -> Place {
-    Place {
-        line: marker.line(),
-        column: marker.col() + 1,
-    }
-}
-
-/// Faults that the scanner would not report: it takes a NUL for the end of the file.
-fn unreadable(text: &str) -> Option<Stop> {
-    if text.len() > MAX_BYTES {
-        let message = format!("the file is larger than {} MiB", MAX_BYTES >> 20);
-        return Some((Place::START, message));
-    }
-    let allowed = |c: char| matches!(c, '\t' | '\n' | '\r') || !c.is_control();
-    let (at, c) = text.char_indices().find(|&(_, c)| !allowed(c))?;
-    let before = &text[..at];
-    let line_start = before.rfind(['\n', '\r']).map_or(0, |newline| newline + 1);
-    let crlf = before.matches("\r\n").count();
-    let place = Place {
-        line: 1 + before.matches(['\n', '\r']).count() - crlf,
-        column: 1 + before[line_start..].chars().count(),
-    };
-    let message = format!(
-        "character U+{:04X} is not allowed in YAML; is this a text file?",
-        c as u32
-    );
-    Some((place, message))
-}
-
-fn syntax_fault(text: &str, error: &ScanError) -> Stop {
-    let at = place(error.marker());
-    let line = text.lines().nth(at.line.saturating_sub(1)).unwrap_or("");
-    let indent = &line[..line.len() - line.trim_start().len()];
-    let hint = if indent.contains('\t') {
-        "; indent with spaces, not tabs"
-    } else if line.contains("]:") {
-        "; an IPv6 address needs quotes: \"[2001:db8::1]:80\""
-    } else {
-        ""
-    };
-    (at, format!("invalid YAML: {}{hint}", error.info()))
 }

@@ -2,13 +2,10 @@
 //!
 //! Every function reports the fault itself and then returns `None`.
 
-use std::{
-    collections::HashMap,
-    net::{IpAddr, SocketAddr},
-    time::Duration,
-};
+use std::{collections::HashMap, net::SocketAddr, time::Duration};
 
 use super::{
+    address::parse_address,
     report::{Place, Report},
     suggest::{either, nearest, quoted},
     tree::{Data, Node},
@@ -25,7 +22,8 @@ pub(super) struct Fields<'t> {
 }
 
 impl<'t> Fields<'t> {
-    /// Reports every key that is not among `keys`. A mapping left empty has no entries.
+    /// Reports every key that is not among `keys`; a misspelt one counts as the one it resembles.
+    /// A mapping left empty has no entries.
     pub(super) fn of(
         node: &'t Node,
         what: &str,
@@ -36,16 +34,19 @@ impl<'t> Fields<'t> {
         let mut values = HashMap::new();
         match &*node.data {
             Data::Map(entries) => {
+                let mut misspelt = Vec::new();
                 for entry in entries {
-                    match keys.iter().find(|&&key| key == entry.key) {
-                        Some(key) => {
-                            values.insert(*key, &entry.value);
-                        }
-                        None => report.fault(
-                            entry.place,
-                            unknown("key", &entry.key, &format!(" in {what}"), keys, later),
-                        ),
+                    if let Some(key) = keys.iter().find(|&&key| key == entry.key) {
+                        values.insert(*key, &entry.value);
+                        continue;
                     }
+                    let place = format!(" in {what}");
+                    let message = unknown("key", &entry.key, &place, keys, later);
+                    report.fault(entry.place, message);
+                    misspelt.extend(nearest(&entry.key, keys).map(|key| (key, &entry.value)));
+                }
+                for (key, value) in misspelt {
+                    values.entry(key).or_insert(value);
                 }
             }
             _ if node.is_null() => {}
@@ -138,7 +139,7 @@ pub(super) fn choice<T: Copy>(
     }
     let message = unknown("value", written, &format!(" for `{key}`"), &names, later);
     report.fault(node.place, message);
-    value(nearest(written, names.into_iter())?)
+    value(nearest(written, &names)?)
 }
 
 /// A duration with its unit.
@@ -192,50 +193,6 @@ pub(super) fn list<'t>(
     }
 }
 
-/// Parses `IP:PORT` or `[IPv6]:PORT`; the error says how to write what was meant.
-pub fn parse_address(text: &str) -> Result<SocketAddr, String> {
-    if let Ok(address) = text.parse() {
-        return Ok(address);
-    }
-    let shown = quoted(text);
-    if let Ok(ip) = text.parse::<IpAddr>() {
-        let example = SocketAddr::new(ip, 80);
-        return Err(format!("{shown} has no port; write e.g. \"{example}\""));
-    }
-    let Some((host, port)) = text.rsplit_once(':') else {
-        return Err(format!(
-            "{shown} is no address; write IP:PORT, e.g. \"192.0.2.10:80\""
-        ));
-    };
-    let bare = host
-        .strip_prefix('[')
-        .and_then(|host| host.strip_suffix(']'));
-    let fault = match bare.unwrap_or(host).parse::<IpAddr>() {
-        Ok(_) if port.parse::<u16>().is_err() => {
-            format!("{shown}: the port must be a number from 1 to 65535")
-        }
-        Ok(IpAddr::V6(ip)) => format!("{shown}: an IPv6 address needs brackets: \"[{ip}]:{port}\""),
-        Ok(IpAddr::V4(ip)) => {
-            format!("{shown}: an IPv4 address takes no brackets: \"{ip}:{port}\"")
-        }
-        Err(_) if is_hostname(host) => format!(
-            "{shown}: {} is a name; write the IP address it stands for",
-            quoted(host)
-        ),
-        Err(_) => {
-            format!("{shown} is no address; write e.g. \"192.0.2.10:80\" or \"[2001:db8::1]:80\"")
-        }
-    };
-    Err(fault)
-}
-
-fn is_hostname(text: &str) -> bool {
-    text.contains(|c: char| c.is_ascii_alphabetic())
-        && text
-            .chars()
-            .all(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_'))
-}
-
 /// Says that `word` is not among `words`, and what was probably meant.
 fn unknown(kind: &str, word: &str, place: &str, words: &[&str], later: &[Later]) -> String {
     let shown = quoted(word);
@@ -243,7 +200,7 @@ fn unknown(kind: &str, word: &str, place: &str, words: &[&str], later: &[Later])
         return format!("{shown} is not supported by this version; {instead}");
     }
     let allowed = either(words);
-    match nearest(word, words.iter().copied()) {
+    match nearest(word, words) {
         Some(near) => {
             format!("unknown {kind} {shown}{place}; did you mean `{near}`? (allowed: {allowed})")
         }

@@ -2,7 +2,7 @@
 
 mod address;
 mod health;
-mod node;
+pub(super) mod node;
 mod service;
 
 use crate::model::Config;

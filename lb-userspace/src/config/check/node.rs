@@ -12,6 +12,16 @@ use crate::{
     model::{Admin, Config, Interfaces, Limits, Node, Protocol},
 };
 
+/// Highest `limits.connections` and `limits.handshakes`; beyond it a
+/// table takes gigabytes.
+pub(in crate::config) const MAX_FLOWS: u32 = 1 << 24;
+
+/// Highest `limits.services`.
+pub(in crate::config) const MAX_SERVICES: u32 = 1 << 16;
+
+/// Highest `limits.backends`.
+pub(in crate::config) const MAX_BACKENDS: u32 = 1 << 20;
+
 /// Longest device name: IFNAMSIZ less its final NUL.
 const MAX_INTERFACE: usize = 15;
 
@@ -31,10 +41,10 @@ pub(super) fn node(node: &Node, remarks: &mut Remarks) {
         backends,
     } = node.limits;
     for (item, value, max) in [
-        ("node.limits.connections", connections, 1 << 24),
-        ("node.limits.handshakes", handshakes, 1 << 24),
-        ("node.limits.services", services, 1 << 16),
-        ("node.limits.backends", backends, 1 << 20),
+        ("node.limits.connections", connections, MAX_FLOWS),
+        ("node.limits.handshakes", handshakes, MAX_FLOWS),
+        ("node.limits.services", services, MAX_SERVICES),
+        ("node.limits.backends", backends, MAX_BACKENDS),
     ] {
         if !(1..=max).contains(&value) {
             let message = format!("`{item}` must be a number from 1 to {max}, not {value}");

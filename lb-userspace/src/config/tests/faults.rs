@@ -144,15 +144,15 @@ fn the_node() {
         ),
         (
             "limits: {connections: 0}",
-            "1:30: `node.limits.connections` must be a number from 1 to 16777216, not 0",
+            "1:30: `connections` must be a whole number from 1 to 16777216, not `0`",
         ),
         (
             "limits: {handshakes: 16777217}",
-            "1:29: `node.limits.handshakes` must be a number from 1 to 16777216, not 16777217",
+            "1:29: `handshakes` must be a whole number from 1 to 16777216, not `16777217`",
         ),
         (
             "limits: {backends: many}",
-            "1:27: `backends` must be a whole number from 0 to 4294967295, not `many`",
+            "1:27: `backends` must be a whole number from 1 to 1048576, not `many`",
         ),
     ] {
         assert_eq!(faults(&format!("node: {{{node}}}")), [fault], "{node}");
@@ -182,6 +182,14 @@ fn the_admin_addresses() {
     ] {
         assert_eq!(faults(text), [fault], "{text}");
     }
+    assert_eq!(
+        faults("services: [{name: a, listen: 127.0.0.1:9464}]"),
+        [
+            "1:30: 127.0.0.1:9464 is the address of `admin.http`",
+            "1:30: `listen` 127.0.0.1:9464 is a loopback address; listen on an address that other \
+             hosts reach",
+        ]
+    );
     let long = format!("admin: {{socket: /{}}}", "x".repeat(107));
     assert_eq!(
         faults(&long),
@@ -408,6 +416,16 @@ fn the_health_of_a_service() {
 
 #[test]
 fn a_faulty_value_is_reported_once() {
+    assert_eq!(
+        faults("servces: [{nmae: web, listen: 0.0.0.0:80}]"),
+        [
+            "1:1: unknown key `servces` in the file; did you mean `services`? \
+             (allowed: node, admin or services)",
+            "1:12: unknown key `nmae` in service; did you mean `name`? (allowed: name, listen, \
+             protocol, forwarding, snat, policy, no_backend, health or backends)",
+            "1:31: `listen` 0.0.0.0:80 is the unspecified address; write the address of one host",
+        ]
+    );
     assert_eq!(faults(&service_with("protocol: tcpp")).len(), 1);
     let twice = "services:\n- {listen: 192.0.2.1:80}\n- {listen: 192.0.2.2:80}";
     assert_eq!(faults(twice).len(), 2);
