@@ -190,20 +190,14 @@ async fn until_stopped(signals: &mut Signals, controller: &Handle) {
         match signals.next().await {
             Signal::Reload => {
                 let controller = controller.clone();
-                tokio::spawn(async move { reload(&controller).await });
+                // The controller tells the result, as an event and in the log.
+                tokio::spawn(async move { controller.call(Request::Reload).await });
             }
             Signal::Stop(name) => {
                 info!(signal = name, "stopping");
                 return;
             }
         }
-    }
-}
-
-async fn reload(controller: &Handle) {
-    match controller.call(Request::Reload).await {
-        Ok(_) => info!("reloaded the config file"),
-        Err(fault) => error!("reload refused, nothing changed: {}", fault.message),
     }
 }
 

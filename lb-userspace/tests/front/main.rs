@@ -5,3 +5,4 @@ mod hostile;
 mod lbctl;
 mod lbd;
 mod metrics;
+mod whole;

@@ -85,7 +85,10 @@ async fn start(ready: bool) -> (SocketAddr, Fake) {
 }
 
 async fn exchange(address: SocketAddr, request: &[u8]) -> String {
-    let mut stream = TcpStream::connect(address).await.unwrap();
+    exchange_on(&mut TcpStream::connect(address).await.unwrap(), request).await
+}
+
+pub(crate) async fn exchange_on(stream: &mut TcpStream, request: &[u8]) -> String {
     let _ = stream.write_all(request).await;
     let mut answer = Vec::new();
     let _ = stream.read_to_end(&mut answer).await;
