@@ -20,7 +20,6 @@ use crate::{
     config::{self, Parsed},
     controller::{self, Handle},
     datapath::{
-        Datapath,
         kernel::{self, Kernel, Options},
         watch,
     },
@@ -159,9 +158,6 @@ async fn live(config: Config, file: &Path, options: Options) -> anyhow::Result<(
     info!(version, config = %file.display(), services = config.services.len(), "starting");
 
     let datapath = Arc::new(Kernel::start_with(&config.node, options)?);
-    for (device, how) in datapath.attachments() {
-        info!(device, how, "attached");
-    }
     let controller = controller::start(config, Some(file.to_owned()), datapath)?;
 
     let (listener, socket_file) = socket::listen(&admin.socket)?;

@@ -124,7 +124,7 @@ impl<S: Site> Server<S> {
             Ok((collect(body, self.limits.body).await?, permit))
         };
         timeout(limit, read).await.unwrap_or_else(|_| {
-            let words = format!("the body did not arrive within {limit:?}");
+            let words = format!("the body was not read within {limit:?}");
             Err(Reply::fault(
                 StatusCode::REQUEST_TIMEOUT,
                 FaultCode::Invalid,

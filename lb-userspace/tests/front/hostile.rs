@@ -212,7 +212,7 @@ async fn half_requests_end_at_their_time_limit() {
     )
     .await;
     assert_eq!(status, 408);
-    assert!(fault.message.contains("did not arrive"), "{fault:?}");
+    assert!(fault.message.contains("was not read"), "{fault:?}");
     assert_alive(&daemon).await;
 }
 
