@@ -84,7 +84,7 @@ impl Kernel {
         }
         let maps = Maps::open(&pins)?;
         let clock = Clock::new(load::clock(&mut ebpf)?);
-        // The other programs are verified while the clock is being measured.
+        // The others are verified while the clock is being measured.
         let begin = clock.read()?;
         let hooks = Hooks::load(ebpf, &root.path)?;
         let hz = clock.calibrate(begin)?;

@@ -22,6 +22,7 @@ mod route;
 mod scan;
 mod sys;
 mod sysctl;
+mod tables;
 #[cfg(test)]
 mod testing;
 mod undo;
