@@ -1,1 +1,3 @@
+//! What the tests, the benchmark and the demo share.
 
+pub mod packets;
