@@ -128,29 +128,28 @@ impl Kernel {
                 Err(error) => anyhow::bail!("{error}"),
             }
         }
-        self.refresh_devices(&all, &attached)
+        self.refresh_devices(&all, &attached)?;
+        Ok(())
     }
 
-    /// Tells the packet path which devices XDP may redirect into.
-    fn refresh_devices(&self, all: &[Device], attached: &Attached) -> Result<()> {
+    /// Tells the packet path which devices XDP may redirect into, and says whether that is news.
+    fn refresh_devices(&self, all: &[Device], attached: &Attached) -> Result<bool> {
         let native = attached
             .devices
             .values()
             .any(|(_, served)| *served == Ok(Served::Native));
         let direct = devices::direct(all, devices::redirect_targets(), native);
         let map = &self.maps.devices;
-        let mut known = BTreeSet::new();
-        for (ifindex, _) in map.all()? {
-            if direct.contains(&ifindex) {
-                known.insert(ifindex);
-            } else {
-                map.remove(&ifindex)?;
-            }
+        let known: BTreeSet<u32> = map.all()?.into_iter().map(|(ifindex, _)| ifindex).collect();
+        for ifindex in known.difference(&direct) {
+            map.remove(ifindex)?;
         }
-        for ifindex in direct.difference(&known).take(map.capacity() as usize) {
+        // What finds no room is served through the kernel.
+        let room = (map.capacity() as usize).saturating_sub(known.intersection(&direct).count());
+        for ifindex in direct.difference(&known).take(room) {
             map.set(ifindex, &DIRECT)?;
         }
-        Ok(())
+        Ok(known != direct)
     }
 
     fn attached(&self) -> MutexGuard<'_, Attached> {
@@ -304,7 +303,12 @@ impl Datapath for Kernel {
             );
         }
         attached.missing = missing;
-        self.refresh_devices(&all, &attached)?;
+        if self.refresh_devices(&all, &attached)? {
+            // Cached next hops say whether XDP may redirect.
+            let mut config = self.maps.config.get(0)?;
+            config.epoch = next_epoch(config.epoch);
+            self.maps.config.set(0, &config)?;
+        }
         Ok(repaired)
     }
 
@@ -334,7 +338,7 @@ fn write_config(maps: &Maps, hz: u32) -> Result<()> {
     maps.config.set(
         0,
         &Config {
-            epoch: former.epoch.wrapping_add(1).max(1),
+            epoch: next_epoch(former.epoch),
             hz,
             rejects_per_second: REJECTS_PER_SECOND,
             snat_first,
@@ -342,6 +346,10 @@ fn write_config(maps: &Maps, hz: u32) -> Result<()> {
             reserved: [0; 4],
         },
     )
+}
+
+fn next_epoch(epoch: u32) -> u32 {
+    epoch.wrapping_add(1).max(1)
 }
 
 enum Key {

@@ -288,8 +288,10 @@ fn devices_that_take_redirected_frames_are_known() {
         let before = direct();
         sh("ethtool -K farther gro on");
         assert!(targets().contains(&index("two")));
+        let epoch = kernel.config().unwrap().epoch;
         kernel.repair_attachments().unwrap();
         assert_eq!(direct(), before + 1);
+        assert_eq!(kernel.config().unwrap().epoch, epoch + 1);
         sh("ethtool -K farther gro off");
         let epoch = kernel.config().unwrap().epoch;
         kernel

@@ -67,7 +67,9 @@ where
             let state = flow.state.get();
             if flows::is_connection(state) {
                 *scan.present.entry(flow.slot).or_default() += 1;
-                *scan.active.entry(flow.slot).or_default() += u64::from(flows::is_active(state));
+                if flows::is_active(state) {
+                    *scan.active.entry(flow.slot).or_default() += 1;
+                }
             }
         }
         Ok(())
@@ -200,7 +202,7 @@ mod tests {
             // Client 1 went (7440 s), so did 4 (10 s after its reset) and the half of 5.
             assert_eq!(scan.aged, 5);
             assert_eq!(scan.present, [(1, 1), (2, 1)].into());
-            assert_eq!(scan.active, [(1, 0), (2, 1)].into());
+            assert_eq!(scan.active, [(2, 1)].into());
             assert!(maps.flows4.get(&lost).unwrap().is_none());
             let fill = scan.fill.iter().find(|f| f.map == "FLOWS4").unwrap();
             assert_eq!((fill.entries, fill.capacity), (4, 200_000));
