@@ -5,6 +5,7 @@ pub mod kernel;
 pub mod watch;
 
 mod attach;
+mod attachments;
 mod cleanup;
 mod clock;
 mod clsact;
