@@ -230,6 +230,7 @@ mod order {
         desired.services[0].backends.clear();
         let applied = reconciler.apply(&desired, None).unwrap();
         assert!(applied.refused.len() == 1, "slots of web are not free yet");
+        reconciler.scanned();
         reconciler
             .apply(&Desired::default(), Some(&HashMap::new()))
             .unwrap();
