@@ -326,6 +326,21 @@ mod verification {
     }
 
     #[test]
+    fn an_entry_without_generation_is_removed_once() {
+        let memory = memory();
+        let mut reconciler = Reconciler::new(memory.clone()).unwrap();
+        memory.tamper(|maps| {
+            let foreign = Backend {
+                state: backend_state::ACTIVE,
+                ..Backend::default()
+            };
+            maps.backends.insert(9, foreign);
+        });
+        assert_eq!(reconciler.verify().unwrap().len(), 1);
+        assert!(reconciler.verify().unwrap().is_empty());
+    }
+
+    #[test]
     fn a_failed_repair_is_made_up_for() {
         let memory = memory();
         let mut reconciler = Reconciler::new(memory.clone()).unwrap();
