@@ -175,7 +175,7 @@ impl Actor {
         let datapath = self.kernel.datapath.clone();
         self.world
             .relayer(layers, |address| kernel::route(&*datapath, address));
-        self.kernel.note_moves();
+        self.kernel.note_moves(self.note.scans_begun);
         let refused_before = self.kernel.refused.clone();
         let applied = self.apply();
         self.checks.set_targets(&self.world.targets());
@@ -320,9 +320,8 @@ impl Actor {
         {
             self.tell(event);
         }
-        self.kernel.scan = Some(Arc::new(scan));
-        if self.kernel.has_retired_slots() {
-            self.kernel.note_moves();
+        self.kernel.take_scan(number, scan);
+        if self.kernel.has_empty_slots() {
             let _ = self.apply();
         }
     }

@@ -386,5 +386,4 @@ impl Former {
 }
 
 #[cfg(test)]
-#[path = "world_tests.rs"]
 mod tests;
