@@ -1,22 +1,324 @@
 //! The real kernel: loads, pins, attaches and adopts programs and maps through aya.
 
-use std::path::Path;
+use std::{
+    collections::BTreeSet,
+    net::{IpAddr, SocketAddr},
+    sync::{Mutex, MutexGuard, PoisonError},
+};
 
-use crate::model::Node;
+use anyhow::{Result, ensure};
+use lb_common::abi::{
+    ABI_VERSION, Address, Backend, BackendCounters, Be16, Config, Pod, Service, ServiceKey, V4, V6,
+    backend_state, protocol,
+};
+use tracing::warn;
 
-pub struct Kernel {}
+use super::{
+    Capacity, Datapath, FlowScan, Listen, OBJECT, Route,
+    attach::Hooks,
+    attachments::Attachments,
+    clock::Clock,
+    load, log,
+    maps::{Hash, Maps},
+    ports, preflight, route,
+    scan::Scanner,
+    undo::Undo,
+};
+pub use super::{cleanup::cleanup, log::Level};
+use crate::model::{Limits, Node, Protocol};
+
+/// Answers (RST, ICMP) per second and CPU: enough for people, too few to be a weapon.
+const REJECTS_PER_SECOND: u32 = 1000;
+/// Bit of a `DEVICES` value: XDP may redirect straight into the device.
+const DIRECT: u32 = 1 << 0;
+
+/// What is no part of the node's configuration.
+#[derive(Clone, Copy, Default, Debug)]
+pub struct Options {
+    /// How much the programs log; `None` removes logging from them.
+    pub log_level: Option<Level>,
+}
+
+pub struct Kernel {
+    maps: Maps,
+    clock: Clock,
+    hz: u32,
+    limits: Limits,
+    scanner: Scanner,
+    attachments: Mutex<Attachments>,
+    _root: preflight::PinRoot,
+}
 
 impl Kernel {
     /// Loads the programs, or adopts what a former daemon left pinned under `<bpffs>/lbd/`, and
-    /// attaches to the configured devices.
-    pub fn start(node: &Node) -> anyhow::Result<Self> {
-        let _ = node;
-        todo!()
+    /// attaches to the configured devices. Dropping the result detaches nothing.
+    ///
+    /// # Errors
+    /// Missing privileges or BPF file system, another lbd at work, maps of another layout, a
+    /// device that does not exist or cannot be attached to as configured.
+    pub fn start(node: &Node) -> Result<Self> {
+        let log_level = Level::from_env()?;
+        Self::start_with(node, Options { log_level })
+    }
+
+    pub fn start_with(node: &Node, options: Options) -> Result<Self> {
+        preflight::require_privileges()?;
+        preflight::require_bpffs(&node.bpffs)?;
+        preflight::create_directory(&node.state_dir)?;
+        let root = preflight::PinRoot::claim(&node.bpffs)?;
+        warn_of_other_versions(&root)?;
+        let pins = root.path.join(ABI_VERSION.to_string());
+        preflight::create_directory(&pins)?;
+
+        let mut ebpf = load::load_maps(OBJECT, &pins, &node.limits, options.log_level)?;
+        if options.log_level.is_some() {
+            let followed = log::follow(&mut ebpf);
+            followed.unwrap_or_else(|error| warn!("the programs' logs are not shown: {error:#}"));
+        }
+        let maps = Maps::open(&pins)?;
+        let clock = Clock::new(load::clock(&mut ebpf)?);
+        // The others are verified while the clock is being measured.
+        let begin = clock.read()?;
+        let hooks = Hooks::load(ebpf, &root.path)?;
+        let hz = clock.calibrate(begin)?;
+        write_config(&maps, hz)?;
+        let attachments = Attachments::start(hooks, Undo::open(&node.state_dir)?, node)?;
+        let kernel = Self {
+            maps,
+            clock,
+            hz,
+            limits: node.limits.clone(),
+            scanner: Scanner::default(),
+            attachments: Mutex::new(attachments),
+            _root: root,
+        };
+        kernel.refresh_devices(&kernel.lock_attachments())?;
+        Ok(kernel)
+    }
+
+    /// Tells the packet path which devices XDP may redirect into, and says whether that is news.
+    fn refresh_devices(&self, attachments: &Attachments) -> Result<bool> {
+        let map = &self.maps.devices;
+        // What finds no room is served through the kernel.
+        let targets = attachments.redirect_targets()?;
+        let targets: BTreeSet<_> = targets.into_iter().take(map.capacity() as usize).collect();
+        let known: BTreeSet<_> = map.all()?.into_iter().map(|(ifindex, _)| ifindex).collect();
+        for ifindex in known.difference(&targets) {
+            map.remove(ifindex)?;
+        }
+        for ifindex in targets.difference(&known) {
+            map.set(ifindex, &DIRECT)?;
+        }
+        Ok(known != targets)
+    }
+
+    fn lock_attachments(&self) -> MutexGuard<'_, Attachments> {
+        let lock = self.attachments.lock();
+        lock.unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// Detaches and removes everything lbd made under `bpffs`, and nothing else. Says what it removed.
-pub fn cleanup(node: &Node) -> anyhow::Result<Vec<String>> {
-    let _: &Path = &node.bpffs;
-    todo!()
+impl Datapath for Kernel {
+    /// A new epoch has the packet path look next hops up anew, so the devices they may lead to are
+    /// brought up to date before it.
+    fn set_config(&self, config: &Config) -> Result<()> {
+        if self.maps.config.get(0)?.epoch != config.epoch {
+            self.refresh_devices(&self.lock_attachments())?;
+        }
+        self.maps.config.set(0, config)
+    }
+
+    fn config(&self) -> Result<Config> {
+        self.maps.config.get(0)
+    }
+
+    fn set_port_word(&self, index: u32, word: u64) -> Result<()> {
+        self.maps.ports.set(index, &word)
+    }
+
+    fn port_words(&self) -> Result<Vec<u64>> {
+        self.maps.ports.all()
+    }
+
+    fn set_service(&self, listen: Listen, service: &Service) -> Result<()> {
+        match key(listen) {
+            Key::V4(key) => self.maps.services4.set(&key, service),
+            Key::V6(key) => self.maps.services6.set(&key, service),
+        }
+    }
+
+    fn remove_service(&self, listen: Listen) -> Result<()> {
+        match key(listen) {
+            Key::V4(key) => self.maps.services4.remove(&key)?,
+            Key::V6(key) => self.maps.services6.remove(&key)?,
+        };
+        Ok(())
+    }
+
+    fn services(&self) -> Result<Vec<(Listen, Service)>> {
+        let mut found = listens(&self.maps.services4, V4::ip)?;
+        found.extend(listens(&self.maps.services6, V6::ip)?);
+        Ok(found)
+    }
+
+    fn set_backend(&self, slot: u32, backend: &Backend) -> Result<()> {
+        self.maps.backends.set(slot, backend)
+    }
+
+    /// Every slot that was ever used, free ones included: their generation must go on.
+    fn backends(&self) -> Result<Vec<(u32, Backend)>> {
+        let slots = (0..).zip(self.maps.backends.all()?);
+        let used = |b: &Backend| b.generation != 0 || b.state != backend_state::FREE;
+        Ok(slots.filter(|(_, backend)| used(backend)).collect())
+    }
+
+    fn set_table(&self, table: u32, slots: &[u32]) -> Result<()> {
+        self.maps.tables.set(table, slots)
+    }
+
+    fn remove_table(&self, table: u32) -> Result<()> {
+        self.maps.tables.remove(table)
+    }
+
+    fn table(&self, table: u32) -> Result<Option<Vec<u32>>> {
+        self.maps.tables.get(table)
+    }
+
+    fn counters(&self, slot: u32) -> Result<BackendCounters> {
+        let per_cpu = self.maps.counters.get(slot)?;
+        Ok(per_cpu.into_iter().fold(BackendCounters::default(), sum))
+    }
+
+    fn clear_counters(&self, slot: u32) -> Result<()> {
+        self.maps.counters.clear(slot)
+    }
+
+    fn drops(&self) -> Result<Vec<u64>> {
+        let total = |reason| Ok(self.maps.drops.get(reason)?.into_iter().sum());
+        (0..self.maps.drops.len()).map(total).collect()
+    }
+
+    fn scan_flows(&self) -> Result<FlowScan> {
+        self.scanner.scan(&self.maps, self.clock.now(self.hz)?)
+    }
+
+    fn route(&self, address: IpAddr) -> Result<Route> {
+        route::route(address)
+    }
+
+    fn capacity(&self) -> Capacity {
+        Capacity {
+            services: (self.maps.tables.len() / 2).min(self.limits.services),
+            backends: self.maps.backends.len(),
+        }
+    }
+
+    fn repair_attachments(&self) -> Result<Vec<String>> {
+        let mut attachments = self.lock_attachments();
+        let repaired = attachments.repair()?;
+        if self.refresh_devices(&attachments)? {
+            // Cached next hops say whether XDP may redirect.
+            let mut config = self.maps.config.get(0)?;
+            config.epoch = next_epoch(config.epoch);
+            self.maps.config.set(0, &config)?;
+        }
+        Ok(repaired)
+    }
+
+    fn attachments(&self) -> Vec<(String, String)> {
+        self.lock_attachments().describe()
+    }
+}
+
+fn warn_of_other_versions(root: &preflight::PinRoot) -> Result<()> {
+    for version in root.versions()?.into_iter().filter(|v| *v != ABI_VERSION) {
+        warn!(
+            "{}/{version} holds the maps of another version of lbd: the connections it balanced \
+             are not known to this one; `rm -r` frees their memory",
+            root.path.display()
+        );
+    }
+    Ok(())
+}
+
+/// The epoch goes on from the former daemon's, so that next hops cached in its time are looked up
+/// anew.
+fn write_config(maps: &Maps, hz: u32) -> Result<()> {
+    let former: Config = maps.config.get(0)?;
+    ensure!(hz != 0, "the clock does not tick");
+    let (snat_first, snat_count) = ports::snat();
+    maps.config.set(
+        0,
+        &Config {
+            epoch: next_epoch(former.epoch),
+            hz,
+            rejects_per_second: REJECTS_PER_SECOND,
+            snat_first,
+            snat_count,
+            reserved: [0; 4],
+        },
+    )
+}
+
+fn next_epoch(epoch: u32) -> u32 {
+    epoch.wrapping_add(1).max(1)
+}
+
+enum Key {
+    V4(ServiceKey<V4>),
+    V6(ServiceKey<V6>),
+}
+
+fn key(listen: Listen) -> Key {
+    let protocol = match listen.protocol {
+        Protocol::Tcp => protocol::TCP,
+        Protocol::Udp => protocol::UDP,
+    };
+    let port = Be16::new(listen.address.port());
+    match listen.address.ip() {
+        IpAddr::V4(ip) => Key::V4(ServiceKey::new(ip.into(), port, protocol)),
+        IpAddr::V6(ip) => Key::V6(ServiceKey::new(ip.into(), port, protocol)),
+    }
+}
+
+fn listens<A: Address>(
+    map: &Hash<ServiceKey<A>, Service>,
+    ip: impl Fn(A) -> IpAddr,
+) -> Result<Vec<(Listen, Service)>>
+where
+    ServiceKey<A>: Pod,
+{
+    let listen = |(key, service): (ServiceKey<A>, Service)| {
+        let protocol = match key.protocol {
+            protocol::UDP => Protocol::Udp,
+            _ => Protocol::Tcp,
+        };
+        let address = SocketAddr::new(ip(key.address), key.port.get());
+        (Listen { address, protocol }, service)
+    };
+    Ok(map.all()?.into_iter().map(listen).collect())
+}
+
+fn sum(total: BackendCounters, one: BackendCounters) -> BackendCounters {
+    // Destructured, so that a new counter is not forgotten.
+    let BackendCounters {
+        packets_in,
+        bytes_in,
+        packets_out,
+        bytes_out,
+        connections,
+        established,
+        refused,
+        reserved,
+    } = one;
+    BackendCounters {
+        packets_in: total.packets_in + packets_in,
+        bytes_in: total.bytes_in + bytes_in,
+        packets_out: total.packets_out + packets_out,
+        bytes_out: total.bytes_out + bytes_out,
+        connections: total.connections + connections,
+        established: total.established + established,
+        refused: total.refused + refused,
+        reserved: total.reserved + reserved,
+    }
 }

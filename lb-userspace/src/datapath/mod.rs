@@ -2,6 +2,32 @@
 //! and programs, [`memory`] is for tests. Nothing else in the daemon touches BPF.
 
 pub mod kernel;
+pub mod memory;
+pub mod watch;
+
+mod attach;
+mod attachments;
+mod cleanup;
+mod clock;
+mod clsact;
+mod devices;
+mod flows;
+#[cfg(test)]
+mod kernel_tests;
+mod load;
+mod log;
+mod maps;
+mod netlink;
+mod ports;
+mod preflight;
+mod route;
+mod scan;
+mod sys;
+mod sysctl;
+mod tables;
+#[cfg(test)]
+mod testing;
+mod undo;
 
 /// The kernel programs' object file.
 pub static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/lbd-ebpf"));
@@ -57,7 +83,8 @@ pub trait Datapath: Send + Sync {
     fn services(&self) -> anyhow::Result<Vec<(Listen, Service)>>;
 
     fn set_backend(&self, slot: u32, backend: &Backend) -> anyhow::Result<()>;
-    /// Every slot that is not free, by slot.
+    /// Every slot that was ever used, i.e. whose generation is not 0, by slot: free ones included,
+    /// so that the next use of a slot gets a generation that no flow left over has.
     fn backends(&self) -> anyhow::Result<Vec<(u32, Backend)>>;
 
     /// Swaps a whole selection table (the slots only, without the header) in one step.
