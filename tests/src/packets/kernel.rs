@@ -57,6 +57,11 @@ impl Kernel {
         Ok(kernel)
     }
 
+    /// Index of the device on the clients' side.
+    pub fn client_side(&self) -> u32 {
+        self.client_side
+    }
+
     fn map<'a, T: TryFrom<&'a mut Map>>(&'a mut self, name: &str) -> Result<T>
     where
         T::Error: std::error::Error + Send + Sync + 'static,
