@@ -452,6 +452,15 @@ fn cleanup_removes_everything_once() {
     isolated(|bpffs| {
         let world = World::new(bpffs, &["one"], XdpMode::Auto);
         sh("echo 0 > /proc/sys/net/ipv4/conf/one/forwarding");
+        let elsewhere = TempDir::new();
+        std::fs::create_dir(elsewhere.0.join("lbd")).unwrap();
+        std::fs::write(elsewhere.0.join("lbd/file"), "someone's").unwrap();
+        let mistaken = Node {
+            bpffs: elsewhere.0.clone(),
+            ..world.node.clone()
+        };
+        assert_eq!(cleanup(&mistaken).unwrap(), ["nothing to remove"]);
+        assert!(elsewhere.0.join("lbd/file").exists());
         assert_eq!(cleanup(&world.node).unwrap(), ["nothing to remove"]);
         let kernel = world.start();
         assert_eq!(sh("cat /proc/sys/net/ipv4/conf/one/forwarding").trim(), "1");
