@@ -34,9 +34,15 @@ async fn health_decides_who_takes_connections() {
     let state = async |wanted| backend(&handle, &name).await.state == wanted;
     until("healthy", async || state(BackendState::Healthy).await).await;
     assert_eq!(bed.memory.maps().backends[&0].state, backend_state::ACTIVE);
+    bed.memory.take_writes();
     drop(listener);
     until("unhealthy", async || state(BackendState::Unhealthy).await).await;
     assert_eq!(bed.memory.maps().backends[&0].state, backend_state::DOWN);
+    assert_eq!(
+        bed.memory.take_writes()[0],
+        Write::Backend(0),
+        "eviction first"
+    );
     let item = backend(&handle, &name).await;
     assert!(item.reasons[0].starts_with("health: "), "{item:?}");
     assert_eq!(status(&handle).await.problems.len(), 1);
