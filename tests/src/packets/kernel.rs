@@ -231,7 +231,8 @@ impl Kernel {
                     ..TestRunOptions::new()
                 })?;
                 let action = match result.return_value {
-                    0 => Action::Pass,
+                    // TC_ACT_UNSPEC: the next program's turn.
+                    u32::MAX => Action::Pass,
                     2 => Action::Drop,
                     7 => Action::Send,
                     other => bail!("TC action {other}"),
