@@ -66,6 +66,15 @@ pub(super) fn reverse<A: Address, T: FamilyTables<A>>(
         tables.remove_flow(reverse);
     }
     fill(flow, reverse, key, drawn, flow_state::REVERSE);
+    match tables.insert_handshake(reverse, flow, false) {
+        Ok(()) => return Ok(()),
+        Err(InsertError::Full) => return Err(Drop::HandshakeTableFull),
+        Err(InsertError::Exists) => {}
+    }
+    // Ours, from a first packet whose forward entry was evicted; or another CPU was faster.
+    if !is_free(tables, reverse, key) {
+        return Err(Drop::SourcePortsExhausted);
+    }
     tables
         .insert_handshake(reverse, flow, true)
         .map_err(|_| Drop::HandshakeTableFull)
