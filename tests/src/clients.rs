@@ -20,9 +20,9 @@ use tokio::{
 
 pub use self::{
     burst::{Burst, burst},
-    load::{Load, Report},
+    load::{Attempt, Load, Report},
     long::LongLived,
-    transfer::{download, upload},
+    transfer::{datagrams, download, upload},
 };
 
 /// How a client asks for the name of the backend that serves it.

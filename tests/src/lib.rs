@@ -12,6 +12,7 @@ pub mod frames;
 pub mod host;
 pub mod net;
 pub mod servers;
+pub mod world;
 
 use std::{
     io::Write,

@@ -4,6 +4,7 @@ use anyhow::{Context, ensure};
 use sha2::{Digest, Sha256};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
+    net::UdpSocket,
     time::timeout,
 };
 
@@ -12,6 +13,12 @@ use crate::bulk::{self, CHUNK, Stream};
 
 /// Longest time for a whole transfer.
 const LIMIT: Duration = Duration::from_secs(60);
+
+/// Longest datagram: the answer, longer by name and address, still fits a frame.
+const LONGEST_DATAGRAM: usize = 1400;
+
+/// Longest wait for the echo of a datagram.
+const PATIENCE: Duration = Duration::from_secs(3);
 
 /// Sends `length` bytes to the HTTP server and compares the SHA-256 that it computed. To be
 /// called on a host's thread.
@@ -74,4 +81,29 @@ pub fn download(source: SocketAddr, target: SocketAddr, length: u64) -> anyhow::
             .await
             .context("download timed out")?
     })
+}
+
+/// Sends `count` datagrams of all sizes up to a full frame to the echo server over one socket, and
+/// compares every answer byte by byte. To be called on a host's thread.
+pub fn datagrams(source: SocketAddr, target: SocketAddr, count: usize) -> anyhow::Result<()> {
+    let conversation = async {
+        let socket = UdpSocket::bind(source).await?;
+        socket.connect(target).await?;
+        let (mut stream, mut sent, mut received) = (Stream::new(1), vec![0; CHUNK], vec![0; CHUNK]);
+        for number in 0..count {
+            let length = 1 + number % LONGEST_DATAGRAM;
+            stream.fill(&mut sent[..length.next_multiple_of(8)]);
+            socket.send(&sent[..length]).await?;
+            let answer = timeout(PATIENCE, socket.recv(&mut received)).await;
+            let answer = answer.with_context(|| format!("no answer to datagram {number}"))??;
+            // `NAME PEER ` and the datagram.
+            let mut parts = received[..answer].splitn(3, |byte| *byte == b' ');
+            ensure!(
+                parts.nth(2) == Some(&sent[..length]),
+                "datagram {number} of {length} bytes came back changed"
+            );
+        }
+        Ok(())
+    };
+    runtime().block_on(conversation)
 }
