@@ -79,6 +79,18 @@ impl Scene {
              link set dev bridge up\n\
              addr add 10.0.0.1/24 dev bridge\n\
              addr add fd00:c::1/64 dev bridge nodad\n")?;
+        // No SYN-ACK comes twice, and nothing of an answer is drawn by chance that can be helped.
+        node.sysctl(&[
+            ("ipv4/tcp_synack_retries", "0"),
+            ("ipv6/auto_flowlabels", "0"),
+        ])?;
+        node.run(|| {
+            // A bridge that calls the firewall looks inside after all. Absent without br_netfilter.
+            for family in ["ip", "ip6", "arp"] {
+                let path = format!("/proc/sys/net/bridge/bridge-nf-call-{family}tables");
+                let _ = std::fs::write(path, "0");
+            }
+        });
         let macs = Macs {
             client: client.mac("eth0")?,
             node: node.mac("bridge")?,
@@ -428,8 +440,12 @@ fn malformed(macs: Macs) -> Vec<(&'static str, Vec<u8>)> {
             v6(&ipv6(CLIENT6, VIP6, 60, &[6])),
         ),
         (
-            "VLAN tag cut",
+            "VLAN tag cut, which the kernel drops",
             ethernet(macs.spy, macs.client, VLAN, &[0, 7]),
+        ),
+        (
+            "VLAN tag on a cut packet",
+            ethernet(macs.spy, macs.client, VLAN, &[0, 7, 8, 0, 0x45, 0]),
         ),
         ("IPv6 EtherType on IPv4", v6(&syn4)),
     ]
@@ -469,24 +485,42 @@ fn foreign_frames_pass_as_without_lbd() {
     let before = scene.outcomes().unwrap();
     for outcome in &before {
         let seen = outcome.passed.len() + outcome.answered.len();
-        assert!(seen > 0, "without lbd nothing comes of `{}`", outcome.name);
+        let dropped_by_kernel = outcome.name.ends_with("which the kernel drops");
+        assert_ne!(seen > 0, dropped_by_kernel, "without lbd: {outcome:?}");
     }
     let again = scene.outcomes().unwrap();
-    assert_eq!(before, again, "the comparison itself is not stable");
+    assert_same(&before, &again, "sent twice without lbd");
     for xdp in ["native", "generic", "off"] {
         let daemon = scene.daemon(xdp).unwrap();
         let with = scene.outcomes().unwrap();
-        for (without, with) in before.iter().zip(&with) {
-            assert_eq!(without, with, "xdp {xdp}");
-        }
+        assert_same(&before, &with, &format!("xdp {xdp}"));
         note(format!(
             "xdp {xdp}: {} frames, all as without lbd",
             with.len()
         ));
         real_connections(&scene);
         drop(daemon);
-        assert_eq!(before, scene.outcomes().unwrap(), "after lbd --cleanup");
+        assert_same(&before, &scene.outcomes().unwrap(), "after lbd --cleanup");
     }
+}
+
+fn assert_same(before: &[Outcome], after: &[Outcome], when: &str) {
+    let hex = |frames: &[Vec<u8>]| -> Vec<String> {
+        let digits = |f: &Vec<u8>| f.iter().map(|b| format!("{b:02x}")).collect();
+        frames.iter().map(digits).collect()
+    };
+    let mut differences = String::new();
+    for (before, after) in before.iter().zip(after).filter(|(a, b)| a != b) {
+        for outcome in [before, after] {
+            let (passed, answered) = (hex(&outcome.passed), hex(&outcome.answered));
+            let name = outcome.name;
+            differences += &format!("\n{name}: passed {passed:?}, answered {answered:?}");
+        }
+    }
+    assert!(
+        differences.is_empty(),
+        "{when}: two lines each, without and with:{differences}"
+    );
 }
 
 /// Conversations of real programs with the node's own server, at a service's port.
