@@ -27,7 +27,8 @@ pub struct LongLived {
     stop: Arc<AtomicBool>,
     exchanges: Arc<AtomicU64>,
     backend: String,
-    thread: JoinHandle<Result<(), String>>,
+    /// `None` once it was closed.
+    thread: Option<JoinHandle<Result<(), String>>>,
 }
 
 impl LongLived {
@@ -93,7 +94,7 @@ impl LongLived {
             stop,
             exchanges,
             backend,
-            thread,
+            thread: Some(thread),
         })
     }
 
@@ -109,14 +110,21 @@ impl LongLived {
 
     /// False once it broke.
     pub fn is_alive(&self) -> bool {
-        !self.thread.is_finished()
+        self.thread.as_ref().is_some_and(|t| !t.is_finished())
     }
 
     /// Closes the connection; an error says when and how it had broken.
-    pub fn close(self) -> Result<u64, String> {
+    pub fn close(mut self) -> Result<u64, String> {
         self.stop.store(true, Ordering::Relaxed);
-        self.thread.join().map_err(|_| "panic".to_owned())??;
-        Ok(self.exchanges.load(Ordering::Relaxed))
+        let thread = self.thread.take().expect("closed once");
+        thread.join().map_err(|_| "panic".to_owned())??;
+        Ok(self.exchanges())
+    }
+}
+
+impl Drop for LongLived {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
     }
 }
 
