@@ -4,11 +4,16 @@ pub mod api;
 pub mod cli;
 pub mod config;
 pub mod controller;
+pub mod daemon;
 pub mod datapath;
 pub mod health;
+pub mod http;
 pub mod metrics;
 pub mod model;
 pub mod plan;
 pub mod reconcile;
 pub mod select;
 pub mod state;
+
+#[cfg(test)]
+mod testing;

@@ -1,6 +1,29 @@
 //! The config file: parsing with every fault found, and writing it back.
 
+mod address;
+mod check;
+mod decode;
+mod health;
+mod render;
+mod report;
+mod service;
+mod suggest;
+mod syntax;
+#[cfg(test)]
+mod tests;
+mod tree;
+mod value;
+
 use std::fmt;
+
+use check::Severity;
+use report::{Place, Report, Written};
+
+pub use address::parse_address;
+pub use check::check;
+pub use health::default_for as default_health;
+pub use render::render;
+pub use service::DEFAULT_WEIGHT;
 
 use crate::model::Config;
 
@@ -51,12 +74,51 @@ pub struct Parsed {
 
 /// Parses a config file's text; `file` is its name in messages. All faults are reported.
 pub fn parse(text: &str, file: &str) -> Result<Parsed, Faults> {
-    let _ = (text, file);
-    todo!()
+    let mut report = Report::default();
+    let root = tree::load(text, &mut report);
+    let config = decode::config(root.as_ref(), &mut report);
+    if root.is_some() || report.is_clean() {
+        judge(&config, &mut report);
+    }
+    match report.finish() {
+        Ok(warnings) => Ok(Parsed { config, warnings }),
+        Err(findings) => Err(Faults {
+            file: file.to_owned(),
+            findings,
+        }),
+    }
 }
 
-/// Writes a config so that [`parse`] reads back the same.
-pub fn render(config: &Config) -> String {
-    let _ = config;
-    todo!()
+/// Gives the remarks of the semantic checks their places.
+fn judge(config: &Config, report: &mut Report) {
+    if config.services.is_empty() {
+        let place = match report.written(check::Item::Setting("services")) {
+            Written::At(place) => place,
+            Written::Nowhere | Written::Faulty => Place::START,
+        };
+        report.warn(
+            place,
+            "no services are configured: nothing is balanced until some are added",
+        );
+    }
+    for remark in check::remarks(config) {
+        let Some(place) = report.place(remark.item) else {
+            continue;
+        };
+        let mut message = remark.message;
+        if let Some(other) = remark.other {
+            match report.written(other) {
+                Written::Faulty => continue,
+                Written::Nowhere => {}
+                Written::At(other) => {
+                    let first = if other < place { "first " } else { "" };
+                    message += &format!("; {first}defined at line {}", other.line);
+                }
+            }
+        }
+        match remark.severity {
+            Severity::Fault => report.fault(place, message),
+            Severity::Warning => report.warn(place, message),
+        }
+    }
 }

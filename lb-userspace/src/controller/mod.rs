@@ -1,17 +1,68 @@
 //! The daemon's one owner of truth: configured, overridden, observed. Everything that changes it
 //! comes in as a message; everything that reads it gets a snapshot.
+//!
+//! [`actor`] acts; [`world`], [`effective`], [`merge`], [`changes`], [`diff`], [`inherit`] and
+//! [`totals`] decide, and know neither clock, disk nor kernel.
 
-use std::{path::PathBuf, sync::Arc};
+mod actor;
+mod changes;
+mod diff;
+mod drains;
+mod effective;
+mod events;
+mod faults;
+mod inherit;
+mod inputs;
+mod items;
+mod kernel;
+mod merge;
+mod reads;
+mod requests;
+mod totals;
+mod view;
+mod world;
 
+#[cfg(test)]
+mod testing;
+#[cfg(test)]
+mod tests;
+
+use std::{
+    path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+use tokio::{
+    sync::{Notify, mpsc, oneshot},
+    task::spawn_blocking,
+};
+
+use self::{
+    actor::{Actor, Notes},
+    inputs::{Inputs, Message},
+    kernel::Kernel,
+    view::View,
+    world::{Layers, World},
+};
 use crate::{
     api::types::{BackendItem, Fault, Request, Response, ServiceItem, StatusItem},
     datapath::{Datapath, MapFill},
+    health::Checks,
     model::Config,
+    state::Store,
 };
 
 /// How the rest of the daemon talks to the controller. Cheap to clone.
 #[derive(Clone)]
-pub struct Handle {}
+pub struct Handle {
+    messages: mpsc::UnboundedSender<Message>,
+    network: Arc<Notify>,
+    ready: Arc<AtomicBool>,
+    datapath: Arc<dyn Datapath>,
+}
 
 /// What `/metrics` shows, taken in one go.
 #[derive(Clone, Debug)]
@@ -33,38 +84,149 @@ pub struct Snapshot {
     pub reconcile_seconds: Vec<f64>,
 }
 
-/// Starts the controller as a task. `config_file` is what `Reload` reads again.
+/// Starts the controller as a task of the current tokio runtime. `config_file` is what `Reload`
+/// reads again.
+///
+/// # Errors
+/// If the state directory is in use or holds a later version's state, or the kernel's maps cannot
+/// be read. That the first pass over the kernel fails is no error: it is tried again, and
+/// [`Handle::is_ready`] stays false until it succeeds.
 pub fn start(
     config: Config,
     config_file: Option<PathBuf>,
     datapath: Arc<dyn Datapath>,
 ) -> anyhow::Result<Handle> {
-    let _ = (config, config_file, datapath);
-    todo!()
+    let (store, state) = Store::open(&config.node.state_dir)?;
+    let kernel = Kernel::new(datapath.clone())?;
+    let layers = Layers {
+        file: config.clone(),
+        state,
+    };
+    let inherited = inherit::verdicts(kernel.installed(), &layers);
+    let world = World::new(layers, &inherited, |ip| kernel::route(&*datapath, ip));
+
+    let (reports_sender, reports) = mpsc::unbounded_channel();
+    let (messages_sender, messages) = mpsc::unbounded_channel();
+    let network = Arc::new(Notify::new());
+    let ready = Arc::new(AtomicBool::new(false));
+    let actor = Actor {
+        inputs: Inputs::new(reports, messages, network.clone()),
+        world,
+        kernel,
+        note: Notes::new(store.problems()),
+        store,
+        checks: Checks::new(reports_sender),
+        config_file,
+        began_with: config,
+        ready: ready.clone(),
+    };
+    tokio::spawn(actor.run());
+    Ok(Handle {
+        messages: messages_sender,
+        network,
+        ready,
+        datapath,
+    })
 }
 
 impl Handle {
+    /// Carries out one request. A change that is answered with [`Response::Done`] is on disk and
+    /// in the kernel.
     pub async fn call(&self, request: Request) -> Result<Response, Fault> {
-        let _ = request;
-        todo!()
+        requests::answer(self, request).await
     }
 
+    /// After [`Handle::stop`], a snapshot of nothing.
     pub async fn snapshot(&self) -> Snapshot {
-        todo!()
+        let (reply, answer) = oneshot::channel();
+        let sent = self.messages.send(Message::Snapshot { reply });
+        let (view, seconds) = match (sent, answer.await) {
+            (Ok(()), Ok(answer)) => answer,
+            _ => (View::stopped(), Vec::new()),
+        };
+        let datapath = self.datapath.clone();
+        let taken = spawn_blocking(move || take_snapshot(&view, &*datapath, seconds)).await;
+        taken.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))
     }
 
     /// Something about routes, neighbours or links changed: new epoch, SNAT sources looked up anew.
     pub fn network_changed(&self) {
-        todo!()
+        self.network.notify_one();
     }
 
     /// True once the programs are attached and the first sync is done.
     pub fn is_ready(&self) -> bool {
-        todo!()
+        self.ready.load(Ordering::Acquire)
     }
 
     /// Stops probing and reconciling; the data path keeps running.
     pub async fn stop(&self) {
-        todo!()
+        let (reply, stopped) = oneshot::channel();
+        if self.messages.send(Message::Stop { reply }).is_ok() {
+            let _ = stopped.await;
+        }
+        self.ready.store(false, Ordering::Release);
+    }
+
+    /// Answers from a view, away from the controller's task.
+    async fn read(
+        &self,
+        answer: impl FnOnce(&View, &dyn Datapath) -> Result<Response, Fault> + Send + 'static,
+    ) -> Result<Response, Fault> {
+        let view = self.ask(|reply| Message::View { reply }).await?;
+        let datapath = self.datapath.clone();
+        spawn_blocking(move || answer(&view, &*datapath))
+            .await
+            .unwrap_or_else(|error| Err(faults::failed(format!("the request failed: {error}"))))
+    }
+
+    async fn change(
+        &self,
+        decide: impl FnOnce(&Layers) -> Result<changes::Change, Fault> + Send + 'static,
+    ) -> Result<Response, Fault> {
+        self.ask(|reply| Message::Change {
+            decide: Box::new(decide),
+            reply,
+        })
+        .await?
+    }
+
+    async fn reload(&self) -> Result<Response, Fault> {
+        self.ask(|reply| Message::Reload { reply }).await?
+    }
+
+    async fn ask<T>(
+        &self,
+        message: impl FnOnce(oneshot::Sender<T>) -> Message,
+    ) -> Result<T, Fault> {
+        let stopping = || faults::failed("lbd is stopping; the data path keeps running");
+        let (reply, answer) = oneshot::channel();
+        self.messages.send(message(reply)).map_err(|_| stopping())?;
+        answer.await.map_err(|_| stopping())
+    }
+}
+
+fn take_snapshot(view: &View, datapath: &dyn Datapath, reconcile_seconds: Vec<f64>) -> Snapshot {
+    let (services, backends): (Vec<_>, Vec<_>) = view
+        .services
+        .iter()
+        .map(|service| items::items(view, datapath, service))
+        .unzip();
+    let drops = datapath.drops().unwrap_or_else(|error| {
+        tracing::warn!("cannot read the drop counters: {error:#}");
+        Vec::new()
+    });
+    Snapshot {
+        services,
+        backends: backends.into_iter().flatten().collect(),
+        status: view.status(datapath),
+        drops,
+        map_fill: view.scan.fill.clone(),
+        health_checks: view.probes(),
+        reloads_ok: view.counts.reloads_ok,
+        reloads_failed: view.counts.reloads_failed,
+        repairs: view.counts.repairs,
+        flows_aged: view.counts.flows_aged,
+        reconcile_seconds,
     }
 }

@@ -2,6 +2,7 @@
 //! and programs, [`memory`] is for tests. Nothing else in the daemon touches BPF.
 
 pub mod kernel;
+pub mod memory;
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -54,7 +55,8 @@ pub trait Datapath: Send + Sync {
     fn services(&self) -> anyhow::Result<Vec<(Listen, Service)>>;
 
     fn set_backend(&self, slot: u32, backend: &Backend) -> anyhow::Result<()>;
-    /// Every slot that is not free, by slot.
+    /// Every slot that was ever used, i.e. whose generation is not 0, by slot: free ones included,
+    /// so that the next use of a slot gets a generation that no flow left over has.
     fn backends(&self) -> anyhow::Result<Vec<(u32, Backend)>>;
 
     /// Swaps a whole selection table (the slots only, without the header) in one step.

@@ -1,7 +1,15 @@
-//! Active health checks: a pure state machine per backend ([`machine`]), probes, and the
-//! schedule that runs them.
+//! Active health checks: a pure state machine per backend ([`machine`]), a pure schedule of all
+//! of them ([`schedule`], [`lanes`]), and the probes themselves ([`probe`]).
 
-use std::collections::BTreeMap;
+mod lanes;
+mod machine;
+mod probe;
+mod run;
+mod schedule;
+#[cfg(test)]
+mod tests;
+
+use std::{collections::BTreeMap, sync::Arc};
 
 use tokio::sync::mpsc;
 
@@ -13,7 +21,7 @@ pub struct Target {
     pub health: Health,
     /// Verdict inherited from a former daemon (the kernel still holds it): stands until
     /// rise/fall says otherwise. `None` for a backend never seen: no traffic until the first
-    /// success.
+    /// success. Counts only when the target is added.
     pub inherited: Option<bool>,
 }
 
@@ -26,10 +34,11 @@ pub struct Verdict {
     pub failures_in_row: u32,
     /// Last result in words, e.g. `connection refused`, `HTTP status 503, expected 200`.
     pub last_result: Option<String>,
+    /// When the last probe that ended was started.
     pub last_probe: Option<std::time::Instant>,
 }
 
-/// Sent after every probe.
+/// Sent after every probe, and once for each target that is never probed (`type: none`).
 #[derive(Clone, Debug)]
 pub struct Report {
     pub backend: BackendRef,
@@ -37,25 +46,42 @@ pub struct Report {
     /// Whether `healthy` differs from before.
     pub changed: bool,
     /// Label of the metric `lbd_health_checks_total`: `success`, `refused`, `timeout`,
-    /// `unreachable`, `status`, `error`.
+    /// `unreachable`, `status`, `error`. An `error` of this node itself (no file descriptor or
+    /// port left) counts neither as success nor as failure.
     pub result: &'static str,
     pub duration: std::time::Duration,
 }
 
 /// Runs the probes of all backends.
-pub struct Checks {}
+pub struct Checks {
+    runner: Arc<run::Runner>,
+    driver: tokio::task::AbortHandle,
+}
 
 impl Checks {
     /// Reports go to `reports`; probes run on the current tokio runtime until this is dropped.
     pub fn new(reports: mpsc::UnboundedSender<Report>) -> Self {
-        let _ = reports;
-        todo!()
+        let runner = Arc::new(run::Runner::new(reports, run::slots()));
+        let driver = tokio::spawn(Arc::clone(&runner).drive()).abort_handle();
+        Self { runner, driver }
     }
 
     /// Probes exactly `targets` from now on. Targets whose health spec is unchanged keep their
-    /// state and phase.
+    /// state and phase; a changed spec keeps the verdict. Once this returns, no report is sent
+    /// about a backend that is not in `targets`; earlier ones may still wait in the channel.
     pub fn set_targets(&mut self, targets: &BTreeMap<BackendRef, Target>) {
-        let _ = targets;
-        todo!()
+        self.runner.set_targets(targets);
+    }
+
+    /// `None` for what is not a target.
+    pub fn verdict(&self, backend: &BackendRef) -> Option<Verdict> {
+        self.runner.verdict(backend)
+    }
+}
+
+impl Drop for Checks {
+    fn drop(&mut self) {
+        self.runner.set_targets(&BTreeMap::new());
+        self.driver.abort();
     }
 }

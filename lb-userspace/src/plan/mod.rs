@@ -1,16 +1,31 @@
 //! From what should be to what must change: pure.
+//!
+//! Numbers are sticky: what the kernel knows under a service id or a slot keeps it, so that a
+//! restarted daemon changes nothing and a service's connections survive every other change.
+
+mod change;
+mod ports;
+mod services;
+mod slots;
+mod tables;
+#[cfg(test)]
+mod tests;
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, HashSet},
     net::{IpAddr, SocketAddr},
 };
 
 use lb_common::abi::{Backend, Service};
 
 use crate::{
-    datapath::Listen,
+    datapath::{Capacity, Listen},
     model::{BackendRef, NoBackend, Policy, Protocol},
 };
+
+pub use change::{Change, Target, changes};
+pub use slots::socket_address;
+pub use tables::{Recipe, Table};
 
 /// What the kernel should hold.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
@@ -50,6 +65,8 @@ pub enum Admit {
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Installed {
     pub services: BTreeMap<Listen, Service>,
+    /// Every slot that was ever used: a free one keeps its generation, from which the next one
+    /// follows.
     pub backends: BTreeMap<u32, Backend>,
     pub tables: BTreeMap<u32, Vec<u32>>,
     /// The port bitmaps' words.
@@ -62,4 +79,57 @@ pub struct Placement {
     /// Service name → id.
     pub services: HashMap<String, u32>,
     pub slots: HashMap<BackendRef, u32>,
+}
+
+/// What a plan is made from.
+#[derive(Clone, Copy)]
+pub struct Input<'a> {
+    pub desired: &'a Desired,
+    pub installed: &'a Installed,
+    /// Flow entries per slot as of the last scan, `None` before the first.
+    pub present: Option<&'a HashMap<u32, u64>>,
+    /// Slots that took no new connections any more when `present` was counted. Only these are
+    /// freed: in others a connection may have begun since.
+    pub retired: &'a HashSet<u32>,
+    /// What the installed tables were built from, as far as known; those need no rebuilding.
+    pub recipes: &'a HashMap<u32, Recipe>,
+    pub capacity: Capacity,
+}
+
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Plan {
+    /// In an order in which traffic is never misrouted, whatever the last one carried out.
+    pub changes: Vec<Change>,
+    pub placement: Placement,
+    /// Objects left out, each with the reason and the remedy.
+    pub refused: Vec<String>,
+    /// Slots of removed backends that are kept for the flows they may have.
+    pub retired: HashSet<u32>,
+    /// Recipes of tables that are installed as they should be.
+    pub confirmed: Vec<(u32, Recipe)>,
+}
+
+pub fn plan(input: Input<'_>) -> Plan {
+    let mut plan = Plan::default();
+    let placed = services::place(input, &mut plan.refused);
+    let slots = slots::assign(input, &placed, &mut plan.refused);
+    let tables = tables::tables(input, &placed, &slots, &mut plan.confirmed);
+    let ports = ports::words(input, &placed, &slots.backends);
+    for service in &placed {
+        let name = service.desired.name.clone();
+        plan.placement.services.insert(name, service.id);
+    }
+    plan.placement.slots = slots.placement;
+    plan.retired = slots.retired;
+    plan.changes = changes(
+        input.installed,
+        Target {
+            services: placed.iter().flat_map(|s| s.entries()).collect(),
+            backends: slots.backends,
+            tables,
+            ports,
+            retired: &plan.retired,
+        },
+    );
+    plan
 }

@@ -1,15 +1,34 @@
 //! Brings the kernel to what is desired, verifies it, and repairs what others broke.
 
-use std::{collections::HashMap, sync::Arc};
+mod execute;
+mod name;
+#[cfg(test)]
+mod tests;
+mod verify;
+
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+};
+
+use lb_common::abi::backend_state;
 
 use crate::{
     datapath::Datapath,
-    plan::{Desired, Installed, Placement},
+    plan::{self, Change, Desired, Input, Installed, Placement, Recipe},
 };
+
+use name::Names;
 
 pub struct Reconciler {
     datapath: Arc<dyn Datapath>,
     installed: Installed,
+    /// What the installed tables were built from, where known.
+    recipes: HashMap<u32, Recipe>,
+    /// Slots of removed backends, with the number of the last scan before they were retired.
+    retired: HashMap<u32, u64>,
+    scans: u64,
+    names: Names,
 }
 
 /// What one pass did.
@@ -25,8 +44,14 @@ pub struct Applied {
 impl Reconciler {
     /// Reads what the kernel holds already (a former daemon's work is adopted, not rebuilt).
     pub fn new(datapath: Arc<dyn Datapath>) -> anyhow::Result<Self> {
-        let _ = datapath;
-        todo!()
+        Ok(Self {
+            installed: verify::read(datapath.as_ref())?,
+            datapath,
+            recipes: HashMap::new(),
+            retired: HashMap::new(),
+            scans: 0,
+            names: Names::default(),
+        })
     }
 
     /// What the kernel held when this was made, or holds since the last pass.
@@ -34,19 +59,90 @@ impl Reconciler {
         &self.installed
     }
 
+    /// Says that the flows were scanned anew, before [`Self::apply`] is given the counts. A slot is
+    /// freed only by a scan that began after its backend was removed; without this call, any pass
+    /// after the one that removed it may free it, by counts that are older.
+    pub fn scanned(&mut self) {
+        self.scans += 1;
+    }
+
     /// Makes the kernel hold `desired`. `present` counts the flow entries per slot as of the last
     /// scan (`None` before the first): the slot of a removed backend is freed once it has none.
+    ///
+    /// When a write fails, everything that does not depend on it is written all the same; the
+    /// error names what was not, and the next call tries again.
     pub fn apply(
         &mut self,
         desired: &Desired,
         present: Option<&HashMap<u32, u64>>,
     ) -> anyhow::Result<Applied> {
-        let _ = (desired, present, &self.datapath);
-        todo!()
+        let retired = self.retired_before_scan();
+        let mut applied = self.pass(desired, present, &retired)?;
+        // What this pass removed may be the room that was missing.
+        if !applied.refused.is_empty() && applied.changes > 0 {
+            let again = self.pass(desired, present, &retired)?;
+            applied = Applied {
+                changes: applied.changes + again.changes,
+                ..again
+            };
+        }
+        Ok(applied)
     }
 
     /// Reads the kernel's maps back, writes again what differs, and says what was repaired.
     pub fn verify(&mut self) -> anyhow::Result<Vec<String>> {
-        todo!()
+        let found = self.differences()?;
+        let said = found
+            .changes
+            .iter()
+            .map(|change| self.names.repair(change, &found.found));
+        let said = said.collect();
+        self.installed = found.found;
+        self.execute(found.changes)?;
+        Ok(said)
+    }
+
+    fn pass(
+        &mut self,
+        desired: &Desired,
+        present: Option<&HashMap<u32, u64>>,
+        retired: &HashSet<u32>,
+    ) -> anyhow::Result<Applied> {
+        let plan = plan::plan(Input {
+            desired,
+            installed: &self.installed,
+            present,
+            retired,
+            recipes: &self.recipes,
+            capacity: self.datapath.capacity(),
+        });
+        self.names.learn(&plan.placement.services);
+        self.recipes.extend(plan.confirmed);
+        let changes = plan.changes.len();
+        let result = self.execute(plan.changes);
+        self.note_retired(&plan.retired);
+        result?;
+        Ok(Applied {
+            changes,
+            placement: plan.placement,
+            refused: plan.refused,
+        })
+    }
+
+    /// Remembers since which scan slots are retired; one that a failed write left active is not.
+    fn note_retired(&mut self, slots: &HashSet<u32>) {
+        self.retired.retain(|slot, _| slots.contains(slot));
+        for slot in slots {
+            let backend = self.installed.backends.get(slot);
+            if backend.is_some_and(|b| b.state != backend_state::ACTIVE) {
+                self.retired.entry(*slot).or_insert(self.scans);
+            }
+        }
+    }
+
+    fn retired_before_scan(&self) -> HashSet<u32> {
+        let before = |at: &u64| *at < self.scans || self.scans == 0;
+        let slots = self.retired.iter().filter(|(_, at)| before(at));
+        slots.map(|(slot, _)| *slot).collect()
     }
 }

@@ -1,0 +1,208 @@
+//! `lbctl describe`: everything about one object, as text.
+
+use std::io::{self, Write};
+
+use super::{
+    Daemon,
+    args::Describe,
+    exit::{Exit, Failure},
+    human::{age, bytes, count},
+    listing::{backend_cells, backend_header, event_cells, event_header, labels},
+    output::{self, Format},
+    table::{self, visible},
+};
+use crate::{
+    api::types::{BackendItem, EventItem, HealthItem, Request, Response, ServiceItem},
+    model::{Health, HealthCheck, ServiceSpec, duration_text},
+};
+
+pub(super) async fn run(
+    daemon: &Daemon,
+    describe: Describe,
+    out: &mut dyn Write,
+) -> Result<Exit, Failure> {
+    let (request, format) = match describe {
+        Describe::Service { name, output } => (Request::DescribeService { name }, output),
+        Describe::Backend { backend, output } => (Request::DescribeBackend { backend }, output),
+    };
+    let response = daemon.call(request).await?;
+    if !format.is_table() {
+        return structured(&response, format, out);
+    }
+    match response {
+        Response::Service {
+            spec,
+            item,
+            backends,
+            events,
+        } => service(&spec, &item, &backends, &events, out)?,
+        Response::Backend {
+            item,
+            health,
+            events,
+        } => backend(&item, &health, &events, out)?,
+        _ => return Err(Failure::unexpected()),
+    }
+    Ok(Exit::Ok)
+}
+
+fn structured(response: &Response, format: Format, out: &mut dyn Write) -> Result<Exit, Failure> {
+    let kind = match response {
+        Response::Service { .. } => "Service",
+        Response::Backend { .. } => "Backend",
+        _ => return Err(Failure::unexpected()),
+    };
+    let mut fields = serde_json::to_value(response).unwrap_or_default();
+    if let Some(fields) = fields.as_object_mut() {
+        fields.remove("kind");
+    }
+    output::object(kind, fields, format, out)?;
+    Ok(Exit::Ok)
+}
+
+fn service(
+    spec: &ServiceSpec,
+    item: &ServiceItem,
+    backends: &[BackendItem],
+    events: &[EventItem],
+    out: &mut dyn Write,
+) -> io::Result<()> {
+    let listen: Vec<_> = spec.listen.iter().map(ToString::to_string).collect();
+    let healthy = format!("{} of {} healthy", item.healthy_backends, item.backends);
+    let connections = format!(
+        "{} active, {} in total",
+        item.active_connections, item.total_connections
+    );
+    fields(
+        &[
+            ("Name", spec.name.clone()),
+            ("Listen", listen.join(", ")),
+            ("Protocol", spec.protocol.to_string()),
+            ("Forwarding", spec.forwarding.to_string()),
+            ("SNAT", spec.snat.to_string()),
+            ("Policy", spec.policy.to_string()),
+            ("No backend", spec.no_backend.to_string()),
+            ("Health", health_words(&spec.health)),
+            ("Source", item.source.clone()),
+            ("Backends", healthy),
+            ("Connections", connections),
+        ],
+        out,
+    )?;
+    if !backends.is_empty() {
+        writeln!(out, "\nBackends:")?;
+        // The first column would say the same in every row.
+        let rows: Vec<_> = backends
+            .iter()
+            .map(|item| backend_cells(item, false).split_off(1))
+            .collect();
+        table::print(&backend_header(false)[1..], &rows, "  ", out)?;
+    }
+    self::events(events, out)
+}
+
+fn backend(
+    item: &BackendItem,
+    health: &HealthItem,
+    events: &[EventItem],
+    out: &mut dyn Write,
+) -> io::Result<()> {
+    let BackendItem {
+        service,
+        address,
+        weight,
+        effective_weight,
+        state,
+        reasons,
+        labels: _,
+        active_connections,
+        total_connections,
+        failed_connections,
+        packets_in,
+        bytes_in,
+        packets_out,
+        bytes_out,
+        source,
+    } = item;
+    let traffic = |packets, octets| format!("{} packets, {}", count(packets), bytes(octets));
+    let connections = format!(
+        "{active_connections} active, {total_connections} in total, {failed_connections} refused"
+    );
+    let last = match (&health.last_result, health.last_probe_seconds_ago) {
+        (Some(result), Some(ago)) => format!("{result}, {} ago", age(ago)),
+        (Some(result), None) => result.clone(),
+        (None, _) => "none yet".to_owned(),
+    };
+    let in_row = format!(
+        "{} successes, {} failures",
+        health.successes_in_row, health.failures_in_row
+    );
+    fields(
+        &[
+            ("Service", service.clone()),
+            ("Address", address.to_string()),
+            ("State", state.to_string()),
+            ("Reasons", reasons.join("; ")),
+            ("Weight", format!("{weight}, effective {effective_weight}")),
+            ("Labels", labels(item)),
+            ("Source", source.clone()),
+            ("Connections", connections),
+            ("In", traffic(*packets_in, *bytes_in)),
+            ("Out", traffic(*packets_out, *bytes_out)),
+            ("Health check", health.check.clone()),
+            ("Last probe", last),
+            ("In a row", in_row),
+        ],
+        out,
+    )?;
+    self::events(events, out)
+}
+
+/// `Name:   value`, with the values in one column.
+pub(super) fn fields(fields: &[(&str, String)], out: &mut dyn Write) -> io::Result<()> {
+    let width = fields.iter().map(|(name, _)| name.len()).max().unwrap_or(0) + 3;
+    for (name, value) in fields {
+        let value = match value.as_str() {
+            "" => "-".to_owned(),
+            value => visible(value),
+        };
+        writeln!(out, "{:<width$}{value}", format!("{name}:"))?;
+    }
+    Ok(())
+}
+
+fn events(events: &[EventItem], out: &mut dyn Write) -> io::Result<()> {
+    if events.is_empty() {
+        return Ok(());
+    }
+    writeln!(out, "\nEvents:")?;
+    let rows: Vec<_> = events.iter().map(|item| event_cells(item, false)).collect();
+    table::print(&event_header(false), &rows, "  ", out)
+}
+
+fn health_words(health: &Health) -> String {
+    let check = match &health.check {
+        HealthCheck::None => return "none, always healthy".to_owned(),
+        HealthCheck::Tcp => "tcp".to_owned(),
+        HealthCheck::Http {
+            path,
+            host,
+            expect_status,
+        } => {
+            let status: Vec<_> = expect_status.iter().map(ToString::to_string).collect();
+            let host = host.as_ref().map(|host| format!(" (host {host})"));
+            let host = host.unwrap_or_default();
+            format!("http GET {path}{host} expecting {}", status.join("|"))
+        }
+    };
+    let port = health.port.map(|port| format!(" on port {port}"));
+    format!(
+        "{check}{} every {} ({} while changing), timeout {}, rise {}, fall {}",
+        port.unwrap_or_default(),
+        duration_text::format(health.interval),
+        duration_text::format(health.fast_interval),
+        duration_text::format(health.timeout),
+        health.rise,
+        health.fall
+    )
+}

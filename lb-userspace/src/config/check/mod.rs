@@ -1,0 +1,127 @@
+//! What the values of a config mean together; the same for a file and for what comes by the API.
+
+mod address;
+mod health;
+pub(super) mod node;
+mod service;
+
+use crate::model::Config;
+
+/// Every fault of a config that did not come from a file; empty if it may be applied.
+pub fn check(config: &Config) -> Vec<String> {
+    remarks(config)
+        .into_iter()
+        .filter(|remark| remark.severity == Severity::Fault)
+        .map(|remark| match remark.item.service() {
+            Some(index) => format!(
+                "service `{}`: {}",
+                config.services[index].name, remark.message
+            ),
+            None => remark.message,
+        })
+        .collect()
+}
+
+/// A value that a remark can be about. Numbers are indices into `services`, `listen`, `backends`.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub(super) enum Item {
+    /// One outside services, by its keys: `admin.http`.
+    Setting(&'static str),
+    Interface(usize),
+    Service(usize),
+    Name(usize),
+    Listens(usize),
+    Listen(usize, usize),
+    Backends(usize),
+    Backend(usize, usize),
+    Labels(usize, usize),
+    /// A key of `health`, or all of it for an empty one.
+    Health(usize, &'static str),
+}
+
+impl Item {
+    /// What the value is a part of.
+    pub(super) fn parent(self) -> Option<Self> {
+        match self {
+            Self::Setting(_) => None,
+            Self::Interface(_) => Some(Self::Setting("node.interfaces")),
+            Self::Service(_) => Some(Self::Setting("services")),
+            Self::Name(service)
+            | Self::Listens(service)
+            | Self::Backends(service)
+            | Self::Health(service, "") => Some(Self::Service(service)),
+            Self::Listen(service, _) => Some(Self::Listens(service)),
+            Self::Backend(service, _) => Some(Self::Backends(service)),
+            Self::Labels(service, backend) => Some(Self::Backend(service, backend)),
+            Self::Health(service, _) => Some(Self::Health(service, "")),
+        }
+    }
+
+    fn service(self) -> Option<usize> {
+        match self {
+            Self::Setting(_) | Self::Interface(_) => None,
+            Self::Service(service)
+            | Self::Name(service)
+            | Self::Listens(service)
+            | Self::Listen(service, _)
+            | Self::Backends(service)
+            | Self::Backend(service, _)
+            | Self::Labels(service, _)
+            | Self::Health(service, _) => Some(service),
+        }
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Severity {
+    Fault,
+    Warning,
+}
+
+/// Something to say about a value.
+pub(super) struct Remark {
+    pub(super) severity: Severity,
+    pub(super) item: Item,
+    pub(super) message: String,
+    /// The value it conflicts with.
+    pub(super) other: Option<Item>,
+}
+
+pub(super) fn remarks(config: &Config) -> Vec<Remark> {
+    let mut remarks = Remarks(Vec::new());
+    node::node(&config.node, &mut remarks);
+    node::admin(&config.admin, &mut remarks);
+    node::fits_limits(config, &mut remarks);
+    for (index, spec) in config.services.iter().enumerate() {
+        service::service(spec, index, &mut remarks);
+        health::health(&spec.health, index, &mut remarks);
+    }
+    service::names_differ(config, &mut remarks);
+    service::listens_differ(config, &mut remarks);
+    remarks.0
+}
+
+struct Remarks(Vec<Remark>);
+
+impl Remarks {
+    fn fault(&mut self, item: Item, message: impl Into<String>) {
+        self.push(Severity::Fault, item, message.into(), None);
+    }
+
+    fn warn(&mut self, item: Item, message: impl Into<String>) {
+        self.push(Severity::Warning, item, message.into(), None);
+    }
+
+    fn conflict(&mut self, item: Item, other: Item, message: impl Into<String>) {
+        self.push(Severity::Fault, item, message.into(), Some(other));
+    }
+
+    fn push(&mut self, severity: Severity, item: Item, message: String, other: Option<Item>) {
+        self.0.push(Remark {
+            severity,
+            item,
+            message,
+            other,
+        });
+    }
+}

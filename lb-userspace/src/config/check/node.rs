@@ -1,0 +1,166 @@
+//! `node:` and `admin:`.
+
+use std::{
+    collections::HashMap,
+    os::unix::ffi::OsStrExt,
+    path::{Component, Path},
+};
+
+use super::{Item, Remarks};
+use crate::{
+    config::suggest::quoted,
+    model::{Admin, Config, Interfaces, Limits, Node, Protocol},
+};
+
+/// Highest `limits.connections` and `limits.handshakes`; beyond it a
+/// table takes gigabytes.
+pub(in crate::config) const MAX_FLOWS: u32 = 1 << 24;
+
+/// Highest `limits.services`.
+pub(in crate::config) const MAX_SERVICES: u32 = 1 << 16;
+
+/// Highest `limits.backends`.
+pub(in crate::config) const MAX_BACKENDS: u32 = 1 << 20;
+
+/// Longest device name: IFNAMSIZ less its final NUL.
+const MAX_INTERFACE: usize = 15;
+
+/// Longest path of a Unix socket: `sun_path` less its final NUL.
+const MAX_SOCKET_PATH: usize = 107;
+
+pub(super) fn node(node: &Node, remarks: &mut Remarks) {
+    if let Interfaces::Named(names) = &node.interfaces {
+        interfaces(names, remarks);
+    }
+    absolute("node.state_dir", &node.state_dir, remarks);
+    absolute("node.bpffs", &node.bpffs, remarks);
+    let Limits {
+        connections,
+        handshakes,
+        services,
+        backends,
+    } = node.limits;
+    for (item, value, max) in [
+        ("node.limits.connections", connections, MAX_FLOWS),
+        ("node.limits.handshakes", handshakes, MAX_FLOWS),
+        ("node.limits.services", services, MAX_SERVICES),
+        ("node.limits.backends", backends, MAX_BACKENDS),
+    ] {
+        if !(1..=max).contains(&value) {
+            let message = format!("`{item}` must be a number from 1 to {max}, not {value}");
+            remarks.fault(Item::Setting(item), message);
+        }
+    }
+}
+
+pub(super) fn admin(admin: &Admin, remarks: &mut Remarks) {
+    let Admin { socket, http } = admin;
+    absolute("admin.socket", socket, remarks);
+    if socket.as_os_str().len() > MAX_SOCKET_PATH {
+        let message = format!(
+            "`admin.socket`: a socket's path has at most {MAX_SOCKET_PATH} bytes, this one {}",
+            socket.as_os_str().len()
+        );
+        remarks.fault(Item::Setting("admin.socket"), message);
+    }
+    let item = Item::Setting("admin.http");
+    if http.port() == 0 {
+        remarks.fault(
+            item,
+            "`admin.http` has port 0; write a port from 1 to 65535",
+        );
+    }
+    if http.ip().is_multicast() {
+        remarks.fault(
+            item,
+            "`admin.http` is a multicast address; write one of this node",
+        );
+    }
+}
+
+/// Whether the services fit the maps, and leave the admin address alone.
+pub(super) fn fits_limits(config: &Config, remarks: &mut Remarks) {
+    let Limits {
+        services: max_services,
+        backends: max_backends,
+        ..
+    } = config.node.limits;
+    let services = config.services.len();
+    if services > max_services as usize {
+        let message =
+            format!("{services} services, but `node.limits.services` is {max_services}; raise it");
+        remarks.fault(Item::Setting("node.limits.services"), message);
+    }
+    let backends: usize = config.services.iter().map(|s| s.backends.len()).sum();
+    if backends > max_backends as usize {
+        let message =
+            format!("{backends} backends, but `node.limits.backends` is {max_backends}; raise it");
+        remarks.fault(Item::Setting("node.limits.backends"), message);
+    }
+    for (index, service) in config.services.iter().enumerate() {
+        if service.protocol != Protocol::Tcp {
+            continue;
+        }
+        if let Some(at) = service.listen.iter().position(|&l| l == config.admin.http) {
+            let message = format!("{} is the address of `admin.http`", config.admin.http);
+            remarks.conflict(
+                Item::Listen(index, at),
+                Item::Setting("admin.http"),
+                message,
+            );
+        }
+    }
+}
+
+fn interfaces(names: &[String], remarks: &mut Remarks) {
+    if names.is_empty() {
+        remarks.fault(
+            Item::Setting("node.interfaces"),
+            "`interfaces` names no device; write `auto` or a list such as [eth0]",
+        );
+    }
+    let mut seen = HashMap::new();
+    for (index, name) in names.iter().enumerate() {
+        let item = Item::Interface(index);
+        if let Some(fault) = interface_fault(name) {
+            remarks.fault(item, format!("interface {} {fault}", quoted(name)));
+        } else if let Some(&first) = seen.get(name) {
+            let message = format!("interface {} is listed twice", quoted(name));
+            remarks.conflict(item, Item::Interface(first), message);
+        } else {
+            seen.insert(name, index);
+        }
+    }
+}
+
+/// The kernel's own rule, `dev_valid_name` in net/core/dev.c.
+fn interface_fault(name: &str) -> Option<String> {
+    if name == "auto" {
+        return Some("stands alone; write `interfaces: auto`".to_owned());
+    }
+    if name.len() > MAX_INTERFACE {
+        return Some(format!("is longer than {MAX_INTERFACE} bytes"));
+    }
+    let forbidden = |c: char| c == '/' || c == ':' || c.is_whitespace() || c.is_control();
+    let invalid = matches!(name, "" | "." | "..") || name.contains(forbidden);
+    invalid.then(|| "is no device name".to_owned())
+}
+
+fn absolute(item: &'static str, path: &Path, remarks: &mut Remarks) {
+    let shown = quoted(&path.to_string_lossy());
+    let bytes = path.as_os_str().as_bytes();
+    let fault = if !path.is_absolute() {
+        "is no absolute path; begin it with /"
+    } else if path.components().any(|part| part == Component::ParentDir) {
+        "contains `..`; write it without"
+    } else if path
+        .to_str()
+        .is_none_or(|text| text.contains(char::is_control))
+        || bytes.is_empty()
+    {
+        "contains characters that a path cannot have here"
+    } else {
+        return;
+    };
+    remarks.fault(Item::Setting(item), format!("`{item}`: {shown} {fault}"));
+}

@@ -1,0 +1,225 @@
+//! A config as a file.
+
+use std::net::SocketAddr;
+
+use serde_yaml_ng::{Mapping, Value};
+
+use super::{decode::XDP_MODES, health};
+use crate::model::{
+    Admin, BackendSpec, Config, Forwarding, Health, HealthCheck, Interfaces, Limits, NoBackend,
+    Node, ServiceSpec, Snat,
+};
+
+/// Writes a config so that [`parse`](super::parse) reads back the same, if [`check`](super::check)
+/// finds no fault in it. Leaves out defaults that say nothing about a service.
+pub fn render(config: &Config) -> String {
+    let Config {
+        node: node_config,
+        admin: admin_config,
+        services,
+    } = config;
+    let mut root = Mapping::new();
+    put_unless_empty(&mut root, "node", node(node_config));
+    put_unless_empty(&mut root, "admin", admin(admin_config));
+    put(
+        &mut root,
+        "services",
+        services.iter().map(service).collect::<Vec<_>>(),
+    );
+    serde_yaml_ng::to_string(&root).expect("mappings of strings and numbers always serialise")
+}
+
+fn node(node: &Node) -> Mapping {
+    let Node {
+        interfaces,
+        xdp,
+        state_dir,
+        bpffs,
+        limits: sizes,
+    } = node;
+    let usual = Node::default();
+    let mut map = Mapping::new();
+    if let Interfaces::Named(names) = interfaces {
+        put(&mut map, "interfaces", names.clone());
+    }
+    if *xdp != usual.xdp {
+        let word = XDP_MODES.iter().find(|(_, mode)| mode == xdp);
+        put(&mut map, "xdp", word.map_or("auto", |&(word, _)| word));
+    }
+    for (key, path, usual) in [
+        ("state_dir", state_dir, &usual.state_dir),
+        ("bpffs", bpffs, &usual.bpffs),
+    ] {
+        if path != usual {
+            put(&mut map, key, path.to_string_lossy().into_owned());
+        }
+    }
+    put_unless_empty(&mut map, "limits", limits(sizes));
+    map
+}
+
+fn limits(limits: &Limits) -> Mapping {
+    let Limits {
+        connections,
+        handshakes,
+        services,
+        backends,
+    } = limits;
+    let usual = Limits::default();
+    let mut map = Mapping::new();
+    for (key, value, usual) in [
+        ("connections", *connections, usual.connections),
+        ("handshakes", *handshakes, usual.handshakes),
+        ("services", *services, usual.services),
+        ("backends", *backends, usual.backends),
+    ] {
+        if value != usual {
+            put(&mut map, key, value);
+        }
+    }
+    map
+}
+
+fn admin(admin: &Admin) -> Mapping {
+    let Admin { socket, http } = admin;
+    let usual = Admin::default();
+    let mut map = Mapping::new();
+    if *socket != usual.socket {
+        put(&mut map, "socket", socket.to_string_lossy().into_owned());
+    }
+    if *http != usual.http {
+        put(&mut map, "http", http.to_string());
+    }
+    map
+}
+
+fn service(spec: &ServiceSpec) -> Value {
+    let ServiceSpec {
+        name,
+        listen,
+        protocol,
+        forwarding,
+        snat,
+        policy,
+        no_backend,
+        health: health_spec,
+        backends,
+    } = spec;
+    let mut map = Mapping::new();
+    put(&mut map, "name", name.clone());
+    match listen.as_slice() {
+        [one] => put(&mut map, "listen", one.to_string()),
+        many => put(
+            &mut map,
+            "listen",
+            many.iter().map(SocketAddr::to_string).collect::<Vec<_>>(),
+        ),
+    }
+    put_word(&mut map, "protocol", protocol);
+    if *forwarding != Forwarding::default() {
+        put_word(&mut map, "forwarding", forwarding);
+    }
+    if *snat != Snat::default() {
+        put_word(&mut map, "snat", snat);
+    }
+    put_word(&mut map, "policy", policy);
+    if *no_backend != NoBackend::default() {
+        put_word(&mut map, "no_backend", no_backend);
+    }
+    if *health_spec != health::default_for(*protocol) {
+        put(&mut map, "health", health(health_spec));
+    }
+    put(
+        &mut map,
+        "backends",
+        backends.iter().map(backend).collect::<Vec<_>>(),
+    );
+    Value::Mapping(map)
+}
+
+fn health(health: &Health) -> Mapping {
+    let Health {
+        check,
+        port,
+        interval,
+        fast_interval,
+        timeout,
+        rise,
+        fall,
+    } = health;
+    let mut map = Mapping::new();
+    match check {
+        HealthCheck::None => put(&mut map, "type", "none"),
+        HealthCheck::Tcp => put(&mut map, "type", "tcp"),
+        HealthCheck::Http {
+            path,
+            host,
+            expect_status,
+        } => {
+            put(&mut map, "type", "http");
+            put(&mut map, "path", path.clone());
+            if let Some(host) = host {
+                put(&mut map, "host", host.clone());
+            }
+            put(&mut map, "expect_status", statuses(expect_status));
+        }
+    }
+    if let Some(port) = port {
+        put(&mut map, "port", *port);
+    }
+    let (usual_timeout, usual_fast_interval) = health::derived(*interval);
+    let format = crate::model::duration_text::format;
+    put(&mut map, "interval", format(*interval));
+    if *fast_interval != usual_fast_interval {
+        put(&mut map, "fast_interval", format(*fast_interval));
+    }
+    if *timeout != usual_timeout {
+        put(&mut map, "timeout", format(*timeout));
+    }
+    put(&mut map, "rise", *rise);
+    put(&mut map, "fall", *fall);
+    map
+}
+
+/// Three or more statuses in a row become a range.
+fn statuses(statuses: &[u16]) -> Vec<Value> {
+    statuses
+        .chunk_by(|a, b| a.checked_add(1) == Some(*b))
+        .flat_map(|run| match run {
+            [first, _, .., last] => vec![Value::from(format!("{first}-{last}"))],
+            few => few.iter().map(|&status| Value::from(status)).collect(),
+        })
+        .collect()
+}
+
+fn backend(backend: &BackendSpec) -> Value {
+    let BackendSpec {
+        address,
+        weight,
+        labels,
+    } = backend;
+    let mut map = Mapping::new();
+    put(&mut map, "address", address.to_string());
+    put(&mut map, "weight", *weight);
+    let labels = labels
+        .iter()
+        .map(|(key, value)| (key.clone().into(), value.clone().into()))
+        .collect();
+    put_unless_empty(&mut map, "labels", labels);
+    Value::Mapping(map)
+}
+
+fn put(map: &mut Mapping, key: &str, value: impl Into<Value>) {
+    map.insert(key.into(), value.into());
+}
+
+fn put_unless_empty(map: &mut Mapping, key: &str, value: Mapping) {
+    if !value.is_empty() {
+        put(map, key, value);
+    }
+}
+
+/// An enum of the model by the word it serialises as.
+fn put_word(map: &mut Mapping, key: &str, word: &impl std::fmt::Display) {
+    put(map, key, word.to_string());
+}

@@ -1,0 +1,182 @@
+//! One entry of `services:`.
+
+use std::{collections::BTreeMap, net::SocketAddr};
+
+use super::{
+    check::Item,
+    health,
+    report::Report,
+    suggest::quoted,
+    tree::{Data, Node},
+    value::{Fields, Later, address, choice, list, number, one_or_many, text},
+};
+use crate::model::{
+    BackendSpec, Forwarding, MAX_WEIGHT, NoBackend, Policy, Protocol, ServiceSpec, Snat,
+};
+
+/// Weight of a backend whose entry names none.
+pub const DEFAULT_WEIGHT: u16 = 100;
+
+const KEYS: [&str; 9] = [
+    "name",
+    "listen",
+    "protocol",
+    "forwarding",
+    "snat",
+    "policy",
+    "no_backend",
+    "health",
+    "backends",
+];
+const LATER_KEYS: [Later; 2] = [
+    (
+        "affinity",
+        "remove it; `policy: maglev` keeps a connection's 5-tuple on one backend",
+    ),
+    ("discovery", "list the servers under `backends` instead"),
+];
+const PROTOCOLS: [(&str, Protocol); 2] = [("tcp", Protocol::Tcp), ("udp", Protocol::Udp)];
+const FORWARDINGS: [(&str, Forwarding); 1] = [("nat", Forwarding::Nat)];
+const LATER_FORWARDINGS: [Later; 2] = [("dsr-l2", "use `nat`"), ("dsr-ipip", "use `nat`")];
+const SNATS: [(&str, Snat); 3] = [
+    ("auto", Snat::Auto),
+    ("always", Snat::Always),
+    ("never", Snat::Never),
+];
+const POLICIES: [(&str, Policy); 3] = [
+    ("maglev", Policy::Maglev),
+    ("round-robin", Policy::RoundRobin),
+    ("random", Policy::Random),
+];
+const LATER_POLICIES: [Later; 2] = [
+    (
+        "least-connections",
+        "use `maglev`, `round-robin` or `random`",
+    ),
+    ("peak-ewma", "use `maglev`, `round-robin` or `random`"),
+];
+const NO_BACKENDS: [(&str, NoBackend); 2] =
+    [("reject", NoBackend::Reject), ("drop", NoBackend::Drop)];
+
+/// The service at `index` of the list; never left out, so that indices stay those of the file.
+pub(super) fn service(value: &Node, index: usize, report: &mut Report) -> ServiceSpec {
+    report.found_at(Item::Service(index), value.place);
+    let mut spec = ServiceSpec {
+        name: String::new(),
+        listen: Vec::new(),
+        protocol: Protocol::default(),
+        forwarding: Forwarding::default(),
+        snat: Snat::default(),
+        policy: Policy::default(),
+        no_backend: NoBackend::default(),
+        health: health::default_for(Protocol::default()),
+        backends: Vec::new(),
+    };
+    report.faulty(Item::Name(index));
+    report.faulty(Item::Listens(index));
+    let Some(fields) = Fields::of(value, "service", &KEYS, &LATER_KEYS, report) else {
+        return spec;
+    };
+    if let Some(name) = fields
+        .require("name", "the service", "web", report)
+        .and_then(|value| Some((value.place, text(value, "name", "a name", report)?)))
+    {
+        report.found_at(Item::Name(index), name.0);
+        spec.name = name.1.to_owned();
+    }
+    if let Some(value) = fields.require("listen", "the service", "\"192.0.2.10:80\"", report) {
+        spec.listen = listens(value, index, report);
+    }
+    macro_rules! choose {
+        ($key:ident, $words:expr, $later:expr) => {
+            if let Some(value) = fields.get(stringify!($key)) {
+                let chosen = choice(value, stringify!($key), $words, $later, report);
+                spec.$key = chosen.unwrap_or_default();
+            }
+        };
+    }
+    choose!(protocol, &PROTOCOLS, &[]);
+    choose!(forwarding, &FORWARDINGS, &LATER_FORWARDINGS);
+    choose!(snat, &SNATS, &[]);
+    choose!(policy, &POLICIES, &LATER_POLICIES);
+    choose!(no_backend, &NO_BACKENDS, &[]);
+    spec.health = match fields.get("health") {
+        Some(value) => health::health(value, spec.protocol, index, report),
+        None => health::default_for(spec.protocol),
+    };
+    if let Some(value) = fields.get("backends") {
+        report.found_at(Item::Backends(index), value.place);
+        spec.backends = list(value, "backends", "a list of backends", report)
+            .unwrap_or(&[])
+            .iter()
+            .enumerate()
+            .map(|(at, value)| backend(value, Item::Backend(index, at), report))
+            .collect();
+    }
+    spec
+}
+
+fn listens(value: &Node, index: usize, report: &mut Report) -> Vec<SocketAddr> {
+    let mut listens = Vec::new();
+    let nodes = one_or_many(value);
+    for node in nodes {
+        if let Some(listen) = address(node, "listen", report) {
+            report.found_at(Item::Listen(index, listens.len()), node.place);
+            listens.push(listen);
+        }
+    }
+    if listens.len() == nodes.len() {
+        report.found_at(Item::Listens(index), value.place);
+    }
+    listens
+}
+
+/// A backend, or for a faulty one an address that is marked so and that nothing else is said about.
+fn backend(value: &Node, item: Item, report: &mut Report) -> BackendSpec {
+    report.faulty(item);
+    let mut spec = BackendSpec {
+        address: SocketAddr::from(([0, 0, 0, 0], 0)),
+        weight: DEFAULT_WEIGHT,
+        labels: BTreeMap::new(),
+    };
+    let keys = ["address", "weight", "labels"];
+    let Some(fields) = Fields::of(value, "backend", &keys, &[], report) else {
+        return spec;
+    };
+    if let Some(value) = fields.require("address", "the backend", "\"10.1.0.11:8080\"", report)
+        && let Some(address) = address(value, "address", report)
+    {
+        report.found_at(item, value.place);
+        spec.address = address;
+    }
+    if let Some(weight) = fields
+        .get("weight")
+        .and_then(|value| number(value, "weight", 0..=u32::from(MAX_WEIGHT), report))
+    {
+        spec.weight = u16::try_from(weight).unwrap_or(MAX_WEIGHT);
+    }
+    if let (Some(value), Item::Backend(service, at)) = (fields.get("labels"), item) {
+        report.found_at(Item::Labels(service, at), value.place);
+        spec.labels = labels(value, report);
+    }
+    spec
+}
+
+fn labels(value: &Node, report: &mut Report) -> BTreeMap<String, String> {
+    match &*value.data {
+        Data::Map(entries) => entries
+            .iter()
+            .filter_map(|entry| {
+                let expected = format!("text for {}", quoted(&entry.key));
+                let text = text(&entry.value, "labels", &expected, report)?;
+                Some((entry.key.clone(), text.to_owned()))
+            })
+            .collect(),
+        _ if value.is_null() => BTreeMap::new(),
+        _ => {
+            let message = "`labels` must be a mapping such as {version: v1}";
+            report.fault(value.place, message);
+            BTreeMap::new()
+        }
+    }
+}

@@ -1,0 +1,483 @@
+//! The controller's task: takes one input at a time, decides with the pure parts, then acts on
+//! disk, kernel and probes, in this order.
+
+use std::{
+    path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use tokio::{sync::oneshot, task::spawn_blocking, time::Instant};
+
+use super::{
+    changes::{self, Change},
+    diff, drains,
+    drains::Drains,
+    events::{Event, Events, Reason},
+    faults,
+    inputs::{Input, Inputs, Message, Routes, Scanned},
+    kernel::{self, Kernel},
+    view::{Counts, View},
+    world::{Transition, World},
+};
+use crate::{
+    api::types::{Fault, Response},
+    config,
+    health::{Checks, Report},
+    model::Config,
+    state::Store,
+};
+
+const RETRY_AFTER: Duration = Duration::from_secs(1);
+
+/// Flow scans take at most one part in this many of a CPU.
+const SCAN_SHARE: u32 = 20;
+const SCAN_EVERY: Duration = Duration::from_secs(1);
+
+pub(super) struct Actor {
+    pub inputs: Inputs,
+    pub world: World,
+    pub kernel: Kernel,
+    pub store: Store,
+    pub checks: Checks,
+    pub config_file: Option<PathBuf>,
+    /// What the daemon began with: node and admin settings hold until it ends.
+    pub began_with: Config,
+    pub ready: Arc<AtomicBool>,
+    pub note: Notes,
+}
+
+/// What the task remembers for those who ask.
+pub(super) struct Notes {
+    pub started: std::time::Instant,
+    pub events: Events,
+    pub counts: Counts,
+    pub last_reload: String,
+    pub drains: Drains,
+    pub scans_begun: u64,
+    pub store_problems: Vec<String>,
+    pub verify_failure: Option<String>,
+    pub scan_failure: Option<String>,
+}
+
+impl Notes {
+    pub(super) fn new(store_problems: Vec<String>) -> Self {
+        Self {
+            started: std::time::Instant::now(),
+            events: Events::default(),
+            counts: Counts::default(),
+            last_reload: "ok".to_owned(),
+            drains: Drains::default(),
+            scans_begun: 0,
+            store_problems,
+            verify_failure: None,
+            scan_failure: None,
+        }
+    }
+}
+
+impl Actor {
+    pub(super) async fn run(mut self) {
+        self.begin();
+        loop {
+            let input = self.inputs.next().await;
+            match input {
+                Input::Reports(reports) => self.take_reports(reports),
+                Input::Message(Message::Stop { reply }) => return self.end(Some(reply)).await,
+                Input::Abandoned => return self.end(None).await,
+                Input::Message(Message::Change { decide, reply }) => {
+                    let layers = self.world.layers().clone();
+                    let result = decide(&layers).and_then(|change| self.commit(change));
+                    let _ = reply.send(result);
+                }
+                Input::Message(Message::Reload { reply }) => {
+                    let _ = reply.send(self.reload());
+                }
+                Input::Message(Message::View { reply }) => {
+                    let _ = reply.send(self.view());
+                }
+                Input::Message(Message::Snapshot { reply }) => {
+                    let seconds = std::mem::take(&mut self.kernel.seconds);
+                    let _ = reply.send((self.view(), seconds));
+                }
+                Input::NetworkChanged => {
+                    self.raise_epoch();
+                    self.look_up_routes();
+                }
+                Input::Routed(Some(routes)) => self.take_routes(routes),
+                Input::Routed(None) => tracing::error!("looking up routes panicked"),
+                Input::ScanDue => self.scan(),
+                Input::Scanned(scanned) => self.take_scan(scanned),
+                Input::VerifyDue => self.verify(),
+                Input::RetryDue => {
+                    let _ = self.apply();
+                }
+            }
+        }
+    }
+
+    fn begin(&mut self) {
+        for conflict in self.world.conflicts() {
+            tracing::warn!("{conflict}");
+        }
+        // Routes may have changed while no daemon watched.
+        self.raise_epoch();
+        let _ = self.apply();
+        self.checks.set_targets(&self.world.targets());
+    }
+
+    async fn end(mut self, reply: Option<oneshot::Sender<()>>) {
+        if let Some(scan) = self.inputs.scan.take() {
+            let _ = scan.await;
+        }
+        tracing::info!("controller stopped; the data path keeps running");
+        drop(self);
+        if let Some(reply) = reply {
+            let _ = reply.send(());
+        }
+    }
+
+    fn take_reports(&mut self, reports: Vec<Report>) {
+        let transitions: Vec<Transition> = reports
+            .into_iter()
+            .filter_map(|report| self.world.observe(report))
+            .collect();
+        self.follow(transitions);
+    }
+
+    /// Brings transitions to the kernel first, then tells of them.
+    fn follow(&mut self, transitions: Vec<Transition>) {
+        if transitions.is_empty() {
+            return;
+        }
+        let _ = self.apply();
+        for event in transitions.iter().filter_map(transition_event) {
+            self.tell(event);
+        }
+    }
+
+    /// Makes a change last, then true.
+    fn commit(&mut self, change: Change) -> Result<Response, Fault> {
+        let Change { layers, message } = change;
+        let old = self.world.layers().clone();
+        if layers == *old && self.kernel.failure.is_none() {
+            return Ok(Response::Done { message });
+        }
+        if layers.state != old.state {
+            self.store.save(&layers.state).map_err(|error| {
+                tracing::error!("cannot save the state: {error:#}");
+                faults::failed(format!("nothing was changed: {error:#}"))
+            })?;
+        }
+        let datapath = self.kernel.datapath.clone();
+        self.world
+            .relayer(layers, |address| kernel::route(&*datapath, address));
+        self.kernel.note_moves();
+        let refused_before = self.kernel.refused.clone();
+        let applied = self.apply();
+        self.checks.set_targets(&self.world.targets());
+
+        let new = self.world.layers().clone();
+        for difference in changes::differences(&old, &new) {
+            self.tell(difference_event(difference));
+        }
+        for event in drains::override_events(&old.state, &new.state) {
+            self.tell(event);
+        }
+        self.note
+            .drains
+            .follow(&old.state, &new.state, self.note.scans_begun);
+
+        applied.map_err(|error| {
+            faults::failed(format!(
+                "{message}, but the kernel could not be brought up to date: {error}; lbd tries \
+                 again every second, see `lbctl status`"
+            ))
+        })?;
+        let refused = &self.kernel.refused;
+        match refused.iter().find(|r| !refused_before.contains(r)) {
+            Some(refused) => Err(faults::failed(format!("{message}, but {refused}"))),
+            None => Ok(Response::Done { message }),
+        }
+    }
+
+    fn reload(&mut self) -> Result<Response, Fault> {
+        let result = self.read_config().and_then(|change| self.commit(change));
+        match &result {
+            Ok(_) => {
+                self.note.counts.reloads_ok += 1;
+                self.note.last_reload = "ok".to_owned();
+                self.tell(node_event(
+                    Reason::Reloaded,
+                    "config file reloaded".to_owned(),
+                ));
+            }
+            Err(fault) => {
+                self.note.counts.reloads_failed += 1;
+                self.note.last_reload = fault.message.clone();
+                self.tell(node_event(Reason::ReloadFailed, fault.message.clone()));
+            }
+        }
+        result
+    }
+
+    fn read_config(&self) -> Result<Change, Fault> {
+        let path = self.config_file.as_ref().ok_or_else(|| {
+            faults::refused("lbd was started without a config file; use `lbctl apply FILE`")
+        })?;
+        let file = path.display().to_string();
+        let text = std::fs::read_to_string(path)
+            .map_err(|error| faults::failed(format!("cannot read {file}: {error}")))?;
+        let parsed =
+            config::parse(&text, &file).map_err(|invalid| faults::invalid(invalid.to_string()))?;
+        let mut change = changes::reload(self.world.layers(), parsed.config)?;
+        for warning in &parsed.warnings {
+            let config::Finding {
+                line,
+                column,
+                message,
+            } = warning;
+            tracing::warn!("{file}:{line}:{column}: {message}");
+            change.message += &format!("; warning: {file}:{line}:{column}: {message}");
+        }
+        Ok(change)
+    }
+
+    fn raise_epoch(&self) {
+        if let Err(error) = self.kernel.raise_epoch() {
+            tracing::error!("cannot make the packet path look up next hops anew: {error:#}");
+        }
+    }
+
+    fn look_up_routes(&mut self) {
+        if self.inputs.routes.is_some() {
+            return;
+        }
+        let addresses = self.world.routed();
+        let datapath = self.kernel.datapath.clone();
+        self.inputs.routes = Some(spawn_blocking(move || {
+            addresses
+                .into_iter()
+                .filter_map(|address| Some((address, kernel::route(&*datapath, address)?)))
+                .collect()
+        }));
+    }
+
+    fn take_routes(&mut self, routes: Routes) {
+        let transitions = self.world.reroute(routes);
+        // Source addresses may differ where no state does.
+        let _ = self.apply();
+        for event in transitions.iter().filter_map(transition_event) {
+            self.tell(event);
+        }
+    }
+
+    fn scan(&mut self) {
+        self.note.scans_begun += 1;
+        let number = self.note.scans_begun;
+        let datapath = self.kernel.datapath.clone();
+        self.inputs.scan = Some(spawn_blocking(move || {
+            let began = Instant::now();
+            let result = datapath.scan_flows();
+            Scanned {
+                number,
+                took: began.elapsed(),
+                result,
+            }
+        }));
+    }
+
+    fn take_scan(&mut self, scanned: Option<Scanned>) {
+        let took = scanned.as_ref().map_or(Duration::ZERO, |s| s.took);
+        self.inputs.scan_due = Instant::now() + SCAN_EVERY.max(took * SCAN_SHARE);
+        let (number, scan) = match scanned {
+            Some(Scanned {
+                number,
+                result: Ok(scan),
+                ..
+            }) => (number, scan),
+            Some(Scanned {
+                result: Err(error), ..
+            }) => {
+                tracing::warn!("cannot scan the flow tables: {error:#}");
+                self.note.scan_failure = Some(format!("{error:#}"));
+                return;
+            }
+            None => {
+                self.note.scan_failure = Some("the scan panicked".to_owned());
+                return;
+            }
+        };
+        self.note.scan_failure = None;
+        self.note.counts.flows_aged += scan.aged;
+        for event in self
+            .note
+            .drains
+            .ended(number, &scan, &self.kernel.placement)
+        {
+            self.tell(event);
+        }
+        self.kernel.scan = Some(Arc::new(scan));
+        if self.kernel.has_retired_slots() {
+            self.kernel.note_moves();
+            let _ = self.apply();
+        }
+    }
+
+    fn verify(&mut self) {
+        self.note.store_problems = self.store.problems();
+        match self.kernel.verify() {
+            Ok(repaired) => {
+                self.note.verify_failure = None;
+                self.note.counts.repairs += repaired.len() as u64;
+                for words in repaired {
+                    self.tell(node_event(Reason::Repaired, words));
+                }
+            }
+            Err(error) => {
+                tracing::error!("cannot verify the kernel's side: {error:#}");
+                self.note.verify_failure = Some(format!("{error:#}"));
+            }
+        }
+        if self.world.has_unreachable() {
+            self.look_up_routes();
+        }
+    }
+
+    fn apply(&mut self) -> Result<(), String> {
+        let failed_before = self.kernel.failure.is_some();
+        let result = self.kernel.apply(&self.world);
+        match &result {
+            Ok(()) => {
+                self.inputs.retry_due = None;
+                self.ready.store(true, Ordering::Release);
+                if failed_before {
+                    let text = "the kernel is up to date again".to_owned();
+                    self.tell(node_event(Reason::ApplyRecovered, text));
+                }
+            }
+            Err(error) => {
+                self.inputs.retry_due = Some(Instant::now() + RETRY_AFTER);
+                if !failed_before {
+                    self.tell(node_event(Reason::ApplyFailed, error.clone()));
+                }
+            }
+        }
+        result
+    }
+
+    fn tell(&mut self, event: Event) {
+        let since = SystemTime::now().duration_since(UNIX_EPOCH);
+        let time_ms = since.map_or(0, |since| since.as_millis() as u64);
+        self.note.events.push(event, time_ms);
+    }
+
+    fn view(&self) -> View {
+        View {
+            layers: self.world.layers().clone(),
+            services: self.world.services().to_vec(),
+            placement: self.kernel.placement.clone(),
+            scan: self.kernel.scan.clone().unwrap_or_default(),
+            totals: self.kernel.totals.by_service(),
+            events: self.note.events.all(),
+            problems: self.problems(),
+            ready: self.ready.load(Ordering::Acquire),
+            started: self.note.started,
+            config_file: self.config_file.clone(),
+            last_reload: self.note.last_reload.clone(),
+            counts: self.note.counts,
+        }
+    }
+
+    fn problems(&self) -> Vec<String> {
+        let mut problems = self.note.store_problems.clone();
+        if let Some(failure) = &self.kernel.failure {
+            problems.push(format!(
+                "the kernel could not be brought up to date: {failure}; tried again every second"
+            ));
+        }
+        if let Some(failure) = &self.note.verify_failure {
+            problems.push(format!(
+                "the kernel's side could not be verified: {failure}"
+            ));
+        }
+        if let Some(failure) = &self.note.scan_failure {
+            problems.push(format!("the flow tables could not be scanned: {failure}"));
+        }
+        if self.note.last_reload != "ok" {
+            let failure = &self.note.last_reload;
+            problems.push(format!("the last reload failed: {failure}"));
+        }
+        problems.extend(self.kernel.refused.iter().cloned());
+        problems.extend(self.world.conflicts().iter().cloned());
+        let settings = diff::settings(&self.began_with, &self.world.layers().file);
+        if !settings.is_empty() {
+            problems.push(format!(
+                "settings of the config file that take a restart of lbd: {}",
+                settings.join(", ")
+            ));
+        }
+        problems
+    }
+}
+
+fn transition_event(transition: &Transition) -> Option<Event> {
+    use crate::model::BackendState as State;
+    let Transition {
+        backend,
+        before,
+        after,
+    } = transition;
+    if before.state == after.state {
+        return None;
+    }
+    let reason = match after.state {
+        State::Healthy => Reason::BackendHealthy,
+        State::Unhealthy | State::Ejected => Reason::BackendUnhealthy,
+        State::Unknown | State::Draining | State::Maintenance => return None,
+    };
+    Some(Event {
+        reason,
+        object: format!("backend/{backend}"),
+        message: format!(
+            "{} → {}: {}",
+            before.state,
+            after.state,
+            after.reasons.join(", ")
+        ),
+    })
+}
+
+fn difference_event(difference: diff::Difference) -> Event {
+    use diff::Kind;
+    let diff::Difference {
+        kind,
+        object,
+        detail,
+    } = difference;
+    let is_service = object.starts_with("service ");
+    let (reason, message) = match (kind, is_service) {
+        (Kind::Added, true) => (Reason::ServiceAdded, "added".to_owned()),
+        (Kind::Added, false) => (Reason::BackendAdded, "added".to_owned()),
+        (Kind::Removed, true) => (Reason::ServiceRemoved, "removed".to_owned()),
+        (Kind::Removed, false) => (Reason::BackendRemoved, "removed".to_owned()),
+        (Kind::Changed, true) => (Reason::ServiceChanged, detail),
+        (Kind::Changed, false) => (Reason::BackendChanged, detail),
+    };
+    Event {
+        reason,
+        object: object.replacen(' ', "/", 1),
+        message,
+    }
+}
+
+fn node_event(reason: Reason, message: String) -> Event {
+    Event {
+        reason,
+        object: "node".to_owned(),
+        message,
+    }
+}

@@ -1,0 +1,353 @@
+//! What requests make of the layers. Pure: each function takes the layers in force and gives
+//! those that should follow, or says why not.
+
+use std::collections::HashSet;
+
+use super::{
+    diff, faults,
+    merge::{self, Layer, Merged},
+    world::Layers,
+};
+use crate::{
+    api::types::{Fault, UnsetWhat},
+    config,
+    model::{BackendRef, BackendSpec, Config, Mode, ServiceSpec, WeightOverride},
+    state::AddedBackend,
+};
+
+const MAX_PERCENT: u16 = 1000;
+
+/// Layers that a request asks for.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) struct Change {
+    pub layers: Layers,
+    /// What was done, in one line.
+    pub message: String,
+}
+
+type Result = std::result::Result<Change, Fault>;
+
+pub(super) fn add_service(old: &Layers, service: ServiceSpec) -> Result {
+    let name = service.name.clone();
+    let services = merged(old);
+    if let Some(owner) = services.iter().find(|s| s.spec.name == name) {
+        return Err(faults::conflict(match owner.layer {
+            Layer::File => format!("service `{name}` exists already, in the config file"),
+            Layer::Cli => format!(
+                "service `{name}` exists already; change it with `lbctl apply`, or remove it \
+                 first with `lbctl remove service {name}`"
+            ),
+        }));
+    }
+    listens_are_free(&service, services.iter())?;
+    let mut new = old.clone();
+    new.state.services.retain(|shadowed| shadowed.name != name);
+    new.state.services.push(service);
+    finish(old, new, format!("service {name} added"))
+}
+
+pub(super) fn remove_service(old: &Layers, name: &str) -> Result {
+    let mut new = old.clone();
+    new.state.services.retain(|service| service.name != name);
+    let in_file = old.file.services.iter().any(|s| s.name == name);
+    if new.state.services.len() < old.state.services.len() {
+        let rest = if in_file {
+            "; the config file's remains"
+        } else {
+            ""
+        };
+        return finish(old, new, format!("service {name} removed{rest}"));
+    }
+    if in_file {
+        return Err(faults::refused(format!(
+            "service `{name}` is in the config file: remove it there and run `lbctl reload`"
+        )));
+    }
+    let services = merged(old);
+    Err(faults::no_service(name, names(&services)))
+}
+
+pub(super) fn add_backend(old: &Layers, service: &str, backend: BackendSpec) -> Result {
+    let services = merged(old);
+    let owner = find(&services, service)?;
+    let reference = BackendRef {
+        service: service.to_owned(),
+        address: backend.address,
+    };
+    if place(owner, &reference).is_some() {
+        return Err(faults::conflict(format!(
+            "backend {reference} exists already; change its weight with `lbctl set weight \
+             {reference} N`"
+        )));
+    }
+    let mut new = old.clone();
+    match owner.layer {
+        Layer::Cli => cli_service(&mut new, service, |spec| spec.backends.push(backend)),
+        Layer::File => {
+            let state = &mut new.state;
+            state.backends.retain(|b| b.reference() != reference);
+            state.backends.push(AddedBackend {
+                service: service.to_owned(),
+                backend,
+            });
+        }
+    }
+    finish(old, new, format!("backend {reference} added"))
+}
+
+pub(super) fn remove_backend(old: &Layers, backend: &BackendRef) -> Result {
+    let services = merged(old);
+    let mut new = old.clone();
+    new.state.backends.retain(|b| b.reference() != *backend);
+    let forgotten = new.state.backends.len() < old.state.backends.len();
+    let message = format!("backend {backend} removed");
+    if forgotten && services.iter().all(|s| s.spec.name != backend.service) {
+        return finish(old, new, message);
+    }
+    let owner = find(&services, &backend.service)?;
+    let place = place(owner, backend).ok_or_else(|| faults::no_backend(backend, owner))?;
+    match (owner.layer, owner.layers[place]) {
+        (Layer::Cli, _) => cli_service(&mut new, &backend.service, |spec| {
+            spec.backends.retain(|b| b.address != backend.address);
+        }),
+        (Layer::File, Layer::Cli) => {}
+        (Layer::File, Layer::File) => {
+            return Err(faults::refused(format!(
+                "backend {backend} is in the config file: remove it there and run `lbctl reload`, \
+                 or take it out of service with `lbctl maint {backend}`"
+            )));
+        }
+    }
+    finish(old, new, message)
+}
+
+pub(super) fn set_weight(old: &Layers, backend: &BackendRef, weight: WeightOverride) -> Result {
+    let spec = existing(old, backend)?;
+    let words = match weight {
+        WeightOverride::Absolute(weight) => weight.to_string(),
+        WeightOverride::Percent(percent) if percent > MAX_PERCENT => {
+            return Err(faults::invalid(format!(
+                "weight {percent}% of {backend}: at most {MAX_PERCENT}%; raise the configured \
+                 weight instead"
+            )));
+        }
+        WeightOverride::Percent(percent) => format!("{percent}% of {}", spec.weight),
+    };
+    let mut new = old.clone();
+    let said = new.state.overrides.entry(backend.clone()).or_default();
+    said.weight = Some(weight);
+    finish(old, new, format!("weight of {backend} set to {words}"))
+}
+
+pub(super) fn set_mode(old: &Layers, backend: &BackendRef, mode: Mode) -> Result {
+    existing(old, backend)?;
+    let message = match mode {
+        Mode::Drain => format!("{backend} drains: no new connections, existing ones continue"),
+        Mode::Maintenance => format!("{backend} in maintenance: no new connections, no probes"),
+        Mode::Ready => format!("{backend} ready: takes connections whatever its health"),
+    };
+    let mut new = old.clone();
+    let said = new.state.overrides.entry(backend.clone()).or_default();
+    said.mode = Some(mode);
+    finish(old, new, message)
+}
+
+/// Also forgets overrides of backends that are gone.
+pub(super) fn unset(old: &Layers, backend: &BackendRef, what: UnsetWhat) -> Result {
+    let mut new = old.clone();
+    let Some(said) = new.state.overrides.get_mut(backend) else {
+        existing(old, backend)?;
+        return finish(old, new, format!("{backend} has no override"));
+    };
+    let former = said.clone();
+    if matches!(what, UnsetWhat::Weight | UnsetWhat::All) {
+        said.weight = None;
+    }
+    if matches!(what, UnsetWhat::Mode | UnsetWhat::All) {
+        said.mode = None;
+    }
+    let message = if *said == former {
+        format!("{backend} has no such override")
+    } else {
+        format!("override of {backend} removed")
+    };
+    if said.is_empty() {
+        new.state.overrides.remove(backend);
+    }
+    finish(old, new, message)
+}
+
+/// Adds `services` to the CLI layer, in place of those of the same name.
+pub(super) fn apply(old: &Layers, services: Vec<ServiceSpec>) -> Result {
+    let in_file: Vec<&str> = services
+        .iter()
+        .filter(|new| old.file.services.iter().any(|s| s.name == new.name))
+        .map(|new| new.name.as_str())
+        .collect();
+    if !in_file.is_empty() {
+        return Err(faults::conflict(format!(
+            "the config file owns {}: change it there and run `lbctl reload`, or take it out of \
+             what is applied",
+            in_file.join(", ")
+        )));
+    }
+    let replaced: HashSet<&str> = services.iter().map(|s| s.name.as_str()).collect();
+    let merged = merged(old);
+    for service in &services {
+        let others = merged
+            .iter()
+            .filter(|s| !replaced.contains(s.spec.name.as_str()));
+        listens_are_free(service, others)?;
+    }
+    let mut new = old.clone();
+    for service in &services {
+        let known = &mut new.state.services;
+        match known.iter_mut().find(|s| s.name == service.name) {
+            Some(former) => *former = service.clone(),
+            None => known.push(service.clone()),
+        }
+    }
+    let changes = differences(old, &new).len();
+    let message = format!("{} services applied, {changes} changes", services.len());
+    finish(old, new, message)
+}
+
+/// Puts another config file in force.
+pub(super) fn reload(old: &Layers, file: Config) -> Result {
+    let mut new = Layers {
+        file,
+        state: old.state.clone(),
+    };
+    let conflicts = merge::merge(&new.file, &new.state).conflicts;
+    if !conflicts.is_empty() {
+        return Err(faults::conflict(format!(
+            "the config file collides with what lbctl added, nothing was changed: {}",
+            conflicts.join("; ")
+        )));
+    }
+    // The file lists them by now, or dropped the service they were added to.
+    let Layers { file, state } = &mut new;
+    state.backends.retain(|added| {
+        let service = file.services.iter().find(|s| s.name == added.service);
+        service.is_some_and(|s| {
+            s.backends
+                .iter()
+                .all(|b| b.address != added.backend.address)
+        })
+    });
+    let changes = differences(old, &new).len();
+    let mut message = match changes {
+        0 => "config file reloaded, no service changed".to_owned(),
+        n => format!("config file reloaded, {n} changes"),
+    };
+    let settings = diff::settings(&old.file, &new.file);
+    if !settings.is_empty() {
+        message += &format!("; takes a restart of lbd: {}", settings.join(", "));
+    }
+    finish(old, new, message)
+}
+
+/// What differs between two sets of layers once merged.
+pub(super) fn differences(old: &Layers, new: &Layers) -> Vec<diff::Difference> {
+    let (old, new) = (merged(old), merged(new));
+    diff::services(old.iter().map(|s| &s.spec), new.iter().map(|s| &s.spec))
+}
+
+pub(super) fn find<'a>(
+    services: &'a [Merged],
+    name: &str,
+) -> std::result::Result<&'a Merged, Fault> {
+    services
+        .iter()
+        .find(|s| s.spec.name == name)
+        .ok_or_else(|| faults::no_service(name, names(services)))
+}
+
+/// Holds every change to the rules of the config file, and drops overrides with their backends.
+fn finish(old: &Layers, mut new: Layers, message: String) -> Result {
+    let services = merged(&new);
+    let whole = Config {
+        node: new.file.node.clone(),
+        admin: new.file.admin.clone(),
+        services: services.iter().map(|s| s.spec.clone()).collect(),
+    };
+    let findings = config::check(&whole);
+    if !findings.is_empty() {
+        return Err(faults::invalid(findings.join("\n")));
+    }
+    let (before, after) = (references(&merged(old)), references(&services));
+    new.state
+        .overrides
+        .retain(|backend, _| after.contains(backend) || !before.contains(backend));
+    Ok(Change {
+        layers: new,
+        message,
+    })
+}
+
+fn merged(layers: &Layers) -> Vec<Merged> {
+    merge::merge(&layers.file, &layers.state).services
+}
+
+fn names(services: &[Merged]) -> impl Iterator<Item = &str> {
+    services.iter().map(|s| s.spec.name.as_str())
+}
+
+fn references(services: &[Merged]) -> HashSet<BackendRef> {
+    services
+        .iter()
+        .flat_map(|s| {
+            s.spec.backends.iter().map(|b| BackendRef {
+                service: s.spec.name.clone(),
+                address: b.address,
+            })
+        })
+        .collect()
+}
+
+fn place(service: &Merged, backend: &BackendRef) -> Option<usize> {
+    let backends = &service.spec.backends;
+    backends.iter().position(|b| b.address == backend.address)
+}
+
+fn existing(layers: &Layers, backend: &BackendRef) -> std::result::Result<BackendSpec, Fault> {
+    let services = merged(layers);
+    let owner = find(&services, &backend.service)?;
+    let place = place(owner, backend).ok_or_else(|| faults::no_backend(backend, owner))?;
+    Ok(owner.spec.backends[place].clone())
+}
+
+fn cli_service(layers: &mut Layers, name: &str, edit: impl FnOnce(&mut ServiceSpec)) {
+    let services = &mut layers.state.services;
+    if let Some(spec) = services.iter_mut().find(|s| s.name == name) {
+        edit(spec);
+    }
+}
+
+fn listens_are_free<'a>(
+    service: &ServiceSpec,
+    others: impl Iterator<Item = &'a Merged>,
+) -> std::result::Result<(), Fault> {
+    for other in others.filter(|o| o.spec.protocol == service.protocol) {
+        if let Some(taken) = service
+            .listen
+            .iter()
+            .find(|l| other.spec.listen.contains(l))
+        {
+            let layer = match other.layer {
+                Layer::File => "of the config file",
+                Layer::Cli => "added by lbctl",
+            };
+            return Err(faults::conflict(format!(
+                "service `{}`: {taken}/{} belongs to service `{}` {layer}; choose another \
+                 address or port",
+                service.name, service.protocol, other.spec.name
+            )));
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+#[path = "changes_tests.rs"]
+mod tests;

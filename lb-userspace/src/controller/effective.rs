@@ -1,0 +1,411 @@
+//! What becomes of one backend: f(configured, override, observed). Pure.
+
+use std::net::IpAddr;
+
+use crate::{
+    datapath::Route,
+    health::Verdict,
+    model::{BackendSpec, BackendState, Health, HealthCheck, Mode, Override, Snat, WeightOverride},
+    plan::{Admit, DesiredBackend},
+};
+
+/// How connections get to a backend and back.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Via {
+    /// The client's address is kept.
+    Client,
+    /// The source becomes this address of the node.
+    Node(IpAddr),
+    /// The node has no route to the backend.
+    Nowhere,
+}
+
+/// `route` is `None` if it is not known.
+pub(super) fn via(snat: Snat, route: Option<Route>) -> Via {
+    let source = route.and_then(|route| route.source);
+    match (snat, route, source) {
+        (Snat::Never, _, _) => Via::Client,
+        (Snat::Auto, Some(route), _) if route.returns_here => Via::Client,
+        (Snat::Auto | Snat::Always, _, Some(source)) => Via::Node(source),
+        (Snat::Auto | Snat::Always, _, None) => Via::Nowhere,
+    }
+}
+
+/// All that is known about one backend, in the three layers.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Facts<'a> {
+    pub spec: &'a BackendSpec,
+    pub health: &'a Health,
+    pub said: &'a Override,
+    pub verdict: &'a Verdict,
+    pub via: Via,
+}
+
+/// The sum of the three layers.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) struct Effective {
+    pub state: BackendState,
+    pub admit: Admit,
+    /// What the table is built with; 0 while the backend takes no new connections.
+    pub weight: u32,
+    /// Why, the decisive reason first.
+    pub reasons: Vec<String>,
+}
+
+pub(super) fn effective(facts: Facts<'_>) -> Effective {
+    let weight = weight(facts.spec.weight, facts.said.weight);
+    let (state, admit) = standing(facts);
+    let admit = match admit {
+        Admit::Active if weight == 0 => Admit::Draining,
+        other => other,
+    };
+    Effective {
+        state,
+        admit,
+        weight: if admit == Admit::Active { weight } else { 0 },
+        reasons: reasons(facts, weight),
+    }
+}
+
+pub(super) fn desired(facts: Facts<'_>) -> DesiredBackend {
+    let Effective { admit, weight, .. } = effective(facts);
+    DesiredBackend {
+        address: facts.spec.address,
+        weight,
+        admit,
+        snat: match facts.via {
+            Via::Node(source) => Some(source),
+            Via::Client | Via::Nowhere => None,
+        },
+    }
+}
+
+/// The verdict that counts: a service without a check trusts its backends.
+pub(super) fn healthy(health: &Health, verdict: &Verdict) -> Option<bool> {
+    match health.check {
+        HealthCheck::None => Some(true),
+        HealthCheck::Tcp | HealthCheck::Http { .. } => verdict.healthy,
+    }
+}
+
+/// Configured weight with the override on top.
+pub(super) fn weight(configured: u16, said: Option<WeightOverride>) -> u32 {
+    match said {
+        None => configured.into(),
+        Some(WeightOverride::Absolute(weight)) => weight.into(),
+        Some(WeightOverride::Percent(percent)) => {
+            let rounded = (u32::from(configured) * u32::from(percent) + 50) / 100;
+            let least = u32::from(percent > 0 && configured > 0);
+            rounded.max(least)
+        }
+    }
+}
+
+fn standing(facts: Facts<'_>) -> (BackendState, Admit) {
+    let healthy = healthy(facts.health, facts.verdict);
+    let reachable = facts.via != Via::Nowhere;
+    match (facts.said.mode, reachable, healthy) {
+        (Some(Mode::Maintenance), _, _) => (BackendState::Maintenance, Admit::Draining),
+        // Connections of a draining backend go on, unless it is dead: UDP flows then move away.
+        (Some(Mode::Drain), true, Some(true) | None) => (BackendState::Draining, Admit::Draining),
+        (Some(Mode::Drain), _, _) => (BackendState::Draining, Admit::Down),
+        (_, false, _) => (BackendState::Unhealthy, Admit::Down),
+        (Some(Mode::Ready), true, _) => (BackendState::Healthy, Admit::Active),
+        (None, true, Some(true)) => (BackendState::Healthy, Admit::Active),
+        (None, true, Some(false)) => (BackendState::Unhealthy, Admit::Down),
+        (None, true, None) => (BackendState::Unknown, Admit::Draining),
+    }
+}
+
+fn reasons(facts: Facts<'_>, weight: u32) -> Vec<String> {
+    let mut reasons = Vec::with_capacity(3);
+    match facts.said.mode {
+        Some(Mode::Drain) => reasons.push("override: drain".to_owned()),
+        Some(Mode::Maintenance) => reasons.push("override: maintenance".to_owned()),
+        Some(Mode::Ready) => reasons.push("override: ready".to_owned()),
+        None => {}
+    }
+    if facts.via == Via::Nowhere {
+        reasons.push(format!("no route to {}", facts.spec.address.ip()));
+    }
+    let probed = facts.said.mode != Some(Mode::Maintenance);
+    reasons.push(if probed {
+        format!("health: {}", health_words(facts.health, facts.verdict))
+    } else {
+        "health: not probed during maintenance".to_owned()
+    });
+    match facts.said.weight {
+        Some(WeightOverride::Absolute(_)) => reasons.push(format!("override: weight {weight}")),
+        Some(WeightOverride::Percent(percent)) => reasons.push(format!(
+            "override: weight {percent}% of {}",
+            facts.spec.weight
+        )),
+        None => {}
+    }
+    if weight == 0 {
+        reasons.push("weight 0".to_owned());
+    }
+    reasons
+}
+
+fn health_words(health: &Health, verdict: &Verdict) -> String {
+    let Verdict {
+        healthy,
+        successes_in_row: successes,
+        failures_in_row: failures,
+        ref last_result,
+        last_probe: _,
+    } = *verdict;
+    if health.check == HealthCheck::None {
+        return "not checked".to_owned();
+    }
+    let Some(last) = last_result else {
+        return match healthy {
+            None => "not probed yet".to_owned(),
+            Some(true) => "healthy before, not probed again yet".to_owned(),
+            Some(false) => "unhealthy before, not probed again yet".to_owned(),
+        };
+    };
+    match healthy {
+        Some(true) if failures == 0 => last.clone(),
+        Some(false) if successes > 0 => format!("{last} ({successes} of {})", health.rise),
+        _ => format!("{last} ({} of {})", failures.min(health.fall), health.fall),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn spec(weight: u16) -> BackendSpec {
+        BackendSpec {
+            address: "10.1.0.11:8080".parse().unwrap(),
+            weight,
+            labels: Default::default(),
+        }
+    }
+
+    fn verdict(healthy: Option<bool>, successes: u32, failures: u32, last: &str) -> Verdict {
+        Verdict {
+            healthy,
+            successes_in_row: successes,
+            failures_in_row: failures,
+            last_result: (!last.is_empty()).then(|| last.to_owned()),
+            last_probe: None,
+        }
+    }
+
+    fn mode(mode: Mode) -> Override {
+        Override {
+            mode: Some(mode),
+            weight: None,
+        }
+    }
+
+    fn sum(said: Override, verdict: Verdict, via: Via, weight: u16) -> Effective {
+        effective(Facts {
+            spec: &spec(weight),
+            health: &Health::default(),
+            said: &said,
+            verdict: &verdict,
+            via,
+        })
+    }
+
+    #[test]
+    fn states_admission_and_reasons() {
+        use BackendState as S;
+        let none = Override::default;
+        let up = || verdict(Some(true), 4, 0, "connected");
+        let shaky = || verdict(Some(true), 0, 1, "timeout");
+        let down = || verdict(Some(false), 0, 7, "connection refused");
+        let rising = || verdict(Some(false), 1, 0, "connected");
+        let fresh = || verdict(None, 0, 0, "");
+        let percent = |percent| Override {
+            weight: Some(WeightOverride::Percent(percent)),
+            mode: None,
+        };
+        let cases: &[(Override, Verdict, Via, S, Admit, u32, &[&str])] = &[
+            (
+                none(),
+                up(),
+                Via::Client,
+                S::Healthy,
+                Admit::Active,
+                100,
+                &["health: connected"],
+            ),
+            (
+                none(),
+                shaky(),
+                Via::Client,
+                S::Healthy,
+                Admit::Active,
+                100,
+                &["health: timeout (1 of 3)"],
+            ),
+            (
+                none(),
+                down(),
+                Via::Client,
+                S::Unhealthy,
+                Admit::Down,
+                0,
+                &["health: connection refused (3 of 3)"],
+            ),
+            (
+                none(),
+                rising(),
+                Via::Client,
+                S::Unhealthy,
+                Admit::Down,
+                0,
+                &["health: connected (1 of 2)"],
+            ),
+            (
+                none(),
+                fresh(),
+                Via::Client,
+                S::Unknown,
+                Admit::Draining,
+                0,
+                &["health: not probed yet"],
+            ),
+            (
+                none(),
+                up(),
+                Via::Nowhere,
+                S::Unhealthy,
+                Admit::Down,
+                0,
+                &["no route to 10.1.0.11", "health: connected"],
+            ),
+            (
+                mode(Mode::Drain),
+                up(),
+                Via::Client,
+                S::Draining,
+                Admit::Draining,
+                0,
+                &["override: drain", "health: connected"],
+            ),
+            (
+                mode(Mode::Drain),
+                down(),
+                Via::Client,
+                S::Draining,
+                Admit::Down,
+                0,
+                &["override: drain", "health: connection refused (3 of 3)"],
+            ),
+            (
+                mode(Mode::Maintenance),
+                down(),
+                Via::Client,
+                S::Maintenance,
+                Admit::Draining,
+                0,
+                &[
+                    "override: maintenance",
+                    "health: not probed during maintenance",
+                ],
+            ),
+            (
+                mode(Mode::Ready),
+                down(),
+                Via::Client,
+                S::Healthy,
+                Admit::Active,
+                100,
+                &["override: ready", "health: connection refused (3 of 3)"],
+            ),
+            (
+                percent(50),
+                up(),
+                Via::Client,
+                S::Healthy,
+                Admit::Active,
+                50,
+                &["health: connected", "override: weight 50% of 100"],
+            ),
+            (
+                percent(0),
+                up(),
+                Via::Client,
+                S::Healthy,
+                Admit::Draining,
+                0,
+                &[
+                    "health: connected",
+                    "override: weight 0% of 100",
+                    "weight 0",
+                ],
+            ),
+        ];
+        for (said, verdict, via, state, admit, weight, reasons) in cases {
+            let want = Effective {
+                state: *state,
+                admit: *admit,
+                weight: *weight,
+                reasons: reasons.iter().map(|&r| r.to_owned()).collect(),
+            };
+            let got = sum(said.clone(), verdict.clone(), *via, 100);
+            assert_eq!(got, want, "{said:?} {verdict:?} {via:?}");
+        }
+    }
+
+    #[test]
+    fn source_address_by_mode_and_route() {
+        let node: IpAddr = "10.0.0.1".parse().unwrap();
+        let far = Route {
+            source: Some(node),
+            returns_here: false,
+        };
+        let near = Route {
+            returns_here: true,
+            ..far
+        };
+        let lost = Route {
+            source: None,
+            returns_here: false,
+        };
+        for (snat, route, want) in [
+            (Snat::Auto, Some(far), Via::Node(node)),
+            (Snat::Auto, Some(near), Via::Client),
+            (Snat::Auto, Some(lost), Via::Nowhere),
+            (Snat::Auto, None, Via::Nowhere),
+            (Snat::Always, Some(near), Via::Node(node)),
+            (Snat::Always, Some(lost), Via::Nowhere),
+            (Snat::Never, Some(far), Via::Client),
+            (Snat::Never, None, Via::Client),
+        ] {
+            assert_eq!(via(snat, route), want, "{snat:?} {route:?}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn percent_is_rounded_and_never_lost(configured: u16, percent in 0u16..=1000) {
+            let got = weight(configured, Some(WeightOverride::Percent(percent)));
+            let exact = f64::from(configured) * f64::from(percent) / 100.0;
+            prop_assert!((f64::from(got) - exact).abs() <= 0.5 || got == 1);
+            prop_assert_eq!(got == 0, configured == 0 || percent == 0);
+        }
+
+        #[test]
+        fn weight_goes_with_active_only(
+            configured: u16,
+            healthy: Option<bool>,
+            mode in prop::option::of(prop::sample::select(vec![
+                Mode::Drain, Mode::Maintenance, Mode::Ready,
+            ])),
+        ) {
+            let said = Override { mode, weight: None };
+            let got = sum(said, verdict(healthy, 0, 0, ""), Via::Client, configured);
+            prop_assert_eq!(got.weight > 0, got.admit == Admit::Active);
+            prop_assert!(!got.reasons.is_empty());
+        }
+    }
+}

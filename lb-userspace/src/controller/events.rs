@@ -1,0 +1,116 @@
+//! The last events, for `lbctl get events`. Also where each is logged.
+
+use std::{collections::VecDeque, sync::Arc};
+
+use crate::api::types::EventItem;
+
+/// Events kept.
+pub(super) const KEPT: usize = 1024;
+
+/// What happened; the event's `reason` is the variant's name.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Reason {
+    ServiceAdded,
+    ServiceChanged,
+    ServiceRemoved,
+    BackendAdded,
+    BackendChanged,
+    BackendRemoved,
+    BackendHealthy,
+    BackendUnhealthy,
+    /// The last connection of a draining backend ended.
+    Drained,
+    OverrideSet,
+    OverrideUnset,
+    Reloaded,
+    ReloadFailed,
+    /// Somebody changed the kernel's side behind the daemon's back, and it was put right.
+    Repaired,
+    /// The kernel could not be brought to what is configured.
+    ApplyFailed,
+    /// It could again.
+    ApplyRecovered,
+}
+
+impl Reason {
+    const fn is_warning(self) -> bool {
+        matches!(
+            self,
+            Self::BackendUnhealthy | Self::ReloadFailed | Self::Repaired | Self::ApplyFailed
+        )
+    }
+}
+
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) struct Event {
+    pub reason: Reason,
+    /// `service/web`, `backend/web/10.0.0.1:80`, `node`.
+    pub object: String,
+    pub message: String,
+}
+
+/// The ring.
+#[derive(Debug, Default)]
+pub(super) struct Events {
+    ring: VecDeque<Arc<EventItem>>,
+    last_id: u64,
+}
+
+impl Events {
+    /// `time_ms` is milliseconds since 1970.
+    pub(super) fn push(&mut self, event: Event, time_ms: u64) {
+        let Event {
+            reason,
+            object,
+            message,
+        } = event;
+        let severity = if reason.is_warning() {
+            tracing::warn!(object, "{reason:?}: {message}");
+            "Warning"
+        } else {
+            tracing::info!(object, "{reason:?}: {message}");
+            "Normal"
+        };
+        self.last_id += 1;
+        if self.ring.len() == KEPT {
+            self.ring.pop_front();
+        }
+        self.ring.push_back(Arc::new(EventItem {
+            id: self.last_id,
+            time_ms,
+            severity: severity.to_owned(),
+            reason: format!("{reason:?}"),
+            object,
+            message,
+        }));
+    }
+
+    /// Oldest first.
+    pub(super) fn all(&self) -> Vec<Arc<EventItem>> {
+        self.ring.iter().cloned().collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keeps_the_last_and_numbers_all() {
+        let mut events = Events::default();
+        for number in 0..KEPT as u64 + 10 {
+            let event = Event {
+                reason: Reason::Repaired,
+                object: "node".to_owned(),
+                message: number.to_string(),
+            };
+            events.push(event, number);
+        }
+        let all = events.all();
+        assert_eq!(all.len(), KEPT);
+        assert_eq!((all[0].id, all[0].message.as_str()), (11, "10"));
+        assert_eq!(all[0].severity, "Warning");
+        assert_eq!(all[0].reason, "Repaired");
+        assert_eq!(all[KEPT - 1].id, KEPT as u64 + 10);
+    }
+}

@@ -1,0 +1,191 @@
+//! What a former daemon knew of the backends, read from what it left in the kernel. Pure.
+
+use std::collections::HashMap;
+
+use lb_common::abi::{V4, V6, backend_state, protocol};
+
+use super::{effective, merge};
+use crate::{
+    datapath::Listen,
+    model::{BackendRef, Mode, Protocol},
+    plan::Installed,
+};
+use std::net::{IpAddr, SocketAddr};
+
+use super::world::Layers;
+
+/// Verdicts under which every backend keeps the state it has in the kernel.
+///
+/// `DRAINING` has three causes: the operator or a weight of 0 (then it was healthy, or will soon
+/// be found out), or no verdict yet (then there is none to inherit). Backends that the kernel
+/// does not hold are new.
+pub(super) fn verdicts(installed: &Installed, layers: &Layers) -> HashMap<BackendRef, bool> {
+    let states = states(installed);
+    let mut out = HashMap::new();
+    for service in merge::merge(&layers.file, &layers.state).services {
+        let spec = service.spec;
+        let Some(id) = spec.listen.iter().find_map(|&address| {
+            let listen = Listen {
+                address,
+                protocol: spec.protocol,
+            };
+            Some(installed.services.get(&listen)?.id)
+        }) else {
+            continue;
+        };
+        for backend in &spec.backends {
+            let reference = BackendRef {
+                service: spec.name.clone(),
+                address: backend.address,
+            };
+            let said = layers.state.overrides.get(&reference);
+            let withheld = said
+                .is_some_and(|said| matches!(said.mode, Some(Mode::Drain | Mode::Maintenance)))
+                || effective::weight(backend.weight, said.and_then(|s| s.weight)) == 0;
+            let key = (id, backend.address, spec.protocol);
+            match states.get(&key).copied() {
+                Some(backend_state::ACTIVE) => out.insert(reference, true),
+                Some(backend_state::DOWN) => out.insert(reference, false),
+                Some(backend_state::DRAINING) if withheld => out.insert(reference, true),
+                _ => None,
+            };
+        }
+    }
+    out
+}
+
+type Key = (u32, SocketAddr, Protocol);
+
+fn states(installed: &Installed) -> HashMap<Key, u32> {
+    installed
+        .backends
+        .values()
+        .filter_map(|backend| {
+            let ip: IpAddr = match backend.family {
+                4 => backend.address::<V4>().ip(),
+                6 => backend.address::<V6>().ip(),
+                _ => return None,
+            };
+            let protocol = match backend.protocol {
+                protocol::TCP => Protocol::Tcp,
+                protocol::UDP => Protocol::Udp,
+                _ => return None,
+            };
+            let address = SocketAddr::new(ip, u16::from_be(backend.port));
+            Some(((backend.service, address, protocol), backend.state))
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use lb_common::abi::{Address, Backend, Service};
+
+    use super::*;
+    use crate::{
+        controller::testing::{config, service},
+        model::{Override, WeightOverride},
+        state::State,
+    };
+
+    fn slot(host: u8, state: u32) -> Backend {
+        Backend {
+            state,
+            address: V4::from(Ipv4Addr::new(10, 0, 0, host)).to_words(),
+            port: 80u16.to_be(),
+            family: 4,
+            protocol: protocol::TCP,
+            service: 7,
+            ..Backend::default()
+        }
+    }
+
+    #[test]
+    fn verdicts_keep_every_state() {
+        use backend_state::{ACTIVE, DOWN, DRAINING};
+        let mut installed = Installed::default();
+        let listen = Listen {
+            address: "192.0.2.1:80".parse().unwrap(),
+            protocol: Protocol::Tcp,
+        };
+        installed.services.insert(
+            listen,
+            Service {
+                id: 7,
+                ..Service::default()
+            },
+        );
+        for (number, (host, state)) in [
+            (1, ACTIVE),
+            (2, DOWN),
+            (3, DRAINING),
+            (4, DRAINING),
+            (5, DRAINING),
+            (6, DRAINING),
+        ]
+        .into_iter()
+        .enumerate()
+        {
+            installed.backends.insert(number as u32, slot(host, state));
+        }
+        let mut web = service(
+            "web",
+            "192.0.2.1:80",
+            &[
+                "10.0.0.1:80",
+                "10.0.0.2:80",
+                "10.0.0.3:80",
+                "10.0.0.4:80",
+                "10.0.0.5:80",
+            ],
+        );
+        web.backends
+            .push(crate::controller::testing::backend("10.0.0.6:80", 0));
+        web.backends
+            .push(crate::controller::testing::backend("10.0.0.7:80", 1));
+        let reference = |host| {
+            format!("web/10.0.0.{host}:80")
+                .parse::<BackendRef>()
+                .unwrap()
+        };
+        let layers = Layers {
+            file: config([web]),
+            state: State {
+                overrides: [
+                    (
+                        reference(4),
+                        Override {
+                            mode: Some(Mode::Drain),
+                            weight: None,
+                        },
+                    ),
+                    (
+                        reference(5),
+                        Override {
+                            mode: None,
+                            weight: Some(WeightOverride::Percent(0)),
+                        },
+                    ),
+                ]
+                .into(),
+                ..State::default()
+            },
+        };
+        let want = [(1, true), (2, false), (4, true), (5, true), (6, true)];
+        let want: HashMap<_, _> = want.map(|(host, up)| (reference(host), up)).into();
+        assert_eq!(verdicts(&installed, &layers), want);
+    }
+
+    #[test]
+    fn slots_of_another_service_are_not_ours() {
+        let mut installed = Installed::default();
+        installed.backends.insert(0, slot(1, backend_state::ACTIVE));
+        let layers = Layers {
+            file: config([service("web", "192.0.2.1:80", &["10.0.0.1:80"])]),
+            state: State::default(),
+        };
+        assert_eq!(verdicts(&installed, &layers), HashMap::new());
+    }
+}

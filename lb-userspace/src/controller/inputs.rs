@@ -1,0 +1,159 @@
+//! Everything that can happen to the controller, as one stream.
+
+use std::{collections::HashMap, future::pending, net::IpAddr, sync::Arc, time::Duration};
+
+use tokio::{
+    sync::{Notify, mpsc, oneshot},
+    task::JoinHandle,
+    time::{Instant, Interval, MissedTickBehavior, interval_at, sleep_until},
+};
+
+use super::{changes::Change, view::View, world::Layers};
+use crate::{
+    api::types::{Fault, Response},
+    datapath::{FlowScan, Route},
+    health::Report,
+};
+
+/// Changes of the network come in bursts; this long after the first, all are handled as one.
+const SETTLE: Duration = Duration::from_millis(50);
+
+const VERIFY_EVERY: Duration = Duration::from_secs(10);
+
+/// Reports taken in before one pass over the kernel.
+const BATCH: usize = 4096;
+
+pub(super) type Decision = Box<dyn FnOnce(&Layers) -> Result<Change, Fault> + Send>;
+
+/// What a [`super::Handle`] sends.
+pub(super) enum Message {
+    Change {
+        decide: Decision,
+        reply: oneshot::Sender<Result<Response, Fault>>,
+    },
+    Reload {
+        reply: oneshot::Sender<Result<Response, Fault>>,
+    },
+    View {
+        reply: oneshot::Sender<View>,
+    },
+    /// A view, and the seconds of each pass since the last such request.
+    Snapshot {
+        reply: oneshot::Sender<(View, Vec<f64>)>,
+    },
+    Stop {
+        reply: oneshot::Sender<()>,
+    },
+}
+
+/// One pass over the flow tables, begun as the `number`th.
+pub(super) struct Scanned {
+    pub number: u64,
+    pub took: Duration,
+    pub result: anyhow::Result<FlowScan>,
+}
+
+pub(super) type Routes = HashMap<IpAddr, Route>;
+
+pub(super) enum Input {
+    Reports(Vec<Report>),
+    Message(Message),
+    /// Every handle is gone.
+    Abandoned,
+    NetworkChanged,
+    /// `None` if the pass panicked.
+    Scanned(Option<Scanned>),
+    Routed(Option<Routes>),
+    ScanDue,
+    VerifyDue,
+    RetryDue,
+}
+
+pub(super) struct Inputs {
+    pub reports: mpsc::UnboundedReceiver<Report>,
+    pub messages: mpsc::UnboundedReceiver<Message>,
+    pub network: Arc<Notify>,
+    pub scan: Option<JoinHandle<Scanned>>,
+    pub routes: Option<JoinHandle<Routes>>,
+    pub scan_due: Instant,
+    pub retry_due: Option<Instant>,
+    settled: Option<Instant>,
+    verify: Interval,
+}
+
+impl Inputs {
+    pub(super) fn new(
+        reports: mpsc::UnboundedReceiver<Report>,
+        messages: mpsc::UnboundedReceiver<Message>,
+        network: Arc<Notify>,
+    ) -> Self {
+        let now = Instant::now();
+        let mut verify = interval_at(now + VERIFY_EVERY, VERIFY_EVERY);
+        verify.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        Self {
+            reports,
+            messages,
+            network,
+            scan: None,
+            routes: None,
+            scan_due: now,
+            retry_due: None,
+            settled: None,
+            verify,
+        }
+    }
+
+    /// Reports come first: an eviction waits for nothing.
+    pub(super) async fn next(&mut self) -> Input {
+        let mut reports = Vec::new();
+        loop {
+            tokio::select! {
+                biased;
+                1.. = self.reports.recv_many(&mut reports, BATCH) => {
+                    return Input::Reports(reports);
+                }
+                message = self.messages.recv() => {
+                    return message.map_or(Input::Abandoned, Input::Message);
+                }
+                () = self.network.notified() => {
+                    self.settled.get_or_insert_with(|| Instant::now() + SETTLE);
+                }
+                () = at(self.settled), if self.routes.is_none() => {
+                    self.settled = None;
+                    return Input::NetworkChanged;
+                }
+                scanned = joined(&mut self.scan) => {
+                    self.scan = None;
+                    return Input::Scanned(scanned);
+                }
+                routes = joined(&mut self.routes) => {
+                    self.routes = None;
+                    return Input::Routed(routes);
+                }
+                () = at(self.retry_due) => {
+                    self.retry_due = None;
+                    return Input::RetryDue;
+                }
+                () = sleep_until(self.scan_due), if self.scan.is_none() => {
+                    return Input::ScanDue;
+                }
+                _ = self.verify.tick() => return Input::VerifyDue,
+            }
+        }
+    }
+}
+
+async fn at(due: Option<Instant>) {
+    match due {
+        Some(due) => sleep_until(due).await,
+        None => pending().await,
+    }
+}
+
+/// The task's result, `None` if it panicked; never, without a task.
+async fn joined<T>(task: &mut Option<JoinHandle<T>>) -> Option<T> {
+    match task {
+        Some(task) => task.await.ok(),
+        None => pending().await,
+    }
+}

@@ -1,0 +1,183 @@
+//! The kernel's side as the controller keeps it: what stands where, what was left out, and what
+//! was counted.
+
+use std::{collections::HashSet, net::IpAddr, sync::Arc, time::Instant};
+
+use super::{
+    totals::{Life, Totals},
+    world::World,
+};
+use crate::{
+    datapath::{Datapath, FlowScan, Route},
+    model::BackendRef,
+    plan::{Installed, Placement},
+    reconcile::Reconciler,
+};
+
+/// Durations kept for a snapshot that nobody takes.
+const MAX_SECONDS: usize = 4096;
+
+pub(super) struct Kernel {
+    pub datapath: Arc<dyn Datapath>,
+    pub placement: Arc<Placement>,
+    pub scan: Option<Arc<FlowScan>>,
+    pub totals: Totals,
+    /// Objects that do not fit, in words.
+    pub refused: Vec<String>,
+    /// Why the last pass failed.
+    pub failure: Option<String>,
+    /// Seconds of each pass since they were last taken.
+    pub seconds: Vec<f64>,
+    reconciler: Reconciler,
+    /// Backends came or went since the last pass that succeeded.
+    moved: bool,
+}
+
+impl Kernel {
+    pub(super) fn new(datapath: Arc<dyn Datapath>) -> anyhow::Result<Self> {
+        Ok(Self {
+            reconciler: Reconciler::new(datapath.clone())?,
+            datapath,
+            placement: Arc::default(),
+            scan: None,
+            totals: Totals::default(),
+            refused: Vec::new(),
+            failure: None,
+            seconds: Vec::new(),
+            moved: true,
+        })
+    }
+
+    pub(super) fn installed(&self) -> &Installed {
+        self.reconciler.installed()
+    }
+
+    /// Says that the next pass adds or removes objects, or frees slots.
+    pub(super) fn note_moves(&mut self) {
+        self.moved = true;
+    }
+
+    /// Some slots have flows and no backend any more.
+    pub(super) fn has_retired_slots(&self) -> bool {
+        !self.totals.is_settled() || self.installed().backends.len() > self.placement.slots.len()
+    }
+
+    /// Brings the kernel to what `world` desires. A failure is kept in [`Kernel::failure`].
+    pub(super) fn apply(&mut self, world: &World) -> Result<(), String> {
+        let leaving = self.moved.then(|| self.leaving(world));
+        let began = Instant::now();
+        let present = self.scan.as_ref().map(|scan| &scan.present);
+        let result = self.reconciler.apply(world.desired(), present);
+        if self.seconds.len() < MAX_SECONDS {
+            self.seconds.push(began.elapsed().as_secs_f64());
+        }
+        let applied = result.map_err(|error| {
+            let text = format!("{error:#}");
+            self.failure = Some(text.clone());
+            text
+        })?;
+        tracing::debug!(
+            changes = applied.changes,
+            took = ?began.elapsed(),
+            "brought the kernel up to date"
+        );
+        self.failure = None;
+        self.refused = applied.refused;
+        self.placement = Arc::new(applied.placement);
+        if let Some(leaving) = leaving {
+            self.settle(leaving, world);
+            self.moved = false;
+        }
+        Ok(())
+    }
+
+    /// Reads the kernel back and repairs it; what was repaired, in words.
+    pub(super) fn verify(&mut self) -> anyhow::Result<Vec<String>> {
+        let mut repaired = self.reconciler.verify()?;
+        repaired.extend(self.datapath.repair_attachments()?);
+        Ok(repaired)
+    }
+
+    /// Makes the packet path look up every next hop anew.
+    pub(super) fn raise_epoch(&self) -> anyhow::Result<()> {
+        let mut config = self.datapath.config()?;
+        config.epoch = config.epoch.wrapping_add(1).max(1);
+        self.datapath.set_config(&config)
+    }
+
+    /// Backends that are placed and no longer wanted, with the connections counted until now.
+    fn leaving(&self, world: &World) -> Vec<Leaving> {
+        let wanted: HashSet<BackendRef> = world
+            .services()
+            .iter()
+            .flat_map(|s| s.facts().map(|facts| s.reference(facts.spec)))
+            .collect();
+        self.placement
+            .slots
+            .iter()
+            .filter(|(backend, _)| !wanted.contains(backend))
+            .filter_map(|(backend, &slot)| {
+                Some(Leaving {
+                    backend: backend.clone(),
+                    life: self.life(slot)?,
+                    connections: self.connections(slot),
+                })
+            })
+            .collect()
+    }
+
+    fn settle(&mut self, leaving: Vec<Leaving>, world: &World) {
+        let installed: HashSet<Life> = self
+            .installed()
+            .backends
+            .iter()
+            .map(|(&slot, backend)| Life {
+                slot,
+                generation: backend.generation,
+            })
+            .collect();
+        let placed: HashSet<Life> = self
+            .placement
+            .slots
+            .values()
+            .filter_map(|&slot| self.life(slot))
+            .collect();
+        let taken: HashSet<u32> = placed.iter().map(|life| life.slot).collect();
+        for gone in leaving {
+            // Connections begun between the first reading and the pass count as well, unless the
+            // counters are another backend's by now.
+            let connections = if taken.contains(&gone.life.slot) {
+                gone.connections
+            } else {
+                gone.connections.max(self.connections(gone.life.slot))
+            };
+            self.totals
+                .retire(gone.life, &gone.backend.service, connections);
+        }
+        let services = world.services().iter().map(|s| s.name()).collect();
+        self.totals.settle(&placed, &installed, &services);
+    }
+
+    fn life(&self, slot: u32) -> Option<Life> {
+        let generation = self.installed().backends.get(&slot)?.generation;
+        Some(Life { slot, generation })
+    }
+
+    fn connections(&self, slot: u32) -> u64 {
+        self.datapath.counters(slot).map_or(0, |c| c.connections)
+    }
+}
+
+struct Leaving {
+    backend: BackendRef,
+    life: Life,
+    connections: u64,
+}
+
+/// `None`, and a line in the log, if the kernel cannot tell.
+pub(super) fn route(datapath: &dyn Datapath, address: IpAddr) -> Option<Route> {
+    datapath
+        .route(address)
+        .inspect_err(|error| tracing::warn!("cannot look up the route to {address}: {error:#}"))
+        .ok()
+}

@@ -1,0 +1,390 @@
+//! The three layers of truth, never mixed (configured, override, observed), and what the kernel
+//! should hold because of them. No I/O: routes and verdicts come in as arguments.
+
+use std::{
+    collections::{BTreeMap, HashMap, HashSet},
+    net::IpAddr,
+    sync::Arc,
+};
+
+use super::{
+    effective::{self, Effective, Facts, Via},
+    merge::{self, Merged},
+};
+use crate::{
+    datapath::Route,
+    health::{Report, Target, Verdict},
+    model::{BackendRef, BackendSpec, Config, HealthCheck, Mode, Override, Snat},
+    plan::{Desired, DesiredService},
+    state::State,
+};
+
+/// What people said: the config file, and `lbctl`.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) struct Layers {
+    pub file: Config,
+    pub state: State,
+}
+
+/// One service in force and what is observed of its backends. Cheap to share with readers.
+#[derive(Clone, Debug)]
+pub(super) struct Service {
+    pub merged: Arc<Merged>,
+    /// One per backend of the spec, in its order.
+    pub observed: Vec<Observed>,
+}
+
+/// What is known of one backend beyond its spec.
+#[derive(Clone, Debug)]
+pub(super) struct Observed {
+    pub said: Override,
+    pub verdict: Verdict,
+    pub via: Via,
+    /// Probes by result.
+    pub probes: BTreeMap<&'static str, u64>,
+}
+
+/// A backend whose state changed.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) struct Transition {
+    pub backend: BackendRef,
+    pub before: Effective,
+    pub after: Effective,
+}
+
+pub(super) struct World {
+    layers: Arc<Layers>,
+    conflicts: Vec<String>,
+    services: Vec<Arc<Service>>,
+    places: HashMap<String, usize>,
+    routes: HashMap<IpAddr, Route>,
+    desired: Desired,
+}
+
+impl Service {
+    pub(super) fn name(&self) -> &str {
+        &self.merged.spec.name
+    }
+
+    pub(super) fn reference(&self, backend: &BackendSpec) -> BackendRef {
+        BackendRef {
+            service: self.name().to_owned(),
+            address: backend.address,
+        }
+    }
+
+    /// Specs and observations side by side.
+    pub(super) fn facts(&self) -> impl Iterator<Item = Facts<'_>> {
+        (0..self.observed.len()).map(|place| self.fact(place))
+    }
+
+    fn fact(&self, place: usize) -> Facts<'_> {
+        let observed = &self.observed[place];
+        Facts {
+            spec: &self.merged.spec.backends[place],
+            health: &self.merged.spec.health,
+            said: &observed.said,
+            verdict: &observed.verdict,
+            via: observed.via,
+        }
+    }
+
+    fn desired(&self) -> DesiredService {
+        let spec = &self.merged.spec;
+        DesiredService {
+            name: spec.name.clone(),
+            listen: spec.listen.clone(),
+            protocol: spec.protocol,
+            policy: spec.policy,
+            no_backend: spec.no_backend,
+            backends: self.facts().map(effective::desired).collect(),
+        }
+    }
+}
+
+impl World {
+    /// `inherited` holds the verdicts of a former daemon; `route` answers how the node reaches an
+    /// address, `None` if that cannot be told.
+    pub(super) fn new(
+        layers: Layers,
+        inherited: &HashMap<BackendRef, bool>,
+        route: impl FnMut(IpAddr) -> Option<Route>,
+    ) -> Self {
+        let mut world = Self {
+            layers: Arc::new(layers),
+            conflicts: Vec::new(),
+            services: Vec::new(),
+            places: HashMap::new(),
+            routes: HashMap::new(),
+            desired: Desired::default(),
+        };
+        world.rebuild(
+            |backend, _| Former {
+                healthy: inherited.get(backend).copied(),
+                ..Former::default()
+            },
+            route,
+        );
+        world
+    }
+
+    /// Puts other layers in place of these; what is observed of backends that stay is kept.
+    pub(super) fn relayer(&mut self, layers: Layers, route: impl FnMut(IpAddr) -> Option<Route>) {
+        self.layers = Arc::new(layers);
+        let former: HashMap<BackendRef, Former> = self
+            .services
+            .iter()
+            .flat_map(|service| {
+                service
+                    .facts()
+                    .zip(&service.observed)
+                    .map(|(facts, observed)| {
+                        (service.reference(facts.spec), Former::of(facts, observed))
+                    })
+            })
+            .collect();
+        self.rebuild(
+            |backend, said| match former.get(backend) {
+                // Whatever was repaired must prove itself: the old verdict says nothing.
+                Some(Former { mode, probes, .. })
+                    if *mode == Some(Mode::Maintenance) && said.mode != *mode =>
+                {
+                    Former {
+                        probes: probes.clone(),
+                        ..Former::default()
+                    }
+                }
+                Some(former) => former.clone(),
+                None => Former::default(),
+            },
+            route,
+        );
+    }
+
+    /// Takes in one probe's result; `Some` if the backend's state changed with it. Reports about
+    /// backends that are gone or no longer probed are ignored.
+    pub(super) fn observe(&mut self, report: Report) -> Option<Transition> {
+        let Report {
+            backend,
+            verdict,
+            changed: _,
+            result,
+            duration: _,
+        } = report;
+        let at = *self.places.get(&backend.service)?;
+        let service = &self.services[at];
+        let specs = &service.merged.spec.backends;
+        let place = specs.iter().position(|s| s.address == backend.address)?;
+        if service.observed[place].said.mode == Some(Mode::Maintenance) {
+            return None;
+        }
+        let was = service.observed[place].verdict.healthy;
+        let before = (was != verdict.healthy).then(|| effective::effective(service.fact(place)));
+
+        let observed = &mut Arc::make_mut(&mut self.services[at]).observed[place];
+        observed.verdict = verdict;
+        *observed.probes.entry(result).or_default() += 1;
+
+        let before = before?;
+        let service = &self.services[at];
+        self.desired.services[at].backends[place] = effective::desired(service.fact(place));
+        let after = effective::effective(service.fact(place));
+        Some(Transition {
+            backend,
+            before,
+            after,
+        })
+    }
+
+    /// Takes in how the node reaches addresses now; those not in `routes` keep what was known.
+    pub(super) fn reroute(&mut self, routes: HashMap<IpAddr, Route>) -> Vec<Transition> {
+        self.routes.extend(routes);
+        let mut transitions = Vec::new();
+        for (service, desired) in self.services.iter_mut().zip(&mut self.desired.services) {
+            for place in 0..service.observed.len() {
+                let spec = &service.merged.spec;
+                let address = spec.backends[place].address;
+                let via = effective::via(spec.snat, self.routes.get(&address.ip()).copied());
+                if via == service.observed[place].via {
+                    continue;
+                }
+                let before = effective::effective(service.fact(place));
+                Arc::make_mut(service).observed[place].via = via;
+                let after = effective::effective(service.fact(place));
+                desired.backends[place] = effective::desired(service.fact(place));
+                if before.state != after.state {
+                    transitions.push(Transition {
+                        backend: service.reference(&service.merged.spec.backends[place]),
+                        before,
+                        after,
+                    });
+                }
+            }
+        }
+        transitions
+    }
+
+    pub(super) fn layers(&self) -> &Arc<Layers> {
+        &self.layers
+    }
+
+    pub(super) fn services(&self) -> &[Arc<Service>] {
+        &self.services
+    }
+
+    /// What of the layers is out of force, and why, one sentence each.
+    pub(super) fn conflicts(&self) -> &[String] {
+        &self.conflicts
+    }
+
+    pub(super) fn desired(&self) -> &Desired {
+        &self.desired
+    }
+
+    /// Some backend has no route.
+    pub(super) fn has_unreachable(&self) -> bool {
+        self.routes.values().any(|route| route.source.is_none())
+    }
+
+    /// Addresses whose routes matter.
+    pub(super) fn routed(&self) -> HashSet<IpAddr> {
+        self.routes.keys().copied().collect()
+    }
+
+    /// What to probe.
+    pub(super) fn targets(&self) -> BTreeMap<BackendRef, Target> {
+        let mut targets = BTreeMap::new();
+        for service in &self.services {
+            let health = &service.merged.spec.health;
+            if health.check == HealthCheck::None {
+                continue;
+            }
+            for facts in service.facts() {
+                if facts.said.mode != Some(Mode::Maintenance) {
+                    let target = Target {
+                        health: health.clone(),
+                        inherited: facts.verdict.healthy,
+                    };
+                    targets.insert(service.reference(facts.spec), target);
+                }
+            }
+        }
+        targets
+    }
+
+    fn rebuild(
+        &mut self,
+        former: impl Fn(&BackendRef, &Override) -> Former,
+        mut route: impl FnMut(IpAddr) -> Option<Route>,
+    ) {
+        let layers = self.layers.clone();
+        let merge::Merge {
+            services,
+            mut conflicts,
+            orphans,
+        } = merge::merge(&layers.file, &layers.state);
+        conflicts.extend(orphans);
+
+        let old_routes = std::mem::take(&mut self.routes);
+        self.services = services
+            .into_iter()
+            .map(|merged| {
+                let observed = merged.spec.backends.iter().map(|backend| {
+                    let reference = BackendRef {
+                        service: merged.spec.name.clone(),
+                        address: backend.address,
+                    };
+                    let said = layers.state.overrides.get(&reference);
+                    let said = said.cloned().unwrap_or_default();
+                    let former = former(&reference, &said);
+                    let ip = backend.address.ip();
+                    if merged.spec.snat != Snat::Never && !self.routes.contains_key(&ip) {
+                        let known = old_routes.get(&ip).copied().or_else(|| route(ip));
+                        self.routes.insert(ip, known.unwrap_or(NO_ROUTE));
+                    }
+                    Observed {
+                        said,
+                        verdict: former.verdict(),
+                        via: effective::via(merged.spec.snat, self.routes.get(&ip).copied()),
+                        probes: former.probes,
+                    }
+                });
+                Arc::new(Service {
+                    observed: observed.collect(),
+                    merged: Arc::new(merged),
+                })
+            })
+            .collect();
+        self.places = self
+            .services
+            .iter()
+            .enumerate()
+            .map(|(place, service)| (service.name().to_owned(), place))
+            .collect();
+        self.desired.services = self.services.iter().map(|s| s.desired()).collect();
+
+        let present: HashSet<BackendRef> = self
+            .services
+            .iter()
+            .flat_map(|s| s.merged.spec.backends.iter().map(|b| s.reference(b)))
+            .collect();
+        conflicts.extend(
+            layers
+                .state
+                .overrides
+                .keys()
+                .filter(|backend| !present.contains(backend))
+                .map(|backend| {
+                    format!(
+                        "the override of {backend} applies to no backend; `lbctl unset {backend}` \
+                         forgets it"
+                    )
+                }),
+        );
+        self.conflicts = conflicts;
+    }
+}
+
+const NO_ROUTE: Route = Route {
+    source: None,
+    returns_here: false,
+};
+
+/// What an earlier life of a backend hands on.
+#[derive(Clone, Default)]
+struct Former {
+    mode: Option<Mode>,
+    healthy: Option<bool>,
+    verdict: Option<Verdict>,
+    probes: BTreeMap<&'static str, u64>,
+}
+
+impl Former {
+    fn of(facts: Facts<'_>, observed: &Observed) -> Self {
+        Self {
+            mode: facts.said.mode,
+            // A check that begins now must not take a backend down that served without one.
+            healthy: effective::healthy(facts.health, facts.verdict),
+            verdict: Some(observed.verdict.clone()),
+            probes: observed.probes.clone(),
+        }
+    }
+
+    fn verdict(&self) -> Verdict {
+        let blank = Verdict {
+            healthy: None,
+            successes_in_row: 0,
+            failures_in_row: 0,
+            last_result: None,
+            last_probe: None,
+        };
+        Verdict {
+            healthy: self.healthy,
+            ..self.verdict.clone().unwrap_or(blank)
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "world_tests.rs"]
+mod tests;

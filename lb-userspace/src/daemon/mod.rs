@@ -1,0 +1,210 @@
+//! `lbd`: the life of the process, from its command line to its last signal.
+
+mod logging;
+mod signals;
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::ExitCode,
+    sync::Arc,
+};
+
+use anyhow::{Context, bail};
+use clap::Parser;
+use tokio::{net::TcpListener, task::JoinSet};
+use tracing::{error, info, warn};
+
+use crate::{
+    api::{server, socket, types::Request},
+    config::{self, Parsed},
+    controller::{self, Handle},
+    datapath::{
+        Datapath,
+        kernel::{self, Kernel},
+    },
+    http::Limits,
+    metrics,
+    model::Config,
+};
+use logging::LogFormat;
+use signals::{Signal, Signals};
+
+/// Exit code of `--check` for a config with faults.
+const FAULTY: u8 = 2;
+const WORKERS: usize = 2;
+
+/// Balances connections to service backends inside the kernel.
+///
+/// Stopping lbd leaves the data path running: connections go on, and the next lbd takes over.
+/// SIGHUP reads the config file again.
+#[derive(Parser)]
+#[command(name = "lbd", version)]
+struct Args {
+    #[arg(long, value_name = "FILE", default_value = "/etc/lbd/lbd.yaml")]
+    config: PathBuf,
+
+    /// Check the config file, print all findings, and exit: 0 if it is valid, 2 if not
+    #[arg(long)]
+    check: bool,
+
+    /// Detach and remove everything lbd made in the kernel, and exit
+    #[arg(long, conflicts_with = "check")]
+    cleanup: bool,
+
+    #[arg(long, value_enum, default_value = "text")]
+    log_format: LogFormat,
+
+    /// error, warn, info, debug, trace, or a filter such as info,lb_userspace::health=debug
+    #[arg(long, env = "RUST_LOG", value_name = "LEVEL", default_value = "info")]
+    log_level: String,
+}
+
+/// Runs the command line.
+pub fn run() -> ExitCode {
+    let args = Args::parse();
+    if let Err(error) = logging::start(&args.log_level, args.log_format) {
+        eprintln!("lbd: --log-level {}: {error}", args.log_level);
+        return ExitCode::from(FAULTY);
+    }
+    if args.check {
+        return check(&args.config);
+    }
+    let end = match args.cleanup {
+        true => cleanup(&args.config),
+        false => start(&args.config),
+    };
+    match end {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            error!("{error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn check(file: &Path) -> ExitCode {
+    match load(file) {
+        Ok(Parsed { config, warnings }) => {
+            for warning in warnings {
+                let (line, column) = (warning.line, warning.column);
+                let message = warning.message;
+                eprintln!("{}:{line}:{column}: warning: {message}", file.display());
+            }
+            let services = config.services.len();
+            eprintln!("{}: valid, services: {services}", file.display());
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            eprintln!("{error:#}");
+            ExitCode::from(FAULTY)
+        }
+    }
+}
+
+/// Works without a valid config file too, on the default paths: whoever removes lbd may have
+/// removed its file first.
+fn cleanup(file: &Path) -> anyhow::Result<()> {
+    let config = match load(file) {
+        Ok(parsed) => parsed.config,
+        Err(error) => {
+            warn!("cleaning up on the default paths: {error:#}");
+            Config {
+                node: Default::default(),
+                admin: Default::default(),
+                services: Vec::new(),
+            }
+        }
+    };
+    if socket::answers(&config.admin.socket) {
+        bail!(
+            "lbd is running (it answers on {}) and would put everything back; stop it first",
+            config.admin.socket.display()
+        );
+    }
+    let removed = kernel::cleanup(&config.node)?;
+    if removed.is_empty() {
+        println!("nothing to remove");
+    }
+    for one in removed {
+        println!("{one}");
+    }
+    Ok(())
+}
+
+fn start(file: &Path) -> anyhow::Result<()> {
+    let Parsed { config, warnings } = load(file)?;
+    for warning in warnings {
+        let (line, column) = (warning.line, warning.column);
+        warn!("{}:{line}:{column}: {}", file.display(), warning.message);
+    }
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(WORKERS)
+        .enable_all()
+        .build()
+        .context("cannot start the runtime")?
+        .block_on(live(config, file))
+}
+
+async fn live(config: Config, file: &Path) -> anyhow::Result<()> {
+    let mut signals = Signals::new()?;
+    // What may be taken by somebody else is taken before the data path is touched.
+    let admin = config.admin.clone();
+    socket::require_free(&admin.socket)?;
+    let http = TcpListener::bind(admin.http).await.with_context(|| {
+        let address = admin.http;
+        format!("cannot listen on {address}; free the port, or change admin.http")
+    })?;
+    let version = env!("CARGO_PKG_VERSION");
+    info!(version, config = %file.display(), services = config.services.len(), "starting");
+
+    let datapath = Arc::new(Kernel::start(&config.node)?);
+    for (device, how) in datapath.attachments() {
+        info!(device, how, "attached");
+    }
+    let controller = controller::start(config, Some(file.to_owned()), datapath)?;
+
+    let (listener, socket_file) = socket::listen(&admin.socket)?;
+    let mut servers = JoinSet::new();
+    let limits = Limits::default();
+    servers.spawn(server::serve(listener, controller.clone(), limits));
+    let source = controller.clone();
+    servers.spawn(async move {
+        if let Err(error) = metrics::serve(http, source, limits).await {
+            error!(%error, "metrics are not served");
+        }
+    });
+    info!(socket = %admin.socket.display(), http = %admin.http, "serving");
+
+    until_stopped(&mut signals, &controller).await;
+    signals.exit_on_the_next();
+    drop(socket_file);
+    servers.shutdown().await;
+    controller.stop().await;
+    info!("stopped; the data path goes on without lbd, `lbd --cleanup` removes it");
+    Ok(())
+}
+
+async fn until_stopped(signals: &mut Signals, controller: &Handle) {
+    loop {
+        match signals.next().await {
+            Signal::Reload => {
+                let controller = controller.clone();
+                // The controller tells the result, as an event and in the log.
+                tokio::spawn(async move { controller.call(Request::Reload).await });
+            }
+            Signal::Stop(name) => {
+                info!(signal = name, "stopping");
+                return;
+            }
+        }
+    }
+}
+
+fn load(file: &Path) -> anyhow::Result<Parsed> {
+    let text = fs::read_to_string(file).with_context(|| {
+        let file = file.display();
+        format!("cannot read the config file {file}; name another with --config FILE")
+    })?;
+    Ok(config::parse(&text, &file.display().to_string())?)
+}

@@ -1,0 +1,222 @@
+//! One connection, from its first byte to its close.
+
+use std::{convert::Infallible, sync::Arc, time::Duration};
+
+use http_body_util::{BodyExt, Full};
+use hyper::{
+    Method, Request, Response, StatusCode,
+    body::{Body, Bytes, Incoming},
+    service::service_fn,
+};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::{
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
+    sync::{Semaphore, SemaphorePermit},
+    time::timeout,
+};
+use tracing::debug;
+
+use super::{
+    Limits, Reply, Site,
+    sniff::{Sniffed, sniff},
+};
+use crate::api::types::FaultCode;
+
+/// Bytes of a request's line and headers.
+const HEAD: usize = 16 << 10;
+const HEADERS: usize = 64;
+/// Bodies up to this many bytes are read without a permit.
+const SMALL_BODY: u64 = 64 << 10;
+/// Larger bodies in memory at a time; with [`Limits::body`] this bounds what strangers can make
+/// the daemon hold.
+const LARGE_BODIES: usize = 2;
+/// For the answer to leave, and for what the peer still sends to be read away.
+const CLOSE_TIME: Duration = Duration::from_secs(5);
+
+pub(super) struct Server<S> {
+    site: Arc<S>,
+    limits: Limits,
+    large_bodies: Semaphore,
+}
+
+impl<S: Site> Server<S> {
+    pub(super) fn new(site: Arc<S>, limits: Limits) -> Self {
+        Self {
+            site,
+            limits,
+            large_bodies: Semaphore::new(LARGE_BODIES),
+        }
+    }
+
+    pub(super) async fn connection(&self, stream: impl AsyncRead + AsyncWrite + Unpin + Send) {
+        let Limits {
+            header_time,
+            body_time,
+            answer_time,
+            ..
+        } = self.limits;
+        let life = header_time * 2 + body_time + answer_time + CLOSE_TIME;
+        if timeout(life, self.converse(stream)).await.is_err() {
+            debug!("connection closed: it took longer than {life:?}");
+        }
+    }
+
+    async fn converse(&self, stream: impl AsyncRead + AsyncWrite + Unpin + Send) {
+        let http = match timeout(self.limits.header_time, sniff(stream)).await {
+            Ok(Ok(Sniffed::Http(http))) => http,
+            Ok(Ok(Sniffed::Garbage(stream))) => {
+                let words = format!("this is no HTTP request; {}", routes::<S>());
+                let reply = Reply::fault(StatusCode::BAD_REQUEST, FaultCode::Invalid, words);
+                return say_and_close(stream, reply).await;
+            }
+            Ok(Ok(Sniffed::Nothing) | Err(_)) | Err(_) => return,
+        };
+        let served = hyper::server::conn::http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(self.limits.header_time)
+            .max_buf_size(HEAD)
+            .max_headers(HEADERS)
+            .keep_alive(false)
+            // A peer may shut down its side once it has sent the request.
+            .half_close(true)
+            .serve_connection(
+                TokioIo::new(http),
+                service_fn(|request| self.request(request)),
+            )
+            .await;
+        if let Err(error) = served {
+            debug!(%error, "connection ended early");
+        }
+    }
+
+    async fn request(
+        &self,
+        request: Request<Incoming>,
+    ) -> Result<Response<Full<Bytes>>, Infallible> {
+        let reply = self.reply(request).await.unwrap_or_else(|refusal| refusal);
+        Ok(reply.into_response())
+    }
+
+    async fn reply(&self, request: Request<Incoming>) -> Result<Reply, Reply> {
+        let (head, body) = request.into_parts();
+        let path = match_route::<S>(&head.method, head.uri.path())?;
+        let (body, _permit) = match head.method {
+            Method::POST => self.read(body).await?,
+            _ => (Bytes::new(), None),
+        };
+        timeout(self.limits.answer_time, self.site.answer(path, body))
+            .await
+            .map_err(|_| {
+                let words = format!("no answer within {:?}", self.limits.answer_time);
+                Reply::fault(StatusCode::GATEWAY_TIMEOUT, FaultCode::Failed, words)
+            })
+    }
+
+    /// The permit is to be held for as long as the body is in memory.
+    async fn read(&self, body: Incoming) -> Result<(Bytes, Option<SemaphorePermit<'_>>), Reply> {
+        let limit = self.limits.body_time;
+        let read = async {
+            let large = body.size_hint().upper().is_none_or(|n| n > SMALL_BODY);
+            let permit = match large {
+                true => self.large_bodies.acquire().await.ok(),
+                false => None,
+            };
+            Ok((collect(body, self.limits.body).await?, permit))
+        };
+        timeout(limit, read).await.unwrap_or_else(|_| {
+            let words = format!("the body did not arrive within {limit:?}");
+            Err(Reply::fault(
+                StatusCode::REQUEST_TIMEOUT,
+                FaultCode::Invalid,
+                words,
+            ))
+        })
+    }
+}
+
+/// Tells a peer beyond the limit of connections to come back.
+pub(super) async fn refuse(stream: impl AsyncRead + AsyncWrite + Unpin + Send, connections: usize) {
+    let words = format!("{connections} connections are open already; try again");
+    let reply = Reply::fault(StatusCode::SERVICE_UNAVAILABLE, FaultCode::Failed, words);
+    say_and_close(stream, reply).await;
+}
+
+fn match_route<S: Site>(method: &Method, path: &str) -> Result<&'static str, Reply> {
+    let Some((path, methods)) = S::ROUTES.iter().find(|(route, _)| *route == path) else {
+        let words = format!("no such path; {}", routes::<S>());
+        return Err(Reply::fault(
+            StatusCode::NOT_FOUND,
+            FaultCode::NotFound,
+            words,
+        ));
+    };
+    if methods.contains(method) {
+        return Ok(path);
+    }
+    let allowed = names(methods);
+    let words = format!("{path} takes {allowed} only");
+    Err(Reply::fault(StatusCode::METHOD_NOT_ALLOWED, FaultCode::Invalid, words).allow(allowed))
+}
+
+fn routes<S: Site>() -> String {
+    let routes: Vec<_> = S::ROUTES
+        .iter()
+        .map(|(path, methods)| format!("{} {path}", names(methods)))
+        .collect();
+    format!("served here: {}", routes.join("; "))
+}
+
+fn names(methods: &[Method]) -> String {
+    let names: Vec<_> = methods.iter().map(Method::as_str).collect();
+    names.join(", ")
+}
+
+/// Reads a body of up to `limit` bytes. A larger one is read away for a while, not kept: a peer
+/// that is still sending would see a broken connection instead of the answer.
+async fn collect(mut body: Incoming, limit: usize) -> Result<Bytes, Reply> {
+    let mut keep = body.size_hint().lower() <= limit as u64;
+    let mut seen = 0;
+    let mut text = Vec::new();
+    while let Some(frame) = body.frame().await {
+        let frame = frame.map_err(|error| {
+            let words = format!("the body ended early: {error}");
+            Reply::fault(StatusCode::BAD_REQUEST, FaultCode::Invalid, words)
+        })?;
+        let Ok(data) = frame.into_data() else {
+            continue;
+        };
+        seen += data.len();
+        keep &= seen <= limit;
+        if keep {
+            text.extend_from_slice(&data);
+        } else {
+            text = Vec::new();
+        }
+        if seen > limit * 4 {
+            break;
+        }
+    }
+    if keep {
+        return Ok(text.into());
+    }
+    let words = format!("the body is larger than {limit} bytes");
+    Err(Reply::fault(
+        StatusCode::PAYLOAD_TOO_LARGE,
+        FaultCode::Invalid,
+        words,
+    ))
+}
+
+/// Closing with unread input would reset the connection, and the peer might never see the reply.
+async fn say_and_close(mut stream: impl AsyncRead + AsyncWrite + Unpin + Send, reply: Reply) {
+    let linger = async {
+        stream.write_all(&reply.into_bytes()).await?;
+        stream.shutdown().await?;
+        let mut scrap = [0; 4096];
+        while stream.read(&mut scrap).await? > 0 {}
+        std::io::Result::Ok(())
+    };
+    if let Ok(Err(error)) = timeout(CLOSE_TIME, linger).await {
+        debug!(%error, "connection ended before the answer was read");
+    }
+}

@@ -1,0 +1,176 @@
+use std::{
+    borrow::Cow,
+    collections::{BTreeMap, HashSet},
+};
+
+use lb_common::abi::{Backend, Service, backend_state};
+
+use super::{Installed, Recipe, Table, slots::emptied};
+use crate::datapath::Listen;
+
+/// One write to the kernel.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Change {
+    ClearCounters {
+        slot: u32,
+        /// The service whose backend the slot goes to.
+        service: u32,
+    },
+    SetBackend {
+        slot: u32,
+        backend: Backend,
+    },
+    SetPortWord {
+        index: u32,
+        word: u64,
+    },
+    SetTable {
+        table: u32,
+        slots: Vec<u32>,
+        recipe: Option<Recipe>,
+    },
+    RemoveTable {
+        table: u32,
+    },
+    SetService {
+        listen: Listen,
+        service: Service,
+    },
+    RemoveService {
+        listen: Listen,
+    },
+}
+
+/// The maps as they should be.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Target<'a> {
+    pub services: BTreeMap<Listen, Service>,
+    /// Free slots may be left out.
+    pub backends: BTreeMap<u32, Backend>,
+    pub tables: BTreeMap<u32, Table<'a>>,
+    pub ports: Vec<u64>,
+    /// Slots that nobody wants any more.
+    pub retired: &'a HashSet<u32>,
+}
+
+/// What leads from what is installed to the target, in an order in which every step is safe to
+/// stop after: failed backends stop taking connections before anything else happens; nothing refers
+/// to what is not there yet, or no more; a reply's port is known before its backend is drawn; and
+/// backends that still work but are drained or removed stop only after others took their place, so
+/// that no connection is refused in between.
+pub fn changes(from: &Installed, to: Target<'_>) -> Vec<Change> {
+    let Target {
+        services,
+        backends,
+        tables,
+        ports,
+        retired,
+    } = to;
+    let (mut failed, mut started) = (Vec::new(), Vec::new());
+    let (mut drained, mut freed) = (Vec::new(), Vec::new());
+    for (slot, backend) in &backends {
+        let former = from.backends.get(slot);
+        if former == Some(backend) {
+            continue;
+        }
+        let set = Change::SetBackend {
+            slot: *slot,
+            backend: *backend,
+        };
+        let is_same = former.is_some_and(|f| f.generation == backend.generation);
+        match backend.state {
+            backend_state::FREE => freed.push(set),
+            backend_state::DOWN if is_same && !retired.contains(slot) => failed.push(set),
+            backend_state::DRAINING | backend_state::DOWN if is_same => drained.push(set),
+            _ if is_same => started.push(set),
+            _ => started.extend([
+                Change::ClearCounters {
+                    slot: *slot,
+                    service: backend.service,
+                },
+                set,
+            ]),
+        }
+    }
+    for (slot, backend) in &from.backends {
+        let empty = emptied(backend);
+        if *backend != empty && !backends.contains_key(slot) {
+            freed.push(Change::SetBackend {
+                slot: *slot,
+                backend: empty,
+            });
+        }
+    }
+
+    let is_gone = |listen: &&Listen| !services.contains_key(listen);
+    let gone_services = from.services.keys().filter(is_gone);
+    let gone_tables = from
+        .tables
+        .keys()
+        .filter(|table| !tables.contains_key(table));
+    let (more_ports, exact_ports) = port_changes(&from.ports, &ports);
+
+    let mut changes = failed;
+    changes.extend(gone_services.map(|listen| Change::RemoveService { listen: *listen }));
+    changes.extend(started);
+    changes.extend(more_ports);
+    let gone_tables: Vec<Change> = gone_tables
+        .map(|table| Change::RemoveTable { table: *table })
+        .collect();
+    changes.extend(
+        tables
+            .into_iter()
+            .filter_map(|(table, to)| set_table(from, table, to)),
+    );
+    changes.extend(
+        services
+            .iter()
+            .filter(|(listen, service)| from.services.get(listen) != Some(service))
+            .map(|(listen, service)| Change::SetService {
+                listen: *listen,
+                service: *service,
+            }),
+    );
+    changes.extend(drained);
+    changes.extend(gone_tables);
+    changes.extend(freed);
+    changes.extend(exact_ports);
+    changes
+}
+
+fn set_table(from: &Installed, table: u32, to: Table<'_>) -> Option<Change> {
+    let slots = match to.slots {
+        Cow::Borrowed(slots) => {
+            let installed = from.tables.get(&table);
+            // Comparing the places first spares comparing the contents of all tables.
+            if installed.is_some_and(|is| std::ptr::eq(is.as_slice(), slots) || is == slots) {
+                return None;
+            }
+            slots.to_vec()
+        }
+        Cow::Owned(slots) => slots,
+    };
+    Some(Change::SetTable {
+        table,
+        slots,
+        recipe: to.recipe,
+    })
+}
+
+/// Words that must gain bits first, and words that may lose some at the end.
+fn port_changes(from: &[u64], to: &[u64]) -> (Vec<Change>, Vec<Change>) {
+    let (mut more, mut exact) = (Vec::new(), Vec::new());
+    for (index, to) in (0..).zip(to) {
+        let is = from.get(index as usize).copied().unwrap_or(0);
+        if to & !is != 0 {
+            more.push(Change::SetPortWord {
+                index,
+                word: is | to,
+            });
+        }
+        if is & !to != 0 {
+            exact.push(Change::SetPortWord { index, word: *to });
+        }
+    }
+    (more, exact)
+}

@@ -1,0 +1,239 @@
+use std::{
+    collections::{BTreeMap, HashMap, HashSet, hash_map::Entry},
+    net::{IpAddr, SocketAddr},
+};
+
+use lb_common::abi::{Address, Backend, Be16, V4, V6, backend_flag, backend_state, protocol};
+
+use super::{Admit, DesiredBackend, Input, services::Placed};
+use crate::{
+    model::{BackendRef, Protocol, is_v6},
+    select::Member,
+};
+
+/// Where every backend stands.
+pub(super) struct Slots {
+    /// What every slot in use, or just freed, is to hold.
+    pub(super) backends: BTreeMap<u32, Backend>,
+    /// By service, in the order of the placed services: its backends with their slots.
+    pub(super) members: Vec<Vec<Placement>>,
+    pub(super) placement: HashMap<BackendRef, u32>,
+    pub(super) retired: HashSet<u32>,
+}
+
+pub(super) struct Placement {
+    pub(super) member: Member,
+    /// Takes new connections.
+    pub(super) eligible: bool,
+}
+
+/// Gives every backend the slot under which the kernel knows it, else the lowest free one, and
+/// retires or frees the slots of backends that are gone.
+pub(super) fn assign(input: Input<'_>, placed: &[Placed<'_>], refused: &mut Vec<String>) -> Slots {
+    let known = Known::new(input);
+    let mut free = FreeSlots::new(input);
+    let mut entries: Vec<(u32, Backend)> = Vec::with_capacity(input.installed.backends.len());
+    let mut wanted = vec![false; free.used.len()];
+    let mut placement = HashMap::with_capacity(input.installed.backends.len());
+    let mut members = Vec::with_capacity(placed.len());
+    for service in placed {
+        let mut own = Vec::with_capacity(service.desired.backends.len());
+        for backend in &service.desired.backends {
+            let name = BackendRef {
+                service: service.desired.name.clone(),
+                address: backend.address,
+            };
+            let Entry::Vacant(place) = placement.entry(name) else {
+                refused.push(format!(
+                    "backend {}/{}: listed twice; the first one counts",
+                    service.desired.name, backend.address
+                ));
+                continue;
+            };
+            let entry = entry(service, backend);
+            let Some((slot, generation)) = known.find(&entry).or_else(|| free.next(input)) else {
+                refused.push(format!(
+                    "backend {}: the kernel maps have room for {} backends; raise \
+                     node.limits.backends",
+                    place.key(),
+                    input.capacity.backends
+                ));
+                continue;
+            };
+            wanted[slot as usize] = true;
+            entries.push((
+                slot,
+                Backend {
+                    generation,
+                    ..entry
+                },
+            ));
+            place.insert(slot);
+            own.push(Placement {
+                member: Member {
+                    address: backend.address,
+                    slot,
+                    weight: backend.weight,
+                },
+                eligible: backend.admit == Admit::Active && backend.weight > 0,
+            });
+        }
+        members.push(own);
+    }
+    let mut retired = HashSet::new();
+    for (slot, backend) in &input.installed.backends {
+        let is_wanted = wanted.get(*slot as usize).is_some_and(|w| *w);
+        if is_wanted || backend.state == backend_state::FREE {
+            continue;
+        }
+        let unused = input
+            .present
+            .is_some_and(|p| p.get(slot).is_none_or(|n| *n == 0));
+        if unused && input.retired.contains(slot) {
+            entries.push((*slot, emptied(backend)));
+        } else {
+            retired.insert(*slot);
+            entries.push((*slot, retire(backend)));
+        }
+    }
+    Slots {
+        backends: entries.into_iter().collect(),
+        members,
+        placement,
+        retired,
+    }
+}
+
+/// What a free slot holds: its generation, and nothing else.
+pub(super) fn emptied(backend: &Backend) -> Backend {
+    Backend {
+        generation: backend.generation,
+        ..Backend::default()
+    }
+}
+
+/// TCP connections of a removed backend go on until they end; UDP flows move at once.
+fn retire(backend: &Backend) -> Backend {
+    let state = match backend.protocol {
+        protocol::UDP => backend_state::DOWN,
+        _ => backend_state::DRAINING,
+    };
+    Backend { state, ..*backend }
+}
+
+/// What the slot of a backend holds, but for the generation.
+fn entry(service: &Placed<'_>, desired: &DesiredBackend) -> Backend {
+    let source = desired
+        .snat
+        .filter(|s| is_v6(*s) == is_v6(desired.address.ip()));
+    Backend {
+        generation: 0,
+        state: match desired.admit {
+            Admit::Active => backend_state::ACTIVE,
+            Admit::Draining => backend_state::DRAINING,
+            Admit::Down => backend_state::DOWN,
+        },
+        address: words(desired.address.ip()),
+        source: source.map(words).unwrap_or_default(),
+        port: Be16::new(desired.address.port()).0,
+        family: if is_v6(desired.address.ip()) { 6 } else { 4 },
+        protocol: protocol_number(service.desired.protocol),
+        service: service.id,
+        flags: source.map_or(0, |_| backend_flag::SNAT),
+        ..Backend::default()
+    }
+}
+
+/// Address and port of a backend as the kernel holds them.
+pub fn socket_address(backend: &Backend) -> SocketAddr {
+    let ip = match backend.family {
+        6 => backend.address::<V6>().ip(),
+        _ => backend.address::<V4>().ip(),
+    };
+    (ip, Be16(backend.port).get()).into()
+}
+
+fn words(address: IpAddr) -> [u32; 4] {
+    match address {
+        IpAddr::V4(ip) => V4::from(ip).to_words(),
+        IpAddr::V6(ip) => V6::from(ip).to_words(),
+    }
+}
+
+const fn protocol_number(protocol: Protocol) -> u8 {
+    match protocol {
+        Protocol::Tcp => protocol::TCP,
+        Protocol::Udp => protocol::UDP,
+    }
+}
+
+/// What makes a backend of a service the same backend.
+type Identity = (u8, u8, u16, [u32; 4]);
+
+const fn identity(backend: &Backend) -> Identity {
+    (
+        backend.family,
+        backend.protocol,
+        backend.port,
+        backend.address,
+    )
+}
+
+/// Slots in use, by service and backend.
+struct Known {
+    by_service: HashMap<u32, Vec<(Identity, u32, u32)>>,
+}
+
+impl Known {
+    fn new(input: Input<'_>) -> Self {
+        let mut by_service: HashMap<u32, Vec<_>> = HashMap::new();
+        for (slot, backend) in &input.installed.backends {
+            if backend.state != backend_state::FREE && *slot < input.capacity.backends {
+                let own = by_service.entry(backend.service).or_default();
+                own.push((identity(backend), *slot, backend.generation));
+            }
+        }
+        by_service.values_mut().for_each(|own| own.sort_unstable());
+        Self { by_service }
+    }
+
+    /// Slot and generation.
+    fn find(&self, backend: &Backend) -> Option<(u32, u32)> {
+        let own = self.by_service.get(&backend.service)?;
+        let identity = identity(backend);
+        let (found, slot, generation) = own.get(own.partition_point(|e| e.0 < identity))?;
+        (*found == identity).then_some((*slot, *generation))
+    }
+}
+
+/// Free slots in ascending order. One freed by this very plan is not among them: until the plan is
+/// carried out it is in use.
+struct FreeSlots {
+    used: Vec<bool>,
+    next: usize,
+}
+
+impl FreeSlots {
+    fn new(input: Input<'_>) -> Self {
+        let mut used = vec![false; input.capacity.backends as usize];
+        for (slot, backend) in &input.installed.backends {
+            if let Some(used) = used.get_mut(*slot as usize) {
+                *used = backend.state != backend_state::FREE;
+            }
+        }
+        Self { used, next: 0 }
+    }
+
+    /// Slot, and the generation after that of its former backend; never 0.
+    fn next(&mut self, input: Input<'_>) -> Option<(u32, u32)> {
+        let slot = self.next + self.used[self.next..].iter().position(|used| !used)?;
+        self.next = slot + 1;
+        let slot = slot as u32;
+        let former = input
+            .installed
+            .backends
+            .get(&slot)
+            .map_or(0, |b| b.generation);
+        Some((slot, former.wrapping_add(1).max(1)))
+    }
+}

@@ -1,0 +1,100 @@
+use std::{borrow::Cow, collections::BTreeMap};
+
+use super::{
+    Input,
+    services::{Placed, table_index},
+    slots::{Placement, Slots},
+};
+use crate::{
+    model::{Policy, is_v6},
+    select::{self, Member},
+};
+
+/// All that a table depends on.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Recipe {
+    policy: Policy,
+    size: usize,
+    members: Vec<Member>,
+}
+
+/// A table as it should be.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Table<'a> {
+    /// Borrowed from what is installed, if that is right already.
+    pub slots: Cow<'a, [u32]>,
+    pub recipe: Option<Recipe>,
+}
+
+/// The tables of all services, one per address family that has an eligible backend.
+pub(super) fn tables<'a>(
+    input: Input<'a>,
+    placed: &[Placed<'_>],
+    slots: &Slots,
+    confirmed: &mut Vec<(u32, Recipe)>,
+) -> BTreeMap<u32, Table<'a>> {
+    let mut tables = BTreeMap::new();
+    for (service, backends) in placed.iter().zip(&slots.members) {
+        for family in by_family(backends) {
+            let Some(recipe) = recipe(service.desired.policy, &family) else {
+                continue;
+            };
+            let index = table_index(service.id, family[0].member.address.ip());
+            let installed = input.installed.tables.get(&index);
+            let table = match installed {
+                Some(slots) if input.recipes.get(&index) == Some(&recipe) => keep(slots),
+                _ => {
+                    let slots = select::build_sized(recipe.policy, &recipe.members, recipe.size);
+                    match installed {
+                        Some(same) if *same == slots => {
+                            confirmed.push((index, recipe));
+                            keep(same)
+                        }
+                        _ => Table {
+                            slots: Cow::Owned(slots),
+                            recipe: Some(recipe),
+                        },
+                    }
+                }
+            };
+            tables.insert(index, table);
+        }
+    }
+    tables
+}
+
+fn keep(slots: &[u32]) -> Table<'_> {
+    Table {
+        slots: Cow::Borrowed(slots),
+        recipe: None,
+    }
+}
+
+fn by_family(backends: &[Placement]) -> [Vec<&Placement>; 2] {
+    let (v6, v4) = backends.iter().partition(|p| is_v6(p.member.address.ip()));
+    [v4, v6]
+}
+
+/// `None` without an eligible backend.
+fn recipe(policy: Policy, backends: &[&Placement]) -> Option<Recipe> {
+    let members: Vec<Member> = backends
+        .iter()
+        .filter(|b| b.eligible)
+        .map(|b| b.member)
+        .collect();
+    if members.is_empty() {
+        return None;
+    }
+    // A failing backend must not change the size of a maglev table, which would move every flow.
+    // The others' draws have no memory, and a schedule is exact only for those that take part.
+    let weights: Vec<u32> = match policy {
+        Policy::Maglev => backends.iter().map(|b| b.member.weight).collect(),
+        Policy::RoundRobin | Policy::Random => members.iter().map(|m| m.weight).collect(),
+    };
+    let size = select::table_size(policy, &weights);
+    Some(Recipe {
+        policy,
+        size,
+        members,
+    })
+}

@@ -1,0 +1,121 @@
+use std::collections::HashSet;
+
+use anyhow::Context;
+use lb_common::abi::backend_state;
+
+use super::{Change, Reconciler};
+
+impl Reconciler {
+    /// Carries out `changes` and keeps `installed` true. After a failure, changes to the services
+    /// concerned are left out, because they rely on the failed one; the others go on.
+    pub(super) fn execute(&mut self, changes: Vec<Change>) -> anyhow::Result<()> {
+        let mut blocked: HashSet<u32> = HashSet::new();
+        let mut failures: Vec<anyhow::Error> = Vec::new();
+        for change in changes {
+            let concerned = self.concerned(&change);
+            if concerned.iter().any(|service| blocked.contains(service)) {
+                blocked.extend(concerned);
+                continue;
+            }
+            // Ports belong to no service. Without one that is missing, everything after would be
+            // out of order; one too many does no harm.
+            if let Change::SetPortWord { index, word } = change {
+                if !failures.is_empty() && word & self.port_word(index) != self.port_word(index) {
+                    continue;
+                }
+            }
+            let is_port = matches!(change, Change::SetPortWord { .. });
+            let name = self.names.change(&change, &self.installed);
+            if let Err(error) = self.write(change).with_context(|| name) {
+                failures.push(error);
+                blocked.extend(concerned);
+                if is_port {
+                    break;
+                }
+            }
+        }
+        let others = failures.len().saturating_sub(1);
+        match failures.into_iter().next() {
+            None => Ok(()),
+            Some(first) if others == 0 => Err(first),
+            Some(first) => Err(first.context(format!("{others} more writes failed; the first"))),
+        }
+    }
+
+    /// Ids of the services that rely on a change.
+    fn concerned(&self, change: &Change) -> Vec<u32> {
+        match change {
+            Change::SetPortWord { .. } => Vec::new(),
+            Change::ClearCounters { service, .. } => vec![*service],
+            Change::SetBackend { slot, backend } => {
+                let former = self.installed.backends.get(slot);
+                let former = former.filter(|b| b.state != backend_state::FREE);
+                let now = Some(backend).filter(|b| b.state != backend_state::FREE);
+                former.into_iter().chain(now).map(|b| b.service).collect()
+            }
+            Change::SetTable { table, .. } | Change::RemoveTable { table } => vec![table / 2],
+            Change::SetService { listen, service } => {
+                let former = self.installed.services.get(listen);
+                former.into_iter().chain([service]).map(|s| s.id).collect()
+            }
+            Change::RemoveService { listen } => {
+                let former = self.installed.services.get(listen);
+                former.into_iter().map(|s| s.id).collect()
+            }
+        }
+    }
+
+    fn port_word(&self, index: u32) -> u64 {
+        self.installed
+            .ports
+            .get(index as usize)
+            .copied()
+            .unwrap_or(0)
+    }
+
+    /// One write, and what it makes of `installed`.
+    fn write(&mut self, change: Change) -> anyhow::Result<()> {
+        let (datapath, installed) = (self.datapath.as_ref(), &mut self.installed);
+        match change {
+            Change::ClearCounters { slot, .. } => datapath.clear_counters(slot)?,
+            Change::SetBackend { slot, backend } => {
+                datapath.set_backend(slot, &backend)?;
+                installed.backends.insert(slot, backend);
+            }
+            Change::SetPortWord { index, word } => {
+                datapath.set_port_word(index, word)?;
+                let index = index as usize;
+                if installed.ports.len() <= index {
+                    installed.ports.resize(index + 1, 0);
+                }
+                installed.ports[index] = word;
+            }
+            Change::SetTable {
+                table,
+                slots,
+                recipe,
+            } => {
+                datapath.set_table(table, &slots)?;
+                installed.tables.insert(table, slots);
+                match recipe {
+                    Some(recipe) => self.recipes.insert(table, recipe),
+                    None => self.recipes.remove(&table),
+                };
+            }
+            Change::RemoveTable { table } => {
+                datapath.remove_table(table)?;
+                installed.tables.remove(&table);
+                self.recipes.remove(&table);
+            }
+            Change::SetService { listen, service } => {
+                datapath.set_service(listen, &service)?;
+                installed.services.insert(listen, service);
+            }
+            Change::RemoveService { listen } => {
+                datapath.remove_service(listen)?;
+                installed.services.remove(&listen);
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,117 @@
+use std::net::{IpAddr, SocketAddr};
+
+use lb_common::{
+    abi::{Address, V4, V6},
+    hash::spread,
+};
+
+use super::{
+    Member,
+    quota::quotas,
+    schedule::{by_time, evenly},
+};
+
+const EMPTY: u32 = u32::MAX;
+
+/// How long the race lasts: a part e^-5 of the entries, less than 1 %, is then still without claim.
+const RACE: u64 = 5;
+
+/// Unit of time in the race.
+const TICKS: u64 = 1 << 43;
+
+/// Indices into `members`. `size` must be a prime.
+///
+/// Maglev's algorithm (Eisenbud et al., "Maglev: A Fast and Reliable Software Network Load
+/// Balancer", NSDI 2016, §3.4) with one difference. There, a member whose preferred entry is taken
+/// goes on until it finds a free one, within its turn, so the loss of one member shifts all later
+/// turns of the others. Here a race comes first, in which a member that is late for an entry loses
+/// its turn: most entries go to whoever wants them first, whatever the others do, and only what is
+/// left is shared out as in the paper. That halves the entries that move needlessly when a member
+/// leaves.
+pub(super) fn table(members: &[Member], size: usize) -> Vec<u32> {
+    let weights: Vec<u32> = members.iter().map(|m| m.weight).collect();
+    let mut open = quotas(&weights, size);
+    let mut preferences: Vec<Preference> = members
+        .iter()
+        .map(|m| Preference::of(m.address, size as u32))
+        .collect();
+    let mut table = vec![EMPTY; size];
+
+    for i in race(&weights, size) {
+        let member = i as usize;
+        let entry = &mut table[preferences[member].next()];
+        if *entry == EMPTY && open[member] > 0 {
+            *entry = i;
+            open[member] -= 1;
+        }
+    }
+    for i in evenly(&weights, &open) {
+        let preference = &mut preferences[i as usize];
+        let mut entry = preference.next();
+        while table[entry] != EMPTY {
+            entry = preference.next();
+        }
+        table[entry] = i;
+    }
+    table
+}
+
+/// Who claims when. A member claims its k-th entry (from 0) at time
+/// (1/M + 1/(M-1) + … + 1/(M-k)) / weight: about -ln(1 - k/M) / weight, as if it claimed each entry
+/// at an exponentially distributed time, so that the odds of being first are as the weights are.
+/// In integers, because logarithms differ between platforms.
+fn race(weights: &[u32], size: usize) -> Vec<u32> {
+    let sum: u64 = weights.iter().map(|w| u64::from(*w)).sum();
+    let end = RACE * TICKS / sum;
+    let heaviest = weights.iter().copied().max().map_or(0, u64::from);
+    let times: Vec<u64> = (1..=size as u64)
+        .rev()
+        .scan(0, |time, left| {
+            *time += TICKS / left;
+            Some(*time)
+        })
+        .take_while(|time| time / heaviest <= end)
+        .collect();
+    by_time(weights.iter().enumerate().flat_map(|(i, weight)| {
+        let own = times.iter().map(|time| time / u64::from(*weight));
+        own.take_while(|time| *time <= end)
+            .map(move |time| (time, i))
+    }))
+}
+
+/// A member's order of preference: the entries at `at`, `at + skip`, `at + 2 × skip`, … modulo a
+/// prime, which visits every entry once.
+pub(super) struct Preference {
+    at: u32,
+    skip: u32,
+    size: u32,
+}
+
+impl Preference {
+    pub(super) fn of(address: SocketAddr, size: u32) -> Self {
+        let hash = identity(address);
+        Self {
+            at: (hash % u64::from(size)) as u32,
+            skip: (spread(hash ^ 0x9e37_79b9_7f4a_7c15) % u64::from(size - 1)) as u32 + 1,
+            size,
+        }
+    }
+
+    pub(super) fn next(&mut self) -> usize {
+        let entry = self.at;
+        self.at += self.skip;
+        if self.at >= self.size {
+            self.at -= self.size;
+        }
+        entry as usize
+    }
+}
+
+/// Hash of what a backend is on every node: its address and port.
+fn identity(address: SocketAddr) -> u64 {
+    let mixed = match address.ip() {
+        IpAddr::V4(ip) => V4::from(ip).mix(),
+        IpAddr::V6(ip) => V6::from(ip).mix(),
+    };
+    spread(spread(mixed ^ 0x51_7cc1_b727_220a).wrapping_add(u64::from(address.port())))
+}

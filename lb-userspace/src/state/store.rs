@@ -1,0 +1,294 @@
+use std::{
+    fs::{self, File},
+    io::{ErrorKind, Write},
+    path::{Path, PathBuf},
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+use anyhow::{Context, bail};
+
+use super::{
+    State,
+    file::{self, Unreadable, VERSION},
+    lock::Lock,
+};
+
+const CURRENT: &str = "state.json";
+const PREVIOUS: &str = "state.json.bak";
+const BROKEN: &str = "state.json.broken-";
+
+/// A state directory, held by this process.
+#[derive(Debug)]
+pub struct Store {
+    directory: PathBuf,
+    _lock: Lock,
+}
+
+impl Store {
+    /// Opens `directory`, creating it if need be, and reads the state in it. A damaged file is
+    /// put aside and the previous one used; [`Store::problems`] then says so.
+    ///
+    /// # Errors
+    /// If another daemon holds the directory, the state was written by a later version of lbd,
+    /// or the directory cannot be read or written.
+    pub fn open(directory: &Path) -> anyhow::Result<(Self, State)> {
+        fs::create_dir_all(directory).with_context(|| {
+            format!("cannot create the state directory {}", directory.display())
+        })?;
+        let store = Self {
+            directory: directory.to_owned(),
+            _lock: Lock::take(directory)?,
+        };
+        let state = store.read()?;
+        Ok((store, state))
+    }
+
+    /// Replaces the state on disk; once this returns it survives a crash of the machine.
+    ///
+    /// # Errors
+    /// The former state is then still in place.
+    pub fn save(&self, state: &State) -> anyhow::Result<()> {
+        let path = self.path(CURRENT);
+        self.replace(&path, &file::encode(state)?)
+            .with_context(|| format!("cannot write {}", path.display()))
+    }
+
+    /// Damaged state files that were put aside and that nobody took away yet, one sentence each.
+    pub fn problems(&self) -> Vec<String> {
+        let Ok(entries) = fs::read_dir(&self.directory) else {
+            return vec![format!(
+                "the state directory {} cannot be read",
+                self.directory.display()
+            )];
+        };
+        let mut broken: Vec<_> = entries
+            .flatten()
+            .filter(|entry| entry.file_name().to_string_lossy().starts_with(BROKEN))
+            .map(|entry| entry.path())
+            .collect();
+        broken.sort();
+        broken
+            .iter()
+            .map(|path| {
+                format!(
+                    "a damaged state file was put aside as {} and an earlier state is in use; \
+                     compare with `lbctl get overrides` and `lbctl export`, then remove the file",
+                    path.display()
+                )
+            })
+            .collect()
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.directory.join(name)
+    }
+
+    fn read(&self) -> anyhow::Result<State> {
+        if let Some(state) = self.read_or_put_aside(CURRENT)? {
+            return Ok(state);
+        }
+        match self.read_or_put_aside(PREVIOUS)? {
+            Some(state) => {
+                tracing::error!(
+                    "{} is gone or damaged: using the previous state, the last change made with \
+                     lbctl may be missing",
+                    self.path(CURRENT).display()
+                );
+                self.save(&state)?;
+                Ok(state)
+            }
+            None => Ok(State::default()),
+        }
+    }
+
+    /// `None` if there is no such file, or a damaged one, which is then renamed.
+    fn read_or_put_aside(&self, name: &str) -> anyhow::Result<Option<State>> {
+        let path = self.path(name);
+        let bytes = match fs::read(&path) {
+            Ok(bytes) => bytes,
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+            Err(error) => {
+                return Err(error).with_context(|| format!("cannot read {}", path.display()));
+            }
+        };
+        match file::decode(&String::from_utf8_lossy(&bytes)) {
+            Ok(state) => Ok(Some(state)),
+            Err(Unreadable::Newer(version)) => bail!(
+                "{} has version {version}, this lbd knows {VERSION}: it was written by a later \
+                 lbd; run that one, or move the file away to begin without overrides and \
+                 services added by lbctl",
+                path.display()
+            ),
+            Err(Unreadable::Damaged(why)) => {
+                let aside = self.unused_broken_path();
+                fs::rename(&path, &aside)
+                    .with_context(|| format!("cannot rename {}", path.display()))?;
+                tracing::error!(
+                    "{} is damaged: {why}; kept as {}",
+                    path.display(),
+                    aside.display()
+                );
+                Ok(None)
+            }
+        }
+    }
+
+    fn unused_broken_path(&self) -> PathBuf {
+        let mut number = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .map_or(0, |since| since.as_secs());
+        loop {
+            let path = self.path(&format!("{BROKEN}{number}"));
+            if !path.exists() {
+                return path;
+            }
+            number += 1;
+        }
+    }
+
+    fn replace(&self, path: &Path, text: &str) -> anyhow::Result<()> {
+        let new = self.path("state.json.new");
+        let mut file = File::create(&new)?;
+        file.write_all(text.as_bytes())?;
+        file.sync_all()?;
+        // Linked, not renamed, so that no moment is without a current file.
+        if path.exists() {
+            let link = self.path("state.json.bak.new");
+            let _ = fs::remove_file(&link);
+            fs::hard_link(path, &link)?;
+            fs::rename(&link, self.path(PREVIOUS))?;
+        }
+        fs::rename(&new, path)?;
+        File::open(&self.directory)?.sync_all()?;
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{Mode, Override};
+
+    struct Directory(PathBuf);
+
+    impl Directory {
+        fn new(name: &str) -> Self {
+            let path = std::env::temp_dir().join(format!("lbd-{}-{name}", std::process::id()));
+            let _ = fs::remove_dir_all(&path);
+            Self(path)
+        }
+    }
+
+    impl Drop for Directory {
+        fn drop(&mut self) {
+            let _ = fs::remove_dir_all(&self.0);
+        }
+    }
+
+    fn drained(address: &str) -> State {
+        State {
+            overrides: [(
+                format!("web/{address}").parse().unwrap(),
+                Override {
+                    mode: Some(Mode::Drain),
+                    ..Override::default()
+                },
+            )]
+            .into(),
+            ..State::default()
+        }
+    }
+
+    #[test]
+    fn keeps_the_last_state_and_the_one_before() {
+        let directory = Directory::new("keeps");
+        let (first, second) = (drained("10.0.0.1:80"), drained("10.0.0.2:80"));
+        {
+            let (store, state) = Store::open(&directory.0).unwrap();
+            assert_eq!(state, State::default());
+            store.save(&first).unwrap();
+            store.save(&second).unwrap();
+        }
+        let (store, state) = Store::open(&directory.0).unwrap();
+        assert_eq!(state, second);
+        assert_eq!(store.problems(), Vec::<String>::new());
+        let previous = fs::read_to_string(directory.0.join(PREVIOUS)).unwrap();
+        assert_eq!(file::decode(&previous), Ok(first));
+    }
+
+    #[test]
+    fn a_truncated_file_gives_the_previous_state_and_is_kept_aside() {
+        let directory = Directory::new("truncated");
+        let (first, second) = (drained("10.0.0.1:80"), drained("10.0.0.2:80"));
+        let current = directory.0.join(CURRENT);
+        {
+            let (store, _) = Store::open(&directory.0).unwrap();
+            store.save(&first).unwrap();
+            store.save(&second).unwrap();
+        }
+        let text = fs::read_to_string(&current).unwrap();
+        fs::write(&current, &text[..text.len() / 2]).unwrap();
+        for _ in 0..2 {
+            let (store, state) = Store::open(&directory.0).unwrap();
+            assert_eq!(state, first);
+            assert_eq!(store.problems().len(), 1, "shown until somebody acts");
+        }
+        let aside = fs::read_dir(&directory.0)
+            .unwrap()
+            .flatten()
+            .find(|e| e.file_name().to_string_lossy().starts_with(BROKEN))
+            .unwrap();
+        let kept = fs::read_to_string(aside.path()).unwrap();
+        assert_eq!(kept, text[..text.len() / 2]);
+    }
+
+    #[test]
+    fn two_damaged_files_are_both_kept() {
+        let directory = Directory::new("both");
+        fs::create_dir_all(&directory.0).unwrap();
+        fs::write(directory.0.join(CURRENT), "").unwrap();
+        fs::write(directory.0.join(PREVIOUS), [0xff, 0]).unwrap();
+        let (store, state) = Store::open(&directory.0).unwrap();
+        assert_eq!(state, State::default());
+        assert_eq!(store.problems().len(), 2);
+    }
+
+    #[test]
+    fn a_later_version_is_refused_and_left_alone() {
+        let directory = Directory::new("later");
+        fs::create_dir_all(&directory.0).unwrap();
+        let text = "{\"version\": 99}";
+        fs::write(directory.0.join(CURRENT), text).unwrap();
+        let message = Store::open(&directory.0).unwrap_err().to_string();
+        assert!(message.contains("version 99"), "{message}");
+        assert_eq!(fs::read_to_string(directory.0.join(CURRENT)).unwrap(), text);
+    }
+
+    #[test]
+    fn a_leftover_of_a_killed_write_does_no_harm() {
+        let directory = Directory::new("leftover");
+        let state = drained("10.0.0.1:80");
+        {
+            let (store, _) = Store::open(&directory.0).unwrap();
+            store.save(&State::default()).unwrap();
+            fs::write(directory.0.join("state.json.new"), "{\"ver").unwrap();
+            fs::write(directory.0.join("state.json.bak.new"), "").unwrap();
+            store.save(&state).unwrap();
+        }
+        assert_eq!(Store::open(&directory.0).unwrap().1, state);
+    }
+
+    #[test]
+    fn a_second_daemon_is_refused_until_the_first_is_gone() {
+        let directory = Directory::new("lock");
+        let first = Store::open(&directory.0).unwrap();
+        let message = Store::open(&directory.0).unwrap_err().to_string();
+        assert!(message.contains("another lbd"), "{message}");
+        assert!(
+            message.contains(&std::process::id().to_string()),
+            "{message}"
+        );
+        drop(first);
+        Store::open(&directory.0).unwrap();
+    }
+}
