@@ -38,8 +38,9 @@ pub mod flow_state {
 pub struct NextHop {
     pub ifindex: u32,
     pub epoch: u32,
-    pub dst_mac: [u8; 6],
-    pub src_mac: [u8; 6],
+    /// Destination and source MAC, the first 12 bytes of the frame. Words, because the verifier
+    /// wants aligned accesses where copies of this pass over the stack.
+    pub macs: [u32; 3],
     /// 1 if XDP may redirect straight into the device, 0 if the kernel must transmit.
     pub direct: u32,
 }

@@ -55,7 +55,7 @@ use super::{
     key::{FlowKey, ServiceKey},
     service::{Backend, BackendCounters, Service},
 };
-use crate::path::wire;
+use crate::path::{Ipv4Tail, Work, wire};
 
 plain_bytes! {
     Be16 => size 2, align 2;
@@ -68,6 +68,8 @@ plain_bytes! {
     NextHop => size 24, align 4;
     Flow<V4> => size 64, align 4;
     Flow<V6> => size 88, align 4;
+    Work<V4> => size 112, align 4;
+    Work<V6> => size 208, align 4;
     Service => size 32, align 4;
     Backend => size 64, align 4;
     BackendCounters => size 64, align 8;
@@ -77,4 +79,6 @@ plain_bytes! {
     wire::Ipv6 => size 40, align 4;
     wire::Tcp => size 20, align 4;
     wire::Udp => size 8, align 2;
+    wire::Icmp => size 8, align 4;
+    Ipv4Tail => size 12, align 4;
 }

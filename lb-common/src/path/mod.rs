@@ -1,2 +1,241 @@
-//! (being written)
+//! The packet path's decisions: parse → flow → select → translate.
+//!
+//! Generic over [`Frame`] (where a packet lives) and [`Tables`] (what the path reads and writes),
+//! and over the address family, so that XDP, TC and the tests' byte slice run the same code.
+//! A hook calls [`network`], then [`fast`], and only where that says so [`slow`], [`open`] and
+//! [`answer`], which parse again: the parts never share registers or stack, which keeps the verifier's work
+//! and the established packet's cost small.
+
+mod allocate;
+mod checksum;
+mod family;
+mod fast;
+mod open;
+mod parse;
+mod reject;
+mod select;
+mod slow;
+mod translate;
 pub mod wire;
+
+use crate::abi::{
+    Address, Backend, Config, Drop, Flow, FlowKey, NextHop, Pod, Service, ServiceKey,
+};
+
+pub use checksum::{Delta, Sum};
+pub use family::Family;
+pub(crate) use family::Ipv4Tail;
+pub use fast::fast;
+pub use open::open;
+pub use parse::{Network, network};
+pub use reject::answer;
+pub use slow::slow;
+
+/// What becomes of a packet, if it is not dropped.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Verdict {
+    /// Not ours: untouched to the kernel.
+    Pass,
+    /// Out of the device it came in by.
+    Transmit,
+    /// Out of another device.
+    Redirect { ifindex: u32 },
+    /// Translated, but the kernel must send it.
+    Kernel { how: Handover, ifindex: u32 },
+}
+
+/// How the kernel is to send a translated packet.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Handover {
+    /// Through its own stack: the address is local, or the route is no plain neighbour. No device.
+    Stack,
+    /// Out of the device, whose neighbour has to be resolved.
+    Resolve,
+    /// Out of the device; the Ethernet header is complete.
+    Output,
+}
+
+/// How far a part of the path got with a packet.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Step {
+    Done(Verdict),
+    /// The packet needs [`slow`]; it was not touched.
+    Slow,
+    /// The packet is of no known flow: [`open`].
+    Open,
+    /// The client is to be told by [`answer`] that its packet goes nowhere.
+    Answer,
+}
+
+/// What the routing table says about a destination.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Route {
+    /// A plain neighbour; `epoch` is filled in by the path.
+    Neighbour(NextHop),
+    /// The device is known, the neighbour's address is not.
+    Unresolved { ifindex: u32 },
+    /// Not for a plain neighbour: local, tunnel, forwarding off.
+    Stack,
+    /// Unreachable, prohibit or blackhole.
+    Refused,
+}
+
+/// Whether a store changes the sum of the bytes that a hardware checksum over the packet covers.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Covered {
+    /// It does not, or a checksum stored with it makes up for it (IPv4 header), or the bytes lie
+    /// outside (Ethernet).
+    Neutral,
+    /// It does, and nothing inside the packet makes up for it (IPv6 header).
+    Changed,
+}
+
+/// A packet, from its Ethernet header on. Offsets are in bytes. `None` means out of bounds.
+pub trait Frame {
+    /// Bytes in the frame, headers included.
+    fn length(&self) -> usize;
+
+    /// Index of the device the packet came in by.
+    fn ingress(&self) -> u32;
+
+    fn load<T: Pod>(&self, offset: usize) -> Option<T>;
+
+    fn store<T: Pod>(&mut self, offset: usize, value: &T, covered: Covered) -> Option<()>;
+
+    /// Repairs the TCP or UDP checksum field at `offset`: `addresses` moves the pseudo-header,
+    /// `ports` the segment's own bytes. A UDP checksum of 0 over IPv4 stays 0.
+    fn repair_transport(
+        &mut self,
+        offset: usize,
+        addresses: Delta,
+        ports: Delta,
+        udp: bool,
+    ) -> Option<()>;
+
+    /// Makes room of `by` bytes in front of the packet; offsets count from the new beginning.
+    fn grow_head(&mut self, by: usize) -> Option<()>;
+
+    /// Cuts or extends the packet to `length` bytes.
+    fn set_length(&mut self, length: usize) -> Option<()>;
+}
+
+/// An entry could not be inserted.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum InsertError {
+    Exists,
+    Full,
+}
+
+/// What the path reads and writes beside the packet. References stay good for one packet.
+pub trait Tables {
+    fn config(&self) -> Option<&Config>;
+
+    /// Jiffies, low 32 bits.
+    fn now(&self) -> u32;
+
+    fn random(&self) -> u32;
+
+    /// One word of the port bitmaps, 0 if the index is out of range.
+    fn port_word(&self, index: u32) -> u64;
+
+    fn backend(&self, slot: u32) -> Option<&Backend>;
+
+    /// Element of a selection table; [`crate::abi::TABLE_HEADER`] says what element 0 is.
+    fn table_entry(&self, table: u32, index: u32) -> Option<u32>;
+
+    /// This CPU's round-robin cursor of a service, raised by one after it is read.
+    fn cursor(&self, service: u32) -> u32;
+
+    /// Adds one packet of `bytes` to the slot's counters.
+    fn count_packet(&self, slot: u32, reverse: bool, bytes: u64);
+
+    fn count_connection(&self, slot: u32, milestone: Milestone);
+
+    fn count_drop(&self, reason: Drop);
+
+    /// Takes one of `per_second` answers that this CPU may give in the second `second`.
+    fn take_reject(&self, second: u32, per_second: u32) -> bool;
+}
+
+/// What the slow path works on. Too much for a BPF stack of 512 bytes when addresses are IPv6.
+#[repr(C)]
+#[derive(Clone, Debug)]
+pub struct Work<A> {
+    /// Tuple of the packet.
+    pub key: FlowKey<A>,
+    /// Tuple of the packets that answer it.
+    pub opposite: FlowKey<A>,
+    /// Tuple of another connection that is in the way.
+    pub other: FlowKey<A>,
+    /// An entry to be inserted.
+    pub flow: Flow<A>,
+}
+
+/// What the path counts of a connection's life.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Milestone {
+    Begun,
+    Established,
+    Refused,
+}
+
+/// The tables of one address family.
+pub trait FamilyTables<A: Address>: Tables {
+    fn service(&self, key: &ServiceKey<A>) -> Option<&Service>;
+
+    fn flow(&self, key: &FlowKey<A>) -> Option<&Flow<A>>;
+    /// Overwrites an entry of the same key.
+    fn insert_flow(&self, key: &FlowKey<A>, flow: &Flow<A>) -> Result<(), InsertError>;
+    fn remove_flow(&self, key: &FlowKey<A>);
+
+    fn handshake(&self, key: &FlowKey<A>) -> Option<&Flow<A>>;
+    fn insert_handshake(
+        &self,
+        key: &FlowKey<A>,
+        flow: &Flow<A>,
+        overwrite: bool,
+    ) -> Result<(), InsertError>;
+    fn remove_handshake(&self, key: &FlowKey<A>);
+
+    /// The slow path's memory, off the stack. It asks once a packet.
+    #[expect(
+        clippy::mut_from_ref,
+        reason = "per-CPU memory, lent out once a packet"
+    )]
+    fn work(&self) -> Option<&mut Work<A>>;
+
+    /// The way of a packet that `flow` has translated.
+    fn route(&self, ingress: u32, flow: &Flow<A>, protocol: u8) -> Route;
+}
+
+/// Fast path, then slow path where needed: what a hook does, for callers without a verifier.
+pub fn process<F, T>(frame: &mut F, tables: &T) -> Result<Verdict, Drop>
+where
+    F: Frame,
+    T: FamilyTables<crate::abi::V4> + FamilyTables<crate::abi::V6>,
+{
+    match network(frame) {
+        Network::Ipv4(offset) => family::<crate::abi::V4, F, T>(frame, tables, offset),
+        Network::Ipv6(offset) => family::<crate::abi::V6, F, T>(frame, tables, offset),
+        Network::Foreign => Ok(Verdict::Pass),
+    }
+}
+
+fn family<A: Family, F: Frame, T: FamilyTables<A>>(
+    frame: &mut F,
+    tables: &T,
+    offset: usize,
+) -> Result<Verdict, Drop> {
+    let mut step = fast::<A, F, T>(frame, tables, offset)?;
+    if step == Step::Slow {
+        step = slow::<A, F, T>(frame, tables, offset)?;
+    }
+    if step == Step::Open {
+        step = open::<A, F, T>(frame, tables, offset)?;
+    }
+    match step {
+        Step::Done(verdict) => Ok(verdict),
+        Step::Slow | Step::Open => Ok(Verdict::Pass),
+        Step::Answer => answer::<A, F, T>(frame, tables, offset),
+    }
+}

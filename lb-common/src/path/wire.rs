@@ -58,3 +58,26 @@ pub struct Udp {
     pub length: Be16,
     pub checksum: u16,
 }
+
+pub const ETHERTYPE_IPV4: Be16 = Be16::new(0x0800);
+pub const ETHERTYPE_IPV6: Be16 = Be16::new(0x86dd);
+pub const ETHERTYPE_VLAN: Be16 = Be16::new(0x8100);
+pub const ETHERTYPE_QINQ: Be16 = Be16::new(0x88a8);
+
+/// Bits of [`Tcp::flags`].
+pub mod tcp {
+    pub const FIN: u8 = 0x01;
+    pub const SYN: u8 = 0x02;
+    pub const RST: u8 = 0x04;
+    pub const ACK: u8 = 0x10;
+}
+
+/// The part of an ICMP or ICMPv6 error before the quoted packet.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Icmp {
+    pub kind: u8,
+    pub code: u8,
+    pub checksum: u16,
+    pub rest: u32,
+}

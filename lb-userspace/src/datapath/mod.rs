@@ -3,6 +3,32 @@
 
 pub mod kernel;
 pub mod memory;
+pub mod watch;
+
+mod attach;
+mod cleanup;
+mod clock;
+mod clsact;
+mod devices;
+mod flows;
+#[cfg(test)]
+mod kernel_tests;
+mod load;
+mod log;
+mod maps;
+mod netlink;
+mod ports;
+mod preflight;
+mod route;
+mod scan;
+mod sys;
+mod sysctl;
+#[cfg(test)]
+mod testing;
+mod undo;
+
+/// The kernel programs' object file.
+pub static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/lbd-ebpf"));
 
 use std::net::{IpAddr, SocketAddr};
 

@@ -1,0 +1,151 @@
+//! Finds a free source for a new connection and enters its reverse direction.
+
+use super::{FamilyTables, InsertError, Sum, Work};
+use crate::abi::{
+    Address, Backend, Be16, Config, Drop, Flow, FlowKey, NextHop, PortKind, backend_flag,
+    flow_state, port_bit, protocol,
+};
+
+/// Source ports tried before the connection is refused.
+const ATTEMPTS: u32 = 16;
+
+/// A drawn backend, for which entries are made.
+pub(super) struct Drawn<'t> {
+    pub(super) slot: u32,
+    pub(super) backend: &'t Backend,
+    pub(super) now: u32,
+}
+
+/// Enters the reverse direction of the connection `work.key` → `drawn` into the handshakes and
+/// leaves its key in `work.opposite`. Keeps the client's address and port unless the backend asks
+/// for SNAT; a port that is taken (the same client port towards the same backend through another
+/// service) is replaced.
+#[inline(always)]
+pub(super) fn reverse<A: Address, T: FamilyTables<A>>(
+    tables: &T,
+    config: &Config,
+    work: &mut Work<A>,
+    drawn: &Drawn<'_>,
+) -> Result<(), Drop> {
+    let backend = drawn.backend;
+    let Work {
+        key,
+        opposite: reverse,
+        other,
+        flow,
+    } = work;
+    let snat = backend.flags & backend_flag::SNAT != 0;
+    let source = if snat { backend.source() } else { key.src };
+    *reverse = FlowKey::new(
+        backend.address(),
+        Be16(backend.port),
+        source,
+        key.src_port,
+        key.protocol,
+    );
+    fill(flow, reverse, key, drawn, flow_state::REVERSE);
+    let start = tables.random();
+    for attempt in 0..ATTEMPTS {
+        if attempt > 0 || snat {
+            let place = start.wrapping_add(attempt);
+            let Some(port) = pool_port(tables, config, key.protocol, place) else {
+                continue;
+            };
+            reverse.dst_port = port;
+        }
+        if !is_free(tables, reverse, key, other) {
+            continue;
+        }
+        flow.port_delta = port_delta(reverse, key);
+        match tables.insert_handshake(reverse, flow, false) {
+            Ok(()) => return Ok(()),
+            Err(InsertError::Full) => return Err(Drop::HandshakeTableFull),
+            Err(InsertError::Exists) => {
+                // Ours from a first packet whose forward entry was evicted, or another's.
+                let ours = tables
+                    .handshake(reverse)
+                    .is_some_and(|found| found.opposite(key.protocol) == *key);
+                if ours && tables.insert_handshake(reverse, flow, true).is_ok() {
+                    return Ok(());
+                }
+            }
+        }
+    }
+    Err(Drop::SourcePortsExhausted)
+}
+
+/// Makes `flow` turn packets of tuple `from` into packets that `opposite` answers. Writes field by
+/// field into memory off the stack: two of these do not fit beside each other on a BPF stack.
+#[inline(always)]
+pub(super) fn fill<A: Address>(
+    flow: &mut Flow<A>,
+    from: &FlowKey<A>,
+    opposite: &FlowKey<A>,
+    drawn: &Drawn<'_>,
+    state: u32,
+) {
+    let sum = |key: &FlowKey<A>| Sum::default().address(key.src).address(key.dst);
+    flow.src = opposite.dst;
+    flow.dst = opposite.src;
+    flow.src_port = opposite.dst_port;
+    flow.dst_port = opposite.src_port;
+    flow.address_delta = sum(from).difference(sum(opposite)).0;
+    flow.port_delta = port_delta(from, opposite);
+    flow.slot = drawn.slot;
+    flow.generation = drawn.backend.generation;
+    flow.next_hop.set(NextHop::default());
+    flow.last_seen.set(drawn.now);
+    flow.state.set(state);
+    flow.created = drawn.now;
+    flow.reserved = 0;
+}
+
+#[inline(always)]
+fn port_delta<A: Address>(from: &FlowKey<A>, opposite: &FlowKey<A>) -> u16 {
+    let sum = |key: &FlowKey<A>| Sum::default().port(key.src_port).port(key.dst_port);
+    sum(from).difference(sum(opposite)).0
+}
+
+/// A port of the SNAT pool, `None` where a service listens on it.
+#[inline(always)]
+fn pool_port<T: crate::path::Tables>(
+    tables: &T,
+    config: &Config,
+    protocol: u8,
+    place: u32,
+) -> Option<Be16> {
+    if config.snat_count == 0 {
+        return None;
+    }
+    let port = config
+        .snat_first
+        .wrapping_add((place % config.snat_count as u32) as u16);
+    let kind = if protocol == protocol::UDP {
+        PortKind::ServiceUdp
+    } else {
+        PortKind::ServiceTcp
+    };
+    let (index, bit) = port_bit(kind, port);
+    (tables.port_word(index) & bit == 0).then_some(Be16::new(port))
+}
+
+/// No established connection uses the tuple `reverse`. One that is closed gives way; one that
+/// stands for the same client tuple is a leftover of `key` itself.
+#[inline(always)]
+fn is_free<A: Address, T: FamilyTables<A>>(
+    tables: &T,
+    reverse: &FlowKey<A>,
+    key: &FlowKey<A>,
+    forward: &mut FlowKey<A>,
+) -> bool {
+    let Some(found) = tables.flow(reverse) else {
+        return true;
+    };
+    *forward = found.opposite(reverse.protocol);
+    if forward != key && !flow_state::is_closed(found.state.get()) {
+        return false;
+    }
+    tables.remove_flow(forward);
+    tables.remove_flow(reverse);
+    true
+}

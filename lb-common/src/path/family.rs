@@ -1,0 +1,232 @@
+//! The few places where IPv4 and IPv6 differ.
+
+use super::wire::{Ipv4, Ipv6};
+use super::{Covered, Delta, Frame, Sum};
+use crate::abi::{Address, Be16, V4, V6};
+
+/// What an IP header says.
+#[derive(Clone, Copy, Debug)]
+pub struct Header<A> {
+    pub src: A,
+    pub dst: A,
+    pub protocol: u8,
+    pub ttl: u8,
+    /// 0 for IPv6, which has none.
+    pub checksum: u16,
+    /// Bytes of the header, options included.
+    pub length: usize,
+    /// Bytes of the packet, header included.
+    pub total_length: usize,
+}
+
+/// An address family's headers.
+pub trait Family: Address {
+    /// Bytes of a header without options.
+    const HEADER: usize;
+    /// Protocol number of this family's ICMP.
+    const ICMP: u8;
+    /// Type and code of "port unreachable".
+    const PORT_UNREACHABLE: (u8, u8);
+
+    /// Reads the header; `None` for fragments and headers that contradict themselves.
+    fn read<F: Frame>(frame: &F, offset: usize) -> Option<Header<Self>>;
+
+    /// Writes new addresses and TTL into the header at `offset`. `moved` is what the addresses do
+    /// to a checksum; `header` what was read there.
+    fn rewrite<F: Frame>(frame: &mut F, offset: usize, header: &Rewrite<Self>) -> Option<()>;
+
+    /// Writes a fresh header with `payload` bytes behind it.
+    fn write<F: Frame>(
+        frame: &mut F,
+        offset: usize,
+        src: Self,
+        dst: Self,
+        protocol: u8,
+        payload: usize,
+    ) -> Option<()>;
+
+    /// What the pseudo-header adds to an ICMP checksum.
+    fn icmp_pseudo(src: Self, dst: Self, length: usize) -> Sum;
+}
+
+/// Changes to an IP header.
+#[derive(Clone, Copy, Debug)]
+pub struct Rewrite<A> {
+    pub src: A,
+    pub dst: A,
+    pub protocol: u8,
+    /// The TTL the packet came with, and whether to decrement it.
+    pub ttl: u8,
+    pub forwarded: bool,
+    /// Checksum the packet came with.
+    pub checksum: u16,
+    pub delta: Delta,
+}
+
+/// TTL of packets the path makes itself (RFC 1700's recommended default).
+const DEFAULT_TTL: u8 = 64;
+
+/// The last 12 bytes of an IPv4 header: everything that a translation writes.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(crate) struct Ipv4Tail {
+    ttl: u8,
+    protocol: u8,
+    checksum: u16,
+    src: V4,
+    dst: V4,
+}
+
+impl Family for V4 {
+    const HEADER: usize = size_of::<Ipv4>();
+    const ICMP: u8 = 1;
+    const PORT_UNREACHABLE: (u8, u8) = (3, 3);
+
+    #[inline(always)]
+    fn read<F: Frame>(frame: &F, offset: usize) -> Option<Header<Self>> {
+        /// More fragments, and the offset of this one.
+        const FRAGMENT: Be16 = Be16::new(0x3fff);
+        let ip = frame.load::<Ipv4>(offset)?;
+        let length = (ip.version_ihl & 0xf) as usize * 4;
+        if ip.version_ihl >> 4 != 4 || length < Self::HEADER || ip.fragment.0 & FRAGMENT.0 != 0 {
+            return None;
+        }
+        Some(Header {
+            src: ip.src,
+            dst: ip.dst,
+            protocol: ip.protocol,
+            ttl: ip.ttl,
+            checksum: ip.checksum,
+            length,
+            total_length: ip.total_length.get() as usize,
+        })
+    }
+
+    #[inline(always)]
+    fn rewrite<F: Frame>(frame: &mut F, offset: usize, new: &Rewrite<Self>) -> Option<()> {
+        let delta = if new.forwarded {
+            new.delta.and(Delta::TTL)
+        } else {
+            new.delta
+        };
+        let tail = Ipv4Tail {
+            ttl: new.ttl - new.forwarded as u8,
+            protocol: new.protocol,
+            checksum: delta.apply(new.checksum),
+            src: new.src,
+            dst: new.dst,
+        };
+        frame.store(
+            offset + core::mem::offset_of!(Ipv4, ttl),
+            &tail,
+            Covered::Neutral,
+        )
+    }
+
+    #[inline(always)]
+    fn write<F: Frame>(
+        frame: &mut F,
+        offset: usize,
+        src: Self,
+        dst: Self,
+        protocol: u8,
+        payload: usize,
+    ) -> Option<()> {
+        /// Do not fragment: the packet is small, and an id of 0 would be ambiguous otherwise.
+        const DONT_FRAGMENT: Be16 = Be16::new(0x4000);
+        let mut ip = Ipv4 {
+            version_ihl: 0x45,
+            tos: 0,
+            total_length: Be16::new((Self::HEADER + payload) as u16),
+            id: Be16(0),
+            fragment: DONT_FRAGMENT,
+            ttl: DEFAULT_TTL,
+            protocol,
+            checksum: 0,
+            src,
+            dst,
+        };
+        ip.checksum = Sum::default()
+            .port(Be16::new(0x4500))
+            .port(ip.total_length)
+            .port(DONT_FRAGMENT)
+            .port(Be16::new(u16::from_be_bytes([DEFAULT_TTL, protocol])))
+            .address(src)
+            .address(dst)
+            .header();
+        frame.store(offset, &ip, Covered::Neutral)
+    }
+
+    #[inline(always)]
+    fn icmp_pseudo(_: Self, _: Self, _: usize) -> Sum {
+        Sum::default()
+    }
+}
+
+impl Family for V6 {
+    const HEADER: usize = size_of::<Ipv6>();
+    const ICMP: u8 = 58;
+    const PORT_UNREACHABLE: (u8, u8) = (1, 4);
+
+    #[inline(always)]
+    fn read<F: Frame>(frame: &F, offset: usize) -> Option<Header<Self>> {
+        let ip = frame.load::<Ipv6>(offset)?;
+        if ip.version_class_label[0] >> 4 != 6 {
+            return None;
+        }
+        Some(Header {
+            src: ip.src,
+            dst: ip.dst,
+            protocol: ip.next_header,
+            ttl: ip.hop_limit,
+            checksum: 0,
+            length: Self::HEADER,
+            total_length: Self::HEADER + ip.payload_length.get() as usize,
+        })
+    }
+
+    #[inline(always)]
+    fn rewrite<F: Frame>(frame: &mut F, offset: usize, new: &Rewrite<Self>) -> Option<()> {
+        let hop_limit = new.ttl - new.forwarded as u8;
+        frame.store(
+            offset + core::mem::offset_of!(Ipv6, hop_limit),
+            &hop_limit,
+            Covered::Changed,
+        )?;
+        let addresses = [new.src, new.dst];
+        frame.store(
+            offset + core::mem::offset_of!(Ipv6, src),
+            &addresses,
+            Covered::Changed,
+        )
+    }
+
+    #[inline(always)]
+    fn write<F: Frame>(
+        frame: &mut F,
+        offset: usize,
+        src: Self,
+        dst: Self,
+        protocol: u8,
+        payload: usize,
+    ) -> Option<()> {
+        let ip = Ipv6 {
+            version_class_label: [0x60, 0, 0, 0],
+            payload_length: Be16::new(payload as u16),
+            next_header: protocol,
+            hop_limit: DEFAULT_TTL,
+            src,
+            dst,
+        };
+        frame.store(offset, &ip, Covered::Changed)
+    }
+
+    #[inline(always)]
+    fn icmp_pseudo(src: Self, dst: Self, length: usize) -> Sum {
+        Sum::default()
+            .address(src)
+            .address(dst)
+            .port(Be16::new(length as u16))
+            .port(Be16::new(Self::ICMP as u16))
+    }
+}

@@ -1,0 +1,69 @@
+//! The first packet of a connection.
+
+use super::allocate::{self, Drawn};
+use super::wire::tcp;
+use super::{
+    Family, FamilyTables, Frame, Milestone, Step, Verdict, Work, parse, select, translate,
+};
+use crate::abi::{Drop, ServiceKey, no_backend};
+
+/// Draws a backend for a packet of no known flow, enters both directions and sends it on.
+///
+/// # Errors
+/// The reason why the packet is dropped; the caller counts it.
+#[inline(always)]
+pub fn open<A: Family, F: Frame, T: FamilyTables<A>>(
+    frame: &mut F,
+    tables: &T,
+    network: usize,
+) -> Result<Step, Drop> {
+    const PASS: Result<Step, Drop> = Ok(Step::Done(Verdict::Pass));
+    let (Some(work), Some(config)) = (tables.work(), tables.config()) else {
+        return PASS;
+    };
+    let Some((key, packet)) = parse::packet::<A, F>(frame, network) else {
+        return PASS;
+    };
+    work.key = key;
+    let listen = ServiceKey::new(work.key.dst, work.key.dst_port, packet.protocol);
+    let Some(service) = tables.service(&listen) else {
+        return PASS;
+    };
+    if packet.has(tcp::RST) {
+        return Err(Drop::ResetWithoutFlow);
+    }
+    let Some((slot, backend)) = select::draw(tables, service, &work.key) else {
+        if service.no_backend == no_backend::DROP {
+            return Err(Drop::NoBackend);
+        }
+        tables.count_drop(Drop::NoBackend);
+        return Ok(Step::Answer);
+    };
+    let drawn = Drawn {
+        slot,
+        backend,
+        now: tables.now(),
+    };
+    allocate::reverse(tables, config, work, &drawn)?;
+    let Work {
+        key,
+        opposite: reverse,
+        flow,
+        ..
+    } = work;
+    allocate::fill(flow, key, reverse, &drawn, 0);
+    let way = match translate::way(frame, tables, config, flow, packet.protocol) {
+        Ok(way) => way,
+        Err(reason) => {
+            tables.remove_handshake(reverse);
+            return Err(reason);
+        }
+    };
+    if tables.insert_handshake(key, flow, true).is_err() {
+        tables.remove_handshake(reverse);
+        return Err(Drop::HandshakeTableFull);
+    }
+    tables.count_connection(slot, Milestone::Begun);
+    tables.count_packet(slot, false, frame.length() as u64);
+    translate::send(frame, &packet, flow, &way).map(Step::Done)
+}

@@ -1,0 +1,154 @@
+//! From bytes to a tuple. Whatever is not plainly ours to balance is left to the kernel.
+
+use super::wire::{ETHERTYPE_IPV4, ETHERTYPE_IPV6, ETHERTYPE_QINQ, ETHERTYPE_VLAN, Ethernet};
+use super::wire::{Tcp, Udp};
+use super::{Family, Frame, Tables};
+use crate::abi::{Address, Be16, FlowKey, PortKind, port_bit, protocol};
+
+/// Where the network header begins.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Network {
+    Ipv4(usize),
+    Ipv6(usize),
+    Foreign,
+}
+
+/// Reads the Ethernet header and up to two VLAN tags.
+#[inline(always)]
+pub fn network<F: Frame>(frame: &F) -> Network {
+    let Some(ethernet) = frame.load::<Ethernet>(0) else {
+        return Network::Foreign;
+    };
+    let mut ethertype = ethernet.ethertype;
+    let mut offset = size_of::<Ethernet>();
+    for _ in 0..2 {
+        if ethertype != ETHERTYPE_VLAN && ethertype != ETHERTYPE_QINQ {
+            break;
+        }
+        let Some([_, inner]) = frame.load::<[Be16; 2]>(offset) else {
+            return Network::Foreign;
+        };
+        ethertype = inner;
+        offset += 4;
+    }
+    match ethertype {
+        ETHERTYPE_IPV4 => Network::Ipv4(offset),
+        ETHERTYPE_IPV6 => Network::Ipv6(offset),
+        _ => Network::Foreign,
+    }
+}
+
+/// A packet the path understands: a whole TCP or UDP packet (no fragment). Its tuple stands
+/// beside it, so that the slow path can keep that off the stack.
+#[derive(Clone, Copy)]
+pub(super) struct Packet {
+    pub(super) protocol: u8,
+    /// Offset of the IP header.
+    pub(super) network: usize,
+    /// Offset of the TCP or UDP header.
+    pub(super) transport: usize,
+    /// Bytes from the transport header to the packet's end, by the IP header.
+    pub(super) transport_length: usize,
+    pub(super) ttl: u8,
+    /// TCP flags, 0 for UDP.
+    pub(super) flags: u8,
+    /// Checksum of the IPv4 header, 0 for IPv6.
+    pub(super) header_checksum: u16,
+}
+
+impl Packet {
+    /// Offset of the checksum field in the TCP or UDP header.
+    #[inline(always)]
+    pub(super) const fn checksum_offset(&self) -> usize {
+        self.transport
+            + if self.is_udp() {
+                core::mem::offset_of!(Udp, checksum)
+            } else {
+                core::mem::offset_of!(Tcp, checksum)
+            }
+    }
+
+    #[inline(always)]
+    pub(super) const fn is_udp(&self) -> bool {
+        self.protocol == protocol::UDP
+    }
+
+    /// The frame's VLAN tags stand in its bytes.
+    #[inline(always)]
+    pub(super) const fn is_tagged(&self) -> bool {
+        self.network != size_of::<Ethernet>()
+    }
+
+    #[inline(always)]
+    pub(super) const fn has(&self, flags: u8) -> bool {
+        self.flags & flags != 0
+    }
+
+    /// Whether either port is one of a service or of a backend: the cheap question that turns
+    /// foreign traffic away before any hash lookup.
+    #[inline(always)]
+    pub(super) fn is_wanted<A: Address, T: Tables>(&self, tables: &T, key: &FlowKey<A>) -> bool {
+        let (service, backend) = if self.is_udp() {
+            (PortKind::ServiceUdp, PortKind::BackendUdp)
+        } else {
+            (PortKind::ServiceTcp, PortKind::BackendTcp)
+        };
+        let (index, bit) = port_bit(service, key.dst_port.get());
+        if tables.port_word(index) & bit != 0 {
+            return true;
+        }
+        let (index, bit) = port_bit(backend, key.src_port.get());
+        tables.port_word(index) & bit != 0
+    }
+}
+
+/// Parses a TCP or UDP packet whose IP header begins at `network`. `None` for everything the
+/// path leaves alone: other protocols, fragments, headers that contradict themselves or the frame.
+#[inline(always)]
+pub(super) fn packet<A: Family, F: Frame>(
+    frame: &F,
+    network: usize,
+) -> Option<(FlowKey<A>, Packet)> {
+    let header = A::read(frame, network)?;
+    let transport = network + header.length;
+    // Shorter frames are truncated packets; longer ones carry Ethernet padding.
+    if network + header.total_length > frame.length() {
+        return None;
+    }
+    let transport_length = header.total_length.checked_sub(header.length)?;
+    let (ports, flags) = match header.protocol {
+        protocol::TCP => {
+            let tcp = frame.load::<Tcp>(transport)?;
+            let data_offset = (tcp.data_offset >> 4) as usize * 4;
+            if data_offset < size_of::<Tcp>() || data_offset > transport_length {
+                return None;
+            }
+            ([tcp.src_port, tcp.dst_port], tcp.flags)
+        }
+        protocol::UDP => {
+            let udp = frame.load::<Udp>(transport)?;
+            let length = udp.length.get() as usize;
+            if length < size_of::<Udp>() || length > transport_length {
+                return None;
+            }
+            // RFC 8200 8.1: over IPv6 a UDP checksum of zero is no valid packet.
+            if A::IS_V6 && udp.checksum == 0 {
+                return None;
+            }
+            ([udp.src_port, udp.dst_port], 0)
+        }
+        _ => return None,
+    };
+    let [src_port, dst_port] = ports;
+    let key = FlowKey::new(header.src, src_port, header.dst, dst_port, header.protocol);
+    let packet = Packet {
+        protocol: header.protocol,
+        network,
+        transport,
+        transport_length,
+        ttl: header.ttl,
+        flags,
+        header_checksum: header.checksum,
+    };
+    Some((key, packet))
+}

@@ -1,0 +1,146 @@
+//! Answers in the VIP's name: TCP reset, ICMP port unreachable.
+
+use super::parse::{self, Packet};
+use super::wire::{Ethernet, Icmp, Tcp, tcp};
+use super::{Covered, Family, FamilyTables, Frame, Sum, Verdict};
+use crate::abi::{Be16, Drop, FlowKey, protocol};
+
+/// Bytes of the transport header that an ICMP error quotes (RFC 792 asks for 8).
+const QUOTED: usize = 8;
+
+/// Tells the client that its packet goes nowhere, within the rate limit.
+///
+/// # Errors
+/// The reason why there is no answer.
+#[inline(always)]
+pub fn answer<A: Family, F: Frame, T: FamilyTables<A>>(
+    frame: &mut F,
+    tables: &T,
+    network: usize,
+) -> Result<Verdict, Drop> {
+    let Some((key, packet)) = parse::packet::<A, F>(frame, network) else {
+        return Ok(Verdict::Pass);
+    };
+    let Some(config) = tables.config() else {
+        return Ok(Verdict::Pass);
+    };
+    // Never answer a reset (RFC 9293 3.10.7.1).
+    if packet.has(tcp::RST) {
+        return Err(Drop::ResetWithoutFlow);
+    }
+    let second = tables.now().checked_div(config.hz).unwrap_or(0);
+    if !tables.take_reject(second, config.rejects_per_second) {
+        return Err(Drop::RejectLimited);
+    }
+    let key = key.reversed();
+    let written = match packet.protocol {
+        protocol::TCP => reset(frame, &packet, &key),
+        _ => unreachable(frame, &packet, &key),
+    };
+    written.map(|()| Verdict::Transmit).ok_or(Drop::FrameAccess)
+}
+
+/// Turns the segment into its reset, in place.
+#[inline(always)]
+fn reset<A: Family, F: Frame>(frame: &mut F, packet: &Packet, key: &FlowKey<A>) -> Option<()> {
+    let segment = frame.load::<Tcp>(packet.transport)?;
+    let (sequence, acknowledgement, flags) = if segment.flags & tcp::ACK != 0 {
+        (segment.acknowledgement, 0, tcp::RST)
+    } else {
+        let header = (segment.data_offset >> 4) as usize * 4;
+        let data = packet.transport_length.wrapping_sub(header) as u32;
+        let length = data + packet.has(tcp::SYN) as u32 + packet.has(tcp::FIN) as u32;
+        let end = u32::from_be(segment.sequence).wrapping_add(length);
+        (0, end.to_be(), tcp::RST | tcp::ACK)
+    };
+    let mut answer = Tcp {
+        src_port: key.src_port,
+        dst_port: key.dst_port,
+        sequence,
+        acknowledgement,
+        data_offset: ((size_of::<Tcp>() / 4) << 4) as u8,
+        flags,
+        window: Be16(0),
+        checksum: 0,
+        urgent: Be16(0),
+    };
+    answer.checksum = Sum::default()
+        .address(key.src)
+        .address(key.dst)
+        .port(Be16::new(protocol::TCP as u16))
+        .port(Be16::new(size_of::<Tcp>() as u16))
+        .port(key.src_port)
+        .port(key.dst_port)
+        .double(sequence)
+        .double(acknowledgement)
+        .port(Be16::new(u16::from_be_bytes([answer.data_offset, flags])))
+        .header();
+    let transport = packet.network + A::HEADER;
+    frame.set_length(transport + size_of::<Tcp>())?;
+    turn_back(frame, 0)?;
+    A::write(
+        frame,
+        packet.network,
+        key.src,
+        key.dst,
+        protocol::TCP,
+        size_of::<Tcp>(),
+    )?;
+    frame.store(transport, &answer, Covered::Changed)
+}
+
+/// Puts an ICMP error in front of the packet and cuts the packet behind what is quoted.
+#[inline(always)]
+fn unreachable<A: Family, F: Frame>(
+    frame: &mut F,
+    packet: &Packet,
+    key: &FlowKey<A>,
+) -> Option<()> {
+    let room = A::HEADER + size_of::<Icmp>();
+    let quoted = packet.transport - packet.network + QUOTED;
+    let (src, dst) = (key.src, key.dst);
+    frame.grow_head(room)?;
+    // The old Ethernet header stands behind the room; copy it to the new beginning.
+    turn_back(frame, room)?;
+    let icmp = packet.network + A::HEADER;
+    let quote = packet.network + room;
+    frame.set_length(quote + quoted)?;
+    let (kind, code) = A::PORT_UNREACHABLE;
+    let mut sum = A::icmp_pseudo(src, dst, size_of::<Icmp>() + quoted)
+        .port(Be16::new(u16::from_be_bytes([kind, code])));
+    // An IP header of at most 60 bytes and the quoted 8.
+    for word in 0..17 {
+        if word * 4 >= quoted {
+            break;
+        }
+        sum = sum.double(frame.load::<u32>(quote + word * 4)?);
+    }
+    A::write(
+        frame,
+        packet.network,
+        src,
+        dst,
+        A::ICMP,
+        size_of::<Icmp>() + quoted,
+    )?;
+    let header = Icmp {
+        kind,
+        code,
+        checksum: sum.header(),
+        rest: 0,
+    };
+    frame.store(icmp, &header, Covered::Changed)
+}
+
+/// Writes the Ethernet header found at `from` to the frame's beginning, towards its sender.
+/// The path answers untagged frames only.
+#[inline(always)]
+fn turn_back<F: Frame>(frame: &mut F, from: usize) -> Option<()> {
+    let ethernet = frame.load::<Ethernet>(from)?;
+    let back = Ethernet {
+        dst: ethernet.src,
+        src: ethernet.dst,
+        ..ethernet
+    };
+    frame.store(0, &back, Covered::Neutral)
+}

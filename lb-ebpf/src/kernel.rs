@@ -1,0 +1,306 @@
+//! [`Tables`] over the kernel's maps and helpers.
+
+use core::ffi::c_void;
+
+use aya_ebpf::{
+    bindings::{
+        BPF_ANY, BPF_FIB_LKUP_RET_BLACKHOLE, BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_PROHIBIT,
+        BPF_FIB_LKUP_RET_SUCCESS, BPF_FIB_LKUP_RET_UNREACHABLE, BPF_NOEXIST, bpf_fib_lookup,
+    },
+    helpers::{bpf_fib_lookup as fib_lookup, bpf_get_prandom_u32, bpf_jiffies64},
+};
+use lb_common::{
+    abi::{Address, Backend, Config, Drop, Flow, FlowKey, NextHop, Service, ServiceKey, V4, V6},
+    path::{FamilyTables, InsertError, Milestone, Route, Tables, Work},
+};
+
+use crate::maps;
+
+/// `AF_INET` and `AF_INET6` of `<linux/socket.h>`.
+const AF_INET: u8 = 2;
+const AF_INET6: u8 = 10;
+
+const EEXIST: i32 = -17;
+
+/// Bit of a `DEVICES` entry.
+const XDP_REDIRECT: u32 = 1;
+
+/// The kernel's maps, and the context that routing asks for.
+pub(crate) struct Kernel {
+    context: *mut c_void,
+}
+
+impl Kernel {
+    #[inline(always)]
+    pub(crate) fn new<T>(context: *mut T) -> Self {
+        Self {
+            context: context.cast(),
+        }
+    }
+}
+
+impl Tables for Kernel {
+    #[inline(always)]
+    fn config(&self) -> Option<&Config> {
+        maps::CONFIG.get(0)
+    }
+
+    #[inline(always)]
+    fn now(&self) -> u32 {
+        // SAFETY: the helper has no preconditions.
+        unsafe { bpf_jiffies64() as u32 }
+    }
+
+    #[inline(always)]
+    fn random(&self) -> u32 {
+        // SAFETY: the helper has no preconditions.
+        unsafe { bpf_get_prandom_u32() }
+    }
+
+    #[inline(always)]
+    fn port_word(&self, index: u32) -> u64 {
+        maps::PORTS.get(index).copied().unwrap_or(0)
+    }
+
+    #[inline(always)]
+    fn backend(&self, slot: u32) -> Option<&Backend> {
+        maps::BACKENDS.get(slot)
+    }
+
+    #[inline(always)]
+    fn table_entry(&self, table: u32, index: u32) -> Option<u32> {
+        maps::TABLES.get_value(table, &index).copied()
+    }
+
+    #[inline(always)]
+    fn cursor(&self, service: u32) -> u32 {
+        let Some(cursor) = maps::CURSORS.get_ptr_mut(service) else {
+            return 0;
+        };
+        // SAFETY: a per-CPU element, and programs are not preempted by themselves on a CPU.
+        unsafe {
+            let place = *cursor;
+            *cursor = place.wrapping_add(1);
+            place
+        }
+    }
+
+    #[inline(always)]
+    fn count_packet(&self, slot: u32, reverse: bool, bytes: u64) {
+        let Some(counters) = maps::COUNTERS.get_ptr_mut(slot) else {
+            return;
+        };
+        // SAFETY: as in `cursor`.
+        unsafe {
+            if reverse {
+                (*counters).packets_out += 1;
+                (*counters).bytes_out += bytes;
+            } else {
+                (*counters).packets_in += 1;
+                (*counters).bytes_in += bytes;
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn count_connection(&self, slot: u32, milestone: Milestone) {
+        let Some(counters) = maps::COUNTERS.get_ptr_mut(slot) else {
+            return;
+        };
+        // SAFETY: as in `cursor`.
+        unsafe {
+            match milestone {
+                Milestone::Begun => (*counters).connections += 1,
+                Milestone::Established => (*counters).established += 1,
+                Milestone::Refused => (*counters).refused += 1,
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn count_drop(&self, reason: Drop) {
+        if let Some(count) = maps::DROPS.get_ptr_mut(reason as u32) {
+            // SAFETY: as in `cursor`.
+            unsafe { *count += 1 };
+        }
+    }
+
+    #[inline(always)]
+    fn take_reject(&self, second: u32, per_second: u32) -> bool {
+        let Some(given) = maps::REJECTS.get_ptr_mut(0) else {
+            return false;
+        };
+        // SAFETY: as in `cursor`.
+        unsafe {
+            if (*given)[0] != second {
+                *given = [second, 0];
+            }
+            if (*given)[1] >= per_second {
+                return false;
+            }
+            (*given)[1] += 1;
+        }
+        true
+    }
+}
+
+/// A plain neighbour, and whether XDP may send to its device.
+#[inline(always)]
+fn neighbour(fib: &bpf_fib_lookup) -> NextHop {
+    // SAFETY: the kernel filled in this variant of the union, whose MACs lie at even addresses.
+    // Volatile, or LLVM joins the halves to words across the stack's alignment, which the
+    // verifier refuses.
+    let half = |mac: &[u8; 6], index: usize| unsafe {
+        mac.as_ptr().cast::<u16>().add(index).read_volatile() as u32
+    };
+    // SAFETY: as above.
+    let (dst, src) = unsafe {
+        let macs = &fib.__bindgen_anon_6.__bindgen_anon_2;
+        (&macs.dmac, &macs.smac)
+    };
+    let word = |first: u32, second: u32| match cfg!(target_endian = "little") {
+        true => first | second << 16,
+        false => first << 16 | second,
+    };
+    let device = maps::DEVICES.get_ptr(&fib.ifindex);
+    NextHop {
+        ifindex: fib.ifindex,
+        epoch: 0,
+        macs: [
+            word(half(dst, 0), half(dst, 1)),
+            word(half(dst, 2), half(src, 0)),
+            word(half(src, 1), half(src, 2)),
+        ],
+        // SAFETY: the entry of a preallocated map is never unmapped; at worst a stale flag is read.
+        direct: device.map_or(0, |flags| unsafe { *flags } & XDP_REDIRECT),
+    }
+}
+
+/// Asks the routing table with the parts of `fib` that differ by family filled in.
+#[inline(always)]
+fn lookup(context: *mut c_void, fib: &mut bpf_fib_lookup) -> Route {
+    // SAFETY: `fib` is a whole parameter block and the length is its own.
+    let answer = unsafe { fib_lookup(context, fib, size_of::<bpf_fib_lookup>() as i32, 0) };
+    // Where forwarding is off, in tunnels and for local addresses, the stack knows what to do.
+    match answer as u32 {
+        BPF_FIB_LKUP_RET_SUCCESS => Route::Neighbour(neighbour(fib)),
+        BPF_FIB_LKUP_RET_NO_NEIGH => Route::Unresolved {
+            ifindex: fib.ifindex,
+        },
+        BPF_FIB_LKUP_RET_BLACKHOLE | BPF_FIB_LKUP_RET_UNREACHABLE | BPF_FIB_LKUP_RET_PROHIBIT => {
+            Route::Refused
+        }
+        _ => Route::Stack,
+    }
+}
+
+/// What both families ask alike.
+#[inline(always)]
+fn question<A: Address>(family: u8, ingress: u32, flow: &Flow<A>, protocol: u8) -> bpf_fib_lookup {
+    // SAFETY: a plain C struct of integers.
+    let mut fib: bpf_fib_lookup = unsafe { core::mem::zeroed() };
+    fib.family = family;
+    fib.l4_protocol = protocol;
+    fib.sport = flow.src_port.0;
+    fib.dport = flow.dst_port.0;
+    fib.ifindex = ingress;
+    fib
+}
+
+macro_rules! family_tables {
+    ($family:ty, $services:ident, $flows:ident, $handshakes:ident, $work:ident, $af:ident, $src:ident, $dst:ident) => {
+        impl FamilyTables<$family> for Kernel {
+            #[inline(always)]
+            fn service(&self, key: &ServiceKey<$family>) -> Option<&Service> {
+                // SAFETY: preallocated; the daemon replaces values whole and rarely.
+                unsafe { maps::$services.get(key) }
+            }
+
+            #[inline(always)]
+            fn flow(&self, key: &FlowKey<$family>) -> Option<&Flow<$family>> {
+                // SAFETY: preallocated; fields that change are cells, and a recycled entry's
+                // generation and slot are checked against the backend.
+                unsafe { maps::$flows.get(key) }
+            }
+
+            #[inline(always)]
+            fn insert_flow(
+                &self,
+                key: &FlowKey<$family>,
+                flow: &Flow<$family>,
+            ) -> Result<(), InsertError> {
+                maps::$flows
+                    .insert(key, flow, BPF_ANY as u64)
+                    .map_err(|_| InsertError::Full)
+            }
+
+            #[inline(always)]
+            fn remove_flow(&self, key: &FlowKey<$family>) {
+                // Not there is as good as removed.
+                let _ = maps::$flows.remove(key);
+            }
+
+            #[inline(always)]
+            fn handshake(&self, key: &FlowKey<$family>) -> Option<&Flow<$family>> {
+                // SAFETY: as in `flow`.
+                unsafe { maps::$handshakes.get(key) }
+            }
+
+            #[inline(always)]
+            fn insert_handshake(
+                &self,
+                key: &FlowKey<$family>,
+                flow: &Flow<$family>,
+                overwrite: bool,
+            ) -> Result<(), InsertError> {
+                let flags = if overwrite { BPF_ANY } else { BPF_NOEXIST };
+                match maps::$handshakes.insert(key, flow, flags as u64) {
+                    Ok(()) => Ok(()),
+                    Err(EEXIST) => Err(InsertError::Exists),
+                    Err(_) => Err(InsertError::Full),
+                }
+            }
+
+            #[inline(always)]
+            fn remove_handshake(&self, key: &FlowKey<$family>) {
+                // Not there is as good as removed.
+                let _ = maps::$handshakes.remove(key);
+            }
+
+            #[inline(always)]
+            fn work(&self) -> Option<&mut Work<$family>> {
+                // SAFETY: a per-CPU element, lent out once a packet by contract.
+                maps::$work.get_ptr_mut(0).map(|work| unsafe { &mut *work })
+            }
+
+            #[inline(always)]
+            fn route(&self, ingress: u32, flow: &Flow<$family>, protocol: u8) -> Route {
+                let mut fib = question($af, ingress, flow, protocol);
+                fib.__bindgen_anon_3.$src = flow.src.0;
+                fib.__bindgen_anon_4.$dst = flow.dst.0;
+                lookup(self.context, &mut fib)
+            }
+        }
+    };
+}
+
+family_tables!(
+    V4,
+    SERVICES4,
+    FLOWS4,
+    HANDSHAKES4,
+    WORK4,
+    AF_INET,
+    ipv4_src,
+    ipv4_dst
+);
+family_tables!(
+    V6,
+    SERVICES6,
+    FLOWS6,
+    HANDSHAKES6,
+    WORK6,
+    AF_INET6,
+    ipv6_src,
+    ipv6_dst
+);

@@ -1,0 +1,79 @@
+//! Every map. Sizes are minimal here; the daemon sets them at load time from its config.
+
+use aya_ebpf::btf_maps::{Array, ArrayOfMaps, HashMap, LruHashMap, PerCpuArray};
+use aya_ebpf::macros::btf_map;
+use lb_common::abi::{
+    Backend, BackendCounters, Config, Drop, Flow, FlowKey, PORT_WORDS, Service, ServiceKey, V4, V6,
+};
+use lb_common::path::Work;
+
+/// `BPF_F_INNER_MAP`: selection tables differ in size (kernel ≥ 5.10).
+const INNER_MAP: usize = 0x1000;
+
+/// Writer: the daemon.
+#[btf_map]
+pub(crate) static CONFIG: Array<Config, 1> = Array::new();
+
+/// Writer: the daemon.
+#[btf_map]
+pub(crate) static PORTS: Array<u64, { PORT_WORDS as usize }> = Array::new();
+
+/// Writer: the daemon.
+#[btf_map]
+pub(crate) static SERVICES4: HashMap<ServiceKey<V4>, Service, 1> = HashMap::new();
+
+/// Writer: the daemon.
+#[btf_map]
+pub(crate) static SERVICES6: HashMap<ServiceKey<V6>, Service, 1> = HashMap::new();
+
+/// Selection tables by [`Service::table`]. Writer: the daemon.
+#[btf_map]
+pub(crate) static TABLES: ArrayOfMaps<Array<u32, 1, INNER_MAP>, 2> = ArrayOfMaps::new();
+
+/// By slot. Writer: the daemon.
+#[btf_map]
+pub(crate) static BACKENDS: Array<Backend, 1> = Array::new();
+
+/// By slot. Writer: the packet path.
+#[btf_map]
+pub(crate) static COUNTERS: PerCpuArray<BackendCounters, 1> = PerCpuArray::new();
+
+/// Round-robin cursors by [`Service::id`]. Writer: the packet path.
+#[btf_map]
+pub(crate) static CURSORS: PerCpuArray<u32, 1> = PerCpuArray::new();
+
+/// Answered connections; never evicted. Writer: the packet path; the daemon removes the aged.
+#[btf_map]
+pub(crate) static FLOWS4: HashMap<FlowKey<V4>, Flow<V4>, 1> = HashMap::new();
+
+/// As [`FLOWS4`].
+#[btf_map]
+pub(crate) static FLOWS6: HashMap<FlowKey<V6>, Flow<V6>, 1> = HashMap::new();
+
+/// Connections not answered yet. Writer: the packet path.
+#[btf_map]
+pub(crate) static HANDSHAKES4: LruHashMap<FlowKey<V4>, Flow<V4>, 1> = LruHashMap::new();
+
+/// As [`HANDSHAKES4`].
+#[btf_map]
+pub(crate) static HANDSHAKES6: LruHashMap<FlowKey<V6>, Flow<V6>, 1> = LruHashMap::new();
+
+/// What is known of devices, by ifindex: bit 0 if XDP may redirect into it. Writer: the daemon.
+#[btf_map]
+pub(crate) static DEVICES: HashMap<u32, u32, 1024> = HashMap::new();
+
+/// Dropped packets by [`Drop`]. Writer: the packet path.
+#[btf_map]
+pub(crate) static DROPS: PerCpuArray<u64, { Drop::SLOTS as usize }> = PerCpuArray::new();
+
+/// The second, and the answers given in it. Writer: the packet path.
+#[btf_map]
+pub(crate) static REJECTS: PerCpuArray<[u32; 2], 1> = PerCpuArray::new();
+
+/// The slow path's memory while a packet is handled. Writer: the packet path.
+#[btf_map]
+pub(crate) static WORK4: PerCpuArray<Work<V4>, 1> = PerCpuArray::new();
+
+/// As [`WORK4`].
+#[btf_map]
+pub(crate) static WORK6: PerCpuArray<Work<V6>, 1> = PerCpuArray::new();

@@ -1,0 +1,315 @@
+//! The TC hook: the same path for devices without XDP.
+
+use core::mem::offset_of;
+
+use aya_ebpf::{
+    bindings::{
+        __sk_buff, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, BPF_F_RECOMPUTE_CSUM, TC_ACT_OK,
+        TC_ACT_SHOT,
+    },
+    helpers::{
+        bpf_l4_csum_replace, bpf_redirect, bpf_redirect_neigh, bpf_skb_change_head,
+        bpf_skb_change_tail, bpf_skb_pull_data, bpf_skb_store_bytes,
+    },
+};
+use lb_common::{
+    abi::{Drop, Pod, V4, V6},
+    path::{
+        self, Covered, Delta, Family, FamilyTables, Frame, Handover, Network, Step, Tables, Verdict,
+    },
+};
+
+use crate::context::bound;
+use crate::kernel::Kernel;
+
+/// Headers that the path reads: Ethernet, IPv6, TCP. Beyond them only IPv4 options lie.
+const HEADERS: u32 = 14 + 40 + 20;
+
+/// A packet in a socket buffer. Its bytes may be shared and its checksum be left to hardware, so
+/// checksums go through helpers.
+struct TcFrame {
+    context: *mut __sk_buff,
+}
+
+impl TcFrame {
+    /// The one bounds check: a pointer to a `T` at `offset`, if it lies inside the linear part.
+    #[inline(always)]
+    fn at<T>(&self, offset: usize) -> Option<*mut T> {
+        // SAFETY: the context is the kernel's, good for the whole run.
+        let (data, end) = unsafe {
+            (
+                bound::<{ offset_of!(__sk_buff, data) }, _>(self.context),
+                bound::<{ offset_of!(__sk_buff, data_end) }, _>(self.context),
+            )
+        };
+        let start = data + offset;
+        if start + size_of::<T>() > end {
+            return None;
+        }
+        Some(start as *mut T)
+    }
+}
+
+impl Frame for TcFrame {
+    #[inline(always)]
+    fn length(&self) -> usize {
+        // SAFETY: as in `at`.
+        unsafe { (*self.context).len as usize }
+    }
+
+    #[inline(always)]
+    fn ingress(&self) -> u32 {
+        // SAFETY: as in `at`.
+        unsafe { (*self.context).ifindex }
+    }
+
+    #[inline(always)]
+    fn load<T: Pod>(&self, offset: usize) -> Option<T> {
+        // SAFETY: `at` checked the bounds, and any bytes are a valid `T`.
+        self.at::<T>(offset)
+            .map(|start| unsafe { start.read_unaligned() })
+    }
+
+    #[inline(always)]
+    fn store<T: Pod>(&mut self, offset: usize, value: &T, covered: Covered) -> Option<()> {
+        match covered {
+            // SAFETY: `at` checked the bounds; packets may be written at any alignment.
+            Covered::Neutral => self
+                .at::<T>(offset)
+                .map(|start| unsafe { start.write_unaligned(value.clone()) }),
+            Covered::Changed => {
+                let flags = BPF_F_RECOMPUTE_CSUM as u64;
+                // SAFETY: `value` is a whole `T`.
+                let answer = unsafe {
+                    bpf_skb_store_bytes(
+                        self.context.cast(),
+                        offset as u32,
+                        (value as *const T).cast(),
+                        size_of::<T>() as u32,
+                        flags,
+                    )
+                };
+                (answer == 0).then_some(())
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn repair_transport(
+        &mut self,
+        offset: usize,
+        addresses: Delta,
+        ports: Delta,
+        udp: bool,
+    ) -> Option<()> {
+        let zero = if udp { BPF_F_MARK_MANGLED_0 as u64 } else { 0 };
+        let pseudo = zero | BPF_F_PSEUDO_HDR as u64;
+        // Two steps, because a checksum left to hardware (CHECKSUM_PARTIAL) covers the
+        // pseudo-header only: the helper then takes the addresses and ignores the ports.
+        // SAFETY: the helper checks the offset.
+        let answer = unsafe {
+            bpf_l4_csum_replace(self.context, offset as u32, 0, addresses.0 as u64, pseudo)
+                | bpf_l4_csum_replace(self.context, offset as u32, 0, ports.0 as u64, zero)
+        };
+        (answer == 0).then_some(())
+    }
+
+    #[inline(always)]
+    fn grow_head(&mut self, by: usize) -> Option<()> {
+        // SAFETY: the context is the kernel's.
+        let answer = unsafe { bpf_skb_change_head(self.context, by as u32, 0) };
+        (answer == 0).then_some(())
+    }
+
+    #[inline(always)]
+    fn set_length(&mut self, length: usize) -> Option<()> {
+        // SAFETY: the context is the kernel's.
+        let answer = unsafe { bpf_skb_change_tail(self.context, length as u32, 0) };
+        (answer == 0).then_some(())
+    }
+}
+
+#[inline(always)]
+fn act(context: *mut __sk_buff, result: Result<Verdict, Drop>) -> i32 {
+    match result {
+        Ok(
+            Verdict::Pass
+            | Verdict::Kernel {
+                how: Handover::Stack,
+                ..
+            },
+        ) => TC_ACT_OK,
+        Ok(Verdict::Transmit) => {
+            // SAFETY: the context is the kernel's; the helper only notes the device.
+            unsafe { bpf_redirect((*context).ifindex, 0) as i32 }
+        }
+        Ok(
+            Verdict::Redirect { ifindex }
+            | Verdict::Kernel {
+                how: Handover::Output,
+                ifindex,
+            },
+        ) => {
+            // SAFETY: the helper only notes the device.
+            unsafe { bpf_redirect(ifindex, 0) as i32 }
+        }
+        Ok(Verdict::Kernel {
+            how: Handover::Resolve,
+            ifindex,
+        }) => {
+            // SAFETY: the helper only notes the device; without parameters it routes itself.
+            unsafe { bpf_redirect_neigh(ifindex, core::ptr::null_mut(), 0, 0) as i32 }
+        }
+        Err(reason) => {
+            Kernel::new(context).count_drop(reason);
+            TC_ACT_SHOT
+        }
+    }
+}
+
+/// No actions of the kernel's: the next part of the path is to take the packet.
+const SLOW: i32 = 0x10000;
+const OPEN: i32 = 0x10001;
+const ANSWER: i32 = 0x10002;
+
+#[inline(always)]
+fn step(context: *mut __sk_buff, result: Result<Step, Drop>) -> i32 {
+    match result {
+        Ok(Step::Slow) => SLOW,
+        Ok(Step::Open) => OPEN,
+        Ok(Step::Answer) => ANSWER,
+        Ok(Step::Done(verdict)) => act(context, Ok(verdict)),
+        Err(reason) => act(context, Err(reason)),
+    }
+}
+
+/// Where the IP header begins; the packet was seen to have one.
+#[inline(always)]
+fn network(frame: &TcFrame) -> usize {
+    match path::network(frame) {
+        Network::Ipv4(offset) | Network::Ipv6(offset) => offset,
+        Network::Foreign => 0,
+    }
+}
+
+#[inline(always)]
+fn fast<A: Family>(context: *mut __sk_buff, network: usize) -> i32
+where
+    Kernel: FamilyTables<A>,
+{
+    let kernel = Kernel::new(context);
+    step(
+        context,
+        path::fast::<A, _, _>(&mut TcFrame { context }, &kernel, network),
+    )
+}
+
+#[inline(always)]
+fn slow<A: Family>(context: *mut __sk_buff) -> i32
+where
+    Kernel: FamilyTables<A>,
+{
+    let mut frame = TcFrame { context };
+    let network = network(&frame);
+    step(
+        context,
+        path::slow::<A, _, _>(&mut frame, &Kernel::new(context), network),
+    )
+}
+
+#[inline(always)]
+fn open<A: Family>(context: *mut __sk_buff) -> i32
+where
+    Kernel: FamilyTables<A>,
+{
+    let mut frame = TcFrame { context };
+    let network = network(&frame);
+    step(
+        context,
+        path::open::<A, _, _>(&mut frame, &Kernel::new(context), network),
+    )
+}
+
+#[inline(always)]
+fn answer<A: Family>(context: *mut __sk_buff) -> i32
+where
+    Kernel: FamilyTables<A>,
+{
+    let mut frame = TcFrame { context };
+    let network = network(&frame);
+    act(
+        context,
+        path::answer::<A, _, _>(&mut frame, &Kernel::new(context), network),
+    )
+}
+
+/// The parts of the path as subprograms of the kernel's, each with a stack of its own: only the
+/// fast path of IPv4 lies in the program itself.
+macro_rules! subprograms {
+    ($($name:ident: $part:ident::<$family:ty>($($network:ident)?);)+) => {$(
+        #[unsafe(no_mangle)]
+        #[inline(never)]
+        extern "C" fn $name(context: *mut __sk_buff) -> i32 {
+            $(let $network = network(&TcFrame { context });)?
+            $part::<$family>(context $(, $network)?)
+        }
+    )+};
+}
+
+subprograms! {
+    tc_fast6: fast::<V6>(network);
+    tc_slow4: slow::<V4>();
+    tc_slow6: slow::<V6>();
+    tc_open4: open::<V4>();
+    tc_open6: open::<V6>();
+    tc_answer4: answer::<V4>();
+    tc_answer6: answer::<V6>();
+}
+
+/// Ingress of a device that has no XDP program of ours.
+#[unsafe(no_mangle)]
+#[unsafe(link_section = "classifier")]
+extern "C" fn lbd_tc(context: *mut __sk_buff) -> i32 {
+    // SAFETY: the context is the kernel's.
+    unsafe {
+        // A tag that the stack took off: balanced on the VLAN device.
+        if (*context).vlan_present != 0 {
+            return TC_ACT_OK;
+        }
+        let linear = (bound::<{ offset_of!(__sk_buff, data_end) }, _>(context)
+            - bound::<{ offset_of!(__sk_buff, data) }, _>(context)) as u32;
+        if linear < HEADERS && linear < (*context).len {
+            // A shorter packet stays as it is, and is read as far as it goes.
+            bpf_skb_pull_data(context, HEADERS.min((*context).len));
+        }
+    }
+    match path::network(&TcFrame { context }) {
+        Network::Ipv4(network) => {
+            let mut action = fast::<V4>(context, network);
+            if action == SLOW {
+                action = tc_slow4(context);
+            }
+            if action == OPEN {
+                action = tc_open4(context);
+            }
+            if action == ANSWER {
+                action = tc_answer4(context);
+            }
+            action
+        }
+        Network::Ipv6(_) => {
+            let mut action = tc_fast6(context);
+            if action == SLOW {
+                action = tc_slow6(context);
+            }
+            if action == OPEN {
+                action = tc_open6(context);
+            }
+            if action == ANSWER {
+                action = tc_answer6(context);
+            }
+            action
+        }
+        Network::Foreign => TC_ACT_OK,
+    }
+}

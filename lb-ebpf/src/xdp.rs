@@ -1,0 +1,350 @@
+//! The XDP hook, and the TC hook behind it that sends what XDP cannot.
+
+use core::mem::offset_of;
+
+use aya_ebpf::{
+    bindings::xdp_action::{XDP_DROP, XDP_PASS, XDP_REDIRECT, XDP_TX},
+    bindings::{__sk_buff, TC_ACT_OK, xdp_md},
+    helpers::{
+        bpf_jiffies64, bpf_ktime_get_ns, bpf_redirect, bpf_redirect_neigh, bpf_xdp_adjust_head,
+        bpf_xdp_adjust_meta, bpf_xdp_adjust_tail,
+    },
+};
+use lb_common::{
+    abi::{Drop, Pod, V4, V6},
+    path::{
+        self, Covered, Delta, Family, FamilyTables, Frame, Handover, Network, Step, Tables, Verdict,
+    },
+};
+
+use crate::context::bound;
+use crate::kernel::Kernel;
+
+/// A packet by direct access.
+struct XdpFrame {
+    context: *mut xdp_md,
+}
+
+impl XdpFrame {
+    /// The one bounds check: a pointer to a `T` at `offset`, if it lies inside the packet.
+    #[inline(always)]
+    fn at<T>(&self, offset: usize) -> Option<*mut T> {
+        // SAFETY: the context is the kernel's, good for the whole run.
+        let (data, end) = unsafe {
+            (
+                bound::<{ offset_of!(xdp_md, data) }, _>(self.context),
+                bound::<{ offset_of!(xdp_md, data_end) }, _>(self.context),
+            )
+        };
+        let start = data + offset;
+        if start + size_of::<T>() > end {
+            return None;
+        }
+        Some(start as *mut T)
+    }
+}
+
+impl Frame for XdpFrame {
+    #[inline(always)]
+    fn length(&self) -> usize {
+        // SAFETY: as in `at`.
+        unsafe {
+            bound::<{ offset_of!(xdp_md, data_end) }, _>(self.context)
+                - bound::<{ offset_of!(xdp_md, data) }, _>(self.context)
+        }
+    }
+
+    #[inline(always)]
+    fn ingress(&self) -> u32 {
+        // SAFETY: as in `at`.
+        unsafe { (*self.context).ingress_ifindex }
+    }
+
+    #[inline(always)]
+    fn load<T: Pod>(&self, offset: usize) -> Option<T> {
+        // SAFETY: `at` checked the bounds, and any bytes are a valid `T`.
+        self.at::<T>(offset)
+            .map(|start| unsafe { start.read_unaligned() })
+    }
+
+    #[inline(always)]
+    fn store<T: Pod>(&mut self, offset: usize, value: &T, _: Covered) -> Option<()> {
+        // SAFETY: `at` checked the bounds; packets may be written at any alignment.
+        self.at::<T>(offset)
+            .map(|start| unsafe { start.write_unaligned(value.clone()) })
+    }
+
+    #[inline(always)]
+    fn repair_transport(
+        &mut self,
+        offset: usize,
+        addresses: Delta,
+        ports: Delta,
+        udp: bool,
+    ) -> Option<()> {
+        let checksum = self.load::<u16>(offset)?;
+        if udp && checksum == 0 {
+            return Some(());
+        }
+        let mut checksum = addresses.and(ports).apply(checksum);
+        if udp && checksum == 0 {
+            checksum = 0xffff;
+        }
+        self.store(offset, &checksum, Covered::Neutral)
+    }
+
+    #[inline(always)]
+    fn grow_head(&mut self, by: usize) -> Option<()> {
+        // SAFETY: the context is the kernel's.
+        let answer = unsafe { bpf_xdp_adjust_head(self.context, -(by as i32)) };
+        (answer == 0).then_some(())
+    }
+
+    #[inline(always)]
+    fn set_length(&mut self, length: usize) -> Option<()> {
+        let change = length as i32 - self.length() as i32;
+        // SAFETY: the context is the kernel's.
+        let answer = unsafe { bpf_xdp_adjust_tail(self.context, change) };
+        (answer == 0).then_some(())
+    }
+}
+
+/// What `lbd_xdp` leaves in front of a packet for `lbd_handover`.
+#[repr(C)]
+struct Note {
+    magic: u32,
+    ifindex: u32,
+    /// 1 if the neighbour has to be resolved.
+    resolve: u32,
+    reserved: u32,
+}
+
+/// Tells our note from other programs' metadata.
+const NOTE_MAGIC: u32 = 0x6c62_6401;
+
+/// Leaves a note. Where the driver has no room for one the stack gets the packet as it is.
+#[inline(always)]
+fn leave_note(context: *mut xdp_md, ifindex: u32, resolve: u32) {
+    // SAFETY: the context is the kernel's; the bounds are checked before the write.
+    unsafe {
+        if bpf_xdp_adjust_meta(context, -(size_of::<Note>() as i32)) != 0 {
+            return;
+        }
+        let note = bound::<{ offset_of!(xdp_md, data_meta) }, _>(context) as *mut Note;
+        if note.add(1) as usize > bound::<{ offset_of!(xdp_md, data) }, _>(context) {
+            return;
+        }
+        note.write(Note {
+            magic: NOTE_MAGIC,
+            ifindex,
+            resolve,
+            reserved: 0,
+        });
+    }
+}
+
+#[inline(always)]
+fn act(context: *mut xdp_md, result: Result<Verdict, Drop>) -> u32 {
+    match result {
+        Ok(
+            Verdict::Pass
+            | Verdict::Kernel {
+                how: Handover::Stack,
+                ..
+            },
+        ) => XDP_PASS,
+        Ok(Verdict::Transmit) => XDP_TX,
+        Ok(Verdict::Redirect { ifindex }) => {
+            // SAFETY: the helper only notes the device.
+            match unsafe { bpf_redirect(ifindex, 0) } as u32 {
+                XDP_REDIRECT => XDP_REDIRECT,
+                _ => XDP_DROP,
+            }
+        }
+        Ok(Verdict::Kernel {
+            how: Handover::Resolve,
+            ifindex,
+        }) => {
+            leave_note(context, ifindex, 1);
+            XDP_PASS
+        }
+        Ok(Verdict::Kernel {
+            how: Handover::Output,
+            ifindex,
+        }) => {
+            leave_note(context, ifindex, 0);
+            XDP_PASS
+        }
+        Err(reason) => {
+            Kernel::new(context).count_drop(reason);
+            XDP_DROP
+        }
+    }
+}
+
+/// No actions of the kernel's: the next part of the path is to take the packet.
+const SLOW: u32 = 0x10000;
+const OPEN: u32 = 0x10001;
+const ANSWER: u32 = 0x10002;
+
+#[inline(always)]
+fn step(context: *mut xdp_md, result: Result<Step, Drop>) -> u32 {
+    match result {
+        Ok(Step::Slow) => SLOW,
+        Ok(Step::Open) => OPEN,
+        Ok(Step::Answer) => ANSWER,
+        Ok(Step::Done(verdict)) => act(context, Ok(verdict)),
+        Err(reason) => act(context, Err(reason)),
+    }
+}
+
+/// Where the IP header begins; the packet was seen to have one.
+#[inline(always)]
+fn network(frame: &XdpFrame) -> usize {
+    match path::network(frame) {
+        Network::Ipv4(offset) | Network::Ipv6(offset) => offset,
+        Network::Foreign => 0,
+    }
+}
+
+#[inline(always)]
+fn fast<A: Family>(context: *mut xdp_md, network: usize) -> u32
+where
+    Kernel: FamilyTables<A>,
+{
+    let kernel = Kernel::new(context);
+    step(
+        context,
+        path::fast::<A, _, _>(&mut XdpFrame { context }, &kernel, network),
+    )
+}
+
+#[inline(always)]
+fn slow<A: Family>(context: *mut xdp_md) -> u32
+where
+    Kernel: FamilyTables<A>,
+{
+    let mut frame = XdpFrame { context };
+    let network = network(&frame);
+    step(
+        context,
+        path::slow::<A, _, _>(&mut frame, &Kernel::new(context), network),
+    )
+}
+
+#[inline(always)]
+fn open<A: Family>(context: *mut xdp_md) -> u32
+where
+    Kernel: FamilyTables<A>,
+{
+    let mut frame = XdpFrame { context };
+    let network = network(&frame);
+    step(
+        context,
+        path::open::<A, _, _>(&mut frame, &Kernel::new(context), network),
+    )
+}
+
+#[inline(always)]
+fn answer<A: Family>(context: *mut xdp_md) -> u32
+where
+    Kernel: FamilyTables<A>,
+{
+    let mut frame = XdpFrame { context };
+    let network = network(&frame);
+    act(
+        context,
+        path::answer::<A, _, _>(&mut frame, &Kernel::new(context), network),
+    )
+}
+
+/// The parts of the path as subprograms of the kernel's, each with a stack of its own: only the
+/// fast path of IPv4 lies in the program itself.
+macro_rules! subprograms {
+    ($($name:ident: $part:ident::<$family:ty>($($network:ident)?);)+) => {$(
+        #[unsafe(no_mangle)]
+        #[inline(never)]
+        extern "C" fn $name(context: *mut xdp_md) -> u32 {
+            $(let $network = network(&XdpFrame { context });)?
+            $part::<$family>(context $(, $network)?)
+        }
+    )+};
+}
+
+subprograms! {
+    xdp_fast6: fast::<V6>(network);
+    xdp_slow4: slow::<V4>();
+    xdp_slow6: slow::<V6>();
+    xdp_open4: open::<V4>();
+    xdp_open6: open::<V6>();
+    xdp_answer4: answer::<V4>();
+    xdp_answer6: answer::<V6>();
+}
+
+/// Ingress of a device: north-south traffic.
+#[unsafe(no_mangle)]
+#[unsafe(link_section = "xdp")]
+extern "C" fn lbd_xdp(context: *mut xdp_md) -> u32 {
+    match path::network(&XdpFrame { context }) {
+        Network::Ipv4(network) => {
+            let mut action = fast::<V4>(context, network);
+            if action == SLOW {
+                action = xdp_slow4(context);
+            }
+            if action == OPEN {
+                action = xdp_open4(context);
+            }
+            if action == ANSWER {
+                action = xdp_answer4(context);
+            }
+            action
+        }
+        Network::Ipv6(_) => {
+            let mut action = xdp_fast6(context);
+            if action == SLOW {
+                action = xdp_slow6(context);
+            }
+            if action == OPEN {
+                action = xdp_open6(context);
+            }
+            if action == ANSWER {
+                action = xdp_answer6(context);
+            }
+            action
+        }
+        Network::Foreign => XDP_PASS,
+    }
+}
+
+/// TC ingress behind `lbd_xdp`: sends on what carries its note.
+#[unsafe(no_mangle)]
+#[unsafe(link_section = "classifier")]
+extern "C" fn lbd_handover(context: *mut __sk_buff) -> i32 {
+    // SAFETY: the context is the kernel's; the bounds are checked before the read.
+    unsafe {
+        let note = bound::<{ offset_of!(__sk_buff, data_meta) }, _>(context) as *const Note;
+        let data = bound::<{ offset_of!(__sk_buff, data) }, _>(context);
+        if note.add(1) as usize > data || (*note).magic != NOTE_MAGIC {
+            return TC_ACT_OK;
+        }
+        let ifindex = (*note).ifindex;
+        if (*note).resolve == 0 {
+            bpf_redirect(ifindex, 0) as i32
+        } else {
+            bpf_redirect_neigh(ifindex, core::ptr::null_mut(), 0, 0) as i32
+        }
+    }
+}
+
+/// Only for `BPF_PROG_TEST_RUN`: writes the kernel's jiffies and monotonic nanoseconds, which
+/// user space cannot read together otherwise, over the packet's first 16 bytes.
+#[unsafe(no_mangle)]
+#[unsafe(link_section = "xdp")]
+extern "C" fn lbd_clock(context: *mut xdp_md) -> u32 {
+    // SAFETY: the helpers have no preconditions.
+    let clocks = unsafe { [bpf_jiffies64(), bpf_ktime_get_ns()] };
+    match (XdpFrame { context }).store(0, &clocks, Covered::Neutral) {
+        Some(()) => XDP_PASS,
+        None => XDP_DROP,
+    }
+}

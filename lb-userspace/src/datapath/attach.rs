@@ -1,0 +1,302 @@
+//! Which program runs at which hook of which device. Links are pinned: they outlive the daemon,
+//! and the next one puts its program into them without a gap.
+
+use std::{
+    collections::BTreeSet,
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context, Result, bail};
+use aya::{
+    Ebpf,
+    programs::{
+        LinkOrder, ProgramError, SchedClassifier, TcAttach, TcAttachType, Xdp,
+        links::{FdLink, PinnedLink},
+        tc::SchedClassifierLink,
+        xdp::{self, XdpLink},
+    },
+};
+
+use super::{
+    clsact,
+    devices::{Device, Running},
+    load::{self, program},
+    preflight::create_directory,
+    sys,
+    undo::Undo,
+};
+use crate::model::XdpMode;
+
+/// How a device is served.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) enum Served {
+    Native,
+    Generic,
+    /// At TC ingress, with the reason if it was not asked for.
+    Tc(Option<String>),
+}
+
+/// The loaded programs and the directory their links are pinned in.
+pub(super) struct Hooks {
+    ebpf: Ebpf,
+    links: Links,
+    tcx: bool,
+}
+
+impl Hooks {
+    /// Loads the programs that get attached. Links are pinned beside the versions of the maps, so
+    /// that a later version finds them.
+    pub(super) fn load(mut ebpf: Ebpf, pin_root: &Path) -> Result<Self> {
+        load::xdp(&mut ebpf, program::XDP)?;
+        load::classifier(&mut ebpf, program::TC)?;
+        load::classifier(&mut ebpf, program::HANDOVER)?;
+        Ok(Self {
+            ebpf,
+            links: Links::create(pin_root)?,
+            tcx: sys::has_tcx(),
+        })
+    }
+
+    /// Brings a device to what `mode` asks for; does nothing where all is well. Says what it
+    /// changed.
+    pub(super) fn serve(
+        &mut self,
+        device: &Device,
+        mode: XdpMode,
+        undo: &mut Undo,
+    ) -> Result<(Served, Vec<String>)> {
+        let program = load::xdp(&mut self.ebpf, program::XDP)?;
+        let (served, at_xdp) = serve_xdp(program, &self.links, device, mode)?;
+        let name = match served {
+            Served::Native | Served::Generic => program::HANDOVER,
+            Served::Tc(_) => program::TC,
+        };
+        let program = load::classifier(&mut self.ebpf, name)?;
+        let at_tc = if self.tcx {
+            serve_tcx(program, &self.links, device)?
+        } else {
+            clsact::serve(program, device, undo)?
+        };
+        let changes = at_xdp
+            .into_iter()
+            .chain(at_tc.map(|how| format!("{how} with {name}")));
+        let changes = changes.map(|change| format!("{}: {change}", device.name));
+        Ok((served, changes.collect()))
+    }
+
+    /// Detaches from every device but those in `keep`.
+    pub(super) fn release_others(
+        &self,
+        keep: &BTreeSet<u32>,
+        devices: &[Device],
+        undo: &Undo,
+    ) -> Result<Vec<String>> {
+        let others = || devices.iter().filter(|d| !keep.contains(&d.index));
+        let mut released = BTreeSet::new();
+        for (ifindex, path) in self.links.all()? {
+            if !keep.contains(&ifindex) {
+                unpin(&path)?;
+                let name = others()
+                    .find(|d| d.index == ifindex)
+                    .map(|d| d.name.clone());
+                released.insert(name.unwrap_or_else(|| format!("device {ifindex}, which is gone")));
+            }
+        }
+        if !self.tcx {
+            for device in others() {
+                if clsact::release(device, undo)? {
+                    released.insert(device.name.clone());
+                }
+            }
+        }
+        Ok(released
+            .into_iter()
+            .map(|name| format!("released {name}"))
+            .collect())
+    }
+}
+
+/// The directory of pinned links, by device number: a name may hold a dot, which bpffs refuses.
+pub(super) struct Links(PathBuf);
+
+impl Links {
+    pub(super) fn create(pin_root: &Path) -> Result<Self> {
+        let directory = pin_root.join("links");
+        create_directory(&directory)?;
+        Ok(Self(directory))
+    }
+
+    fn path(&self, device: &Device, hook: &str) -> PathBuf {
+        self.0.join(format!("{}-{hook}", device.index))
+    }
+
+    fn all(&self) -> Result<Vec<(u32, PathBuf)>> {
+        let entries = fs::read_dir(&self.0).and_then(Iterator::collect::<io::Result<Vec<_>>>);
+        let entries = entries.with_context(|| format!("reading {}", self.0.display()))?;
+        let link = |entry: fs::DirEntry| {
+            let name = entry.file_name().into_string().ok()?;
+            Some((name.split_once('-')?.0.parse().ok()?, entry.path()))
+        };
+        Ok(entries.into_iter().filter_map(link).collect())
+    }
+}
+
+fn serve_xdp(
+    program: &mut Xdp,
+    links: &Links,
+    device: &Device,
+    mode: XdpMode,
+) -> Result<(Served, Option<String>)> {
+    let pin = links.path(device, "xdp");
+    let own = live_link(&pin, device)?;
+    if let (Some(link), Some(running)) = (own, device.xdp)
+        && suits(mode, running)
+    {
+        let served = if running.native {
+            Served::Native
+        } else {
+            Served::Generic
+        };
+        if link.prog_id == program.info()?.id() {
+            return Ok((served, None));
+        }
+        let link: XdpLink = FdLink::from(PinnedLink::from_pin(&pin)?).try_into()?;
+        let link = program.attach_to_link(link)?;
+        // The pin keeps it attached.
+        drop(program.take_link(link)?);
+        return Ok((served, Some("replaced the program at xdp".to_owned())));
+    }
+    unpin(&pin)?;
+    let attempts = match mode {
+        XdpMode::Off => return Ok((Served::Tc(None), None)),
+        XdpMode::Auto => &[
+            (xdp::XdpMode::Driver, Served::Native),
+            (xdp::XdpMode::Skb, Served::Generic),
+        ][..],
+        XdpMode::Native => &[(xdp::XdpMode::Driver, Served::Native)],
+        XdpMode::Generic => &[(xdp::XdpMode::Skb, Served::Generic)],
+    };
+    let mut foreign = device
+        .xdp
+        .filter(|r| own.is_none_or(|link| link.prog_id != r.program))
+        .is_some();
+    let mut refusals = Vec::new();
+    for (flags, served) in attempts {
+        if foreign {
+            break;
+        }
+        let name = served.name();
+        match attach_xdp(program, device, *flags, &pin) {
+            Ok(()) => return Ok((served.clone(), Some(format!("attached at {name}")))),
+            Err(error) => {
+                foreign = is_occupied(&error);
+                refusals.push(format!("{name}: {:#}", anyhow::Error::new(error)));
+            }
+        }
+    }
+    let reason = if foreign {
+        "another XDP program is attached".to_owned()
+    } else {
+        refusals.join("; ")
+    };
+    if mode == XdpMode::Auto {
+        return Ok((Served::Tc(Some(reason)), None));
+    }
+    bail!(
+        "node.xdp: {}: cannot attach to {}: {reason} (with `auto` lbd would use another hook)",
+        format!("{mode:?}").to_lowercase(),
+        device.name
+    )
+}
+
+fn attach_xdp(
+    program: &mut Xdp,
+    device: &Device,
+    mode: xdp::XdpMode,
+    pin: &Path,
+) -> Result<(), ProgramError> {
+    let link = program.attach(device.index, mode)?;
+    let link: FdLink = program.take_link(link)?.try_into()?;
+    link.pin(pin)
+        .map_err(|error| ProgramError::IOError(io::Error::other(error)))?;
+    Ok(())
+}
+
+fn serve_tcx(
+    program: &mut SchedClassifier,
+    links: &Links,
+    device: &Device,
+) -> Result<Option<String>> {
+    let pin = links.path(device, "tc");
+    if let Some(link) = live_link(&pin, device)? {
+        if link.prog_id == program.info()?.id() {
+            return Ok(None);
+        }
+        let link: SchedClassifierLink = FdLink::from(PinnedLink::from_pin(&pin)?).try_into()?;
+        let link = program.attach_to_link(link)?;
+        drop(program.take_link(link)?);
+        return Ok(Some("replaced the program at tc".to_owned()));
+    }
+    unpin(&pin)?;
+    // Before other programs, as XDP is.
+    let ingress = TcAttach::Tcx {
+        attach_type: TcAttachType::Ingress,
+        order: LinkOrder::first(),
+    };
+    let link = program.attach(device.index, ingress);
+    let link = link.with_context(|| format!("attaching to TC ingress of {}", device.name))?;
+    let link: FdLink = program.take_link(link)?.try_into()?;
+    link.pin(&pin)
+        .with_context(|| format!("pinning {}", pin.display()))?;
+    Ok(Some("attached at tc".to_owned()))
+}
+
+impl Served {
+    pub(super) fn name(&self) -> String {
+        match self {
+            Self::Native => "xdp native".to_owned(),
+            Self::Generic => "xdp generic".to_owned(),
+            Self::Tc(None) => "tc".to_owned(),
+            Self::Tc(Some(reason)) => format!("tc ({reason})"),
+        }
+    }
+}
+
+/// The link pinned at `path`, if it still is this device's: the number of a device that is gone
+/// may have gone to another one.
+fn live_link(path: &Path, device: &Device) -> Result<Option<sys::LinkInfo>> {
+    let link = sys::pinned_link(path).with_context(|| format!("opening {}", path.display()))?;
+    Ok(link.filter(|link| link.ifindex == device.index))
+}
+
+fn suits(mode: XdpMode, running: Running) -> bool {
+    match mode {
+        XdpMode::Auto => true,
+        XdpMode::Native => running.native,
+        XdpMode::Generic => !running.native,
+        XdpMode::Off => false,
+    }
+}
+
+/// Another program is attached, in the same mode or in another one (`dev_xdp_attach`,
+/// net/core/dev.c).
+fn is_occupied(error: &ProgramError) -> bool {
+    let ProgramError::SyscallError(error) = error else {
+        return false;
+    };
+    matches!(
+        error.io_error.raw_os_error(),
+        Some(libc::EBUSY | libc::EEXIST)
+    )
+}
+
+/// Detaches what is pinned at `path`, if anything is, and removes the pin.
+pub(super) fn unpin(path: &Path) -> Result<()> {
+    match sys::detach_pinned_link(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        // The device is gone or somebody else detached it: the pin is all that is left.
+        _ => {}
+    }
+    fs::remove_file(path).with_context(|| format!("removing {}", path.display()))
+}

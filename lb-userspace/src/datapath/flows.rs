@@ -1,0 +1,215 @@
+//! When a flow is over: pure decisions about entries of the flow tables.
+
+use lb_common::abi::{Address, Flow, FlowKey, flow_state, protocol};
+
+/// Not less than 2 hours 4 minutes (RFC 5382, REQ-5).
+const TCP_ESTABLISHED: u32 = 2 * 3600 + 4 * 60;
+/// One side closed: the transitory timeout (RFC 5382, REQ-5).
+const TCP_CLOSING: u32 = 4 * 60;
+/// Both sides closed or one reset; retransmitted last packets still find their way.
+const TCP_CLOSED: u32 = 10;
+/// Not less than 2 minutes (RFC 4787, REQ-5).
+const UDP: u32 = 2 * 60;
+
+/// The packet path's clock at one moment.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Now {
+    /// Low 32 bits.
+    pub(super) jiffies: u32,
+    /// Jiffies per second, not 0.
+    pub(super) hz: u32,
+}
+
+impl Now {
+    /// Whole seconds since `last_seen`. A packet may have come after `self` was read; that counts
+    /// as just now. The sign bit tells the two apart, so idle times over half the counter's range
+    /// (24 days at 1000 Hz) read as none; scans come far more often.
+    fn idle(self, last_seen: u32) -> u32 {
+        let elapsed = self.jiffies.wrapping_sub(last_seen) as i32;
+        elapsed.max(0) as u32 / self.hz
+    }
+}
+
+/// Seconds without packets after which a flow is over.
+pub(super) fn timeout(protocol: u8, state: u32) -> u32 {
+    match protocol {
+        protocol::TCP if flow_state::is_closed(state) => TCP_CLOSED,
+        protocol::TCP if flow_state::is_closing(state) => TCP_CLOSING,
+        protocol::TCP => TCP_ESTABLISHED,
+        _ => UDP,
+    }
+}
+
+/// Whether this direction alone is idle; only then is the other direction worth a look.
+pub(super) fn is_idle<A: Address>(now: Now, protocol: u8, flow: &Flow<A>) -> bool {
+    now.idle(flow.last_seen.get()) >= timeout(protocol, flow.state.get())
+}
+
+/// What to do with an idle entry.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Verdict {
+    Keep,
+    /// The entry stands alone.
+    Remove,
+    /// Both directions.
+    RemovePair,
+}
+
+/// Judges an entry, `opposite` being what stands under [`Flow::opposite`]. A connection is over
+/// when its later packet is idle, and closed as far as either direction saw.
+pub(super) fn judge<A: Address>(
+    now: Now,
+    key: &FlowKey<A>,
+    flow: &Flow<A>,
+    opposite: Option<&Flow<A>>,
+) -> Verdict {
+    if !is_idle(now, key.protocol, flow) {
+        return Verdict::Keep;
+    }
+    // What stands there may belong to another connection by now.
+    let pair = opposite.filter(|o| o.opposite(key.protocol) == *key);
+    let Some(other) = pair else {
+        return Verdict::Remove;
+    };
+    let idle = now
+        .idle(flow.last_seen.get())
+        .min(now.idle(other.last_seen.get()));
+    let state = flow.state.get() | other.state.get();
+    if idle >= timeout(key.protocol, state) {
+        Verdict::RemovePair
+    } else {
+        Verdict::Keep
+    }
+}
+
+/// Whether the entry counts as a connection: each has one forward entry.
+pub(super) fn is_connection(state: u32) -> bool {
+    state & flow_state::REVERSE == 0
+}
+
+/// Whether the connection is answered and not over.
+pub(super) fn is_active(state: u32) -> bool {
+    state & flow_state::ESTABLISHED != 0 && !flow_state::is_closed(state)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use lb_common::abi::{Be16, NextHop, V4, flow_state::*};
+
+    use super::*;
+
+    const HZ: u32 = 250;
+
+    fn at(second: u32) -> Now {
+        // Close to the counter's end, so that the tests wrap.
+        Now {
+            jiffies: u32::MAX
+                .wrapping_add(second.wrapping_mul(HZ))
+                .wrapping_sub(5),
+            hz: HZ,
+        }
+    }
+
+    fn seen(second: u32) -> u32 {
+        at(second).jiffies
+    }
+
+    fn key(protocol: u8) -> FlowKey<V4> {
+        FlowKey::new(V4(1), Be16::new(1000), V4(2), Be16::new(80), protocol)
+    }
+
+    fn forward(second: u32, state: u32) -> Flow<V4> {
+        entry(V4(1), 1000, V4(3), 8080, second, state)
+    }
+
+    fn reverse(second: u32, state: u32) -> Flow<V4> {
+        entry(V4(2), 80, V4(1), 1000, second, state | REVERSE)
+    }
+
+    fn entry(src: V4, from: u16, dst: V4, to: u16, second: u32, state: u32) -> Flow<V4> {
+        Flow {
+            src,
+            dst,
+            src_port: Be16::new(from),
+            dst_port: Be16::new(to),
+            address_delta: 0,
+            port_delta: 0,
+            slot: 1,
+            generation: 1,
+            next_hop: Cell::new(NextHop::default()),
+            last_seen: Cell::new(seen(second)),
+            state: Cell::new(state | ESTABLISHED),
+            created: seen(0),
+            reserved: 0,
+        }
+    }
+
+    #[test]
+    fn timeouts_follow_protocol_and_state() {
+        let tcp = |state| timeout(protocol::TCP, state | ESTABLISHED);
+        assert_eq!(tcp(0), 7440);
+        assert_eq!(tcp(CLIENT_FIN), 240);
+        assert_eq!(tcp(BACKEND_FIN), 240);
+        assert_eq!(tcp(CLIENT_FIN | BACKEND_FIN), 10);
+        assert_eq!(tcp(RESET), 10);
+        assert_eq!(timeout(protocol::UDP, ESTABLISHED), 120);
+    }
+
+    #[test]
+    fn the_later_direction_decides() {
+        let (f, r) = (forward(0, 0), reverse(60, 0));
+        let judge_at = |s| judge(at(s), &key(protocol::UDP), &f, Some(&r));
+        assert_eq!(judge_at(119), Verdict::Keep);
+        assert_eq!(judge_at(121), Verdict::Keep);
+        assert_eq!(judge_at(179), Verdict::Keep);
+        assert_eq!(judge_at(180), Verdict::RemovePair);
+    }
+
+    #[test]
+    fn either_direction_judges_alike() {
+        let (f, r) = (forward(0, 0), reverse(60, 0));
+        let tcp = key(protocol::TCP);
+        let reversed = f.opposite(protocol::TCP);
+        assert_eq!(judge(at(7499), &reversed, &r, Some(&f)), Verdict::Keep);
+        assert_eq!(
+            judge(at(7500), &reversed, &r, Some(&f)),
+            Verdict::RemovePair
+        );
+        assert_eq!(judge(at(7500), &tcp, &f, Some(&r)), Verdict::RemovePair);
+    }
+
+    #[test]
+    fn a_close_that_one_direction_saw_counts_for_both() {
+        let (f, r) = (forward(0, RESET), reverse(0, 0));
+        let tcp = key(protocol::TCP);
+        assert_eq!(judge(at(9), &tcp, &f, Some(&r)), Verdict::Keep);
+        assert_eq!(judge(at(10), &tcp, &f, Some(&r)), Verdict::RemovePair);
+    }
+
+    #[test]
+    fn an_orphan_of_either_direction_goes() {
+        let stranger = entry(V4(9), 9, V4(9), 9, 500, 0);
+        let (f, r) = (forward(0, 0), reverse(0, 0));
+        let udp = key(protocol::UDP);
+        assert_eq!(judge(at(120), &udp, &f, None), Verdict::Remove);
+        assert_eq!(judge(at(120), &udp, &f, Some(&stranger)), Verdict::Remove);
+        let reversed = f.opposite(protocol::UDP);
+        assert_eq!(judge(at(119), &reversed, &r, None), Verdict::Keep);
+        assert_eq!(judge(at(120), &reversed, &r, None), Verdict::Remove);
+    }
+
+    #[test]
+    fn a_packet_after_the_clock_was_read_is_no_age() {
+        let f = forward(3, 0);
+        assert!(!is_idle(at(1), protocol::UDP, &f));
+    }
+
+    #[test]
+    fn connections_are_counted_once() {
+        assert!(is_connection(ESTABLISHED) && !is_connection(ESTABLISHED | REVERSE));
+        assert!(is_active(ESTABLISHED | CLIENT_FIN));
+        assert!(!is_active(0) && !is_active(ESTABLISHED | RESET));
+    }
+}

@@ -1,0 +1,355 @@
+//! The daemon's side of the kernel, against this machine's kernel.
+
+use std::{collections::BTreeSet, net::SocketAddr, path::Path};
+
+use lb_common::abi::{Backend, Config, Service, backend_state};
+
+use super::{
+    Datapath, Listen,
+    kernel::{Kernel, cleanup},
+    sys,
+    testing::{TempDir, ip_commands, isolated, sh},
+};
+use crate::model::{Interfaces, Limits, Node, Protocol, XdpMode};
+
+/// A node with the devices `one` (whose peer is `far`) and `two`, and a place for its state.
+struct World {
+    node: Node,
+    _state: TempDir,
+}
+
+impl World {
+    fn new(bpffs: &Path, interfaces: &[&str], xdp: XdpMode) -> Self {
+        ip_commands(
+            "link set lo up
+             link add one type veth peer name far
+             link add two type veth peer name farther
+             link set one up
+             link set far up
+             link set two up
+             link set farther up",
+        );
+        let state = TempDir::new();
+        let node = Node {
+            interfaces: Interfaces::Named(interfaces.iter().map(|&n| n.to_owned()).collect()),
+            xdp,
+            state_dir: state.0.clone(),
+            bpffs: bpffs.to_owned(),
+            limits: Limits {
+                connections: 1000,
+                handshakes: 1000,
+                services: 64,
+                backends: 5000,
+            },
+        };
+        Self {
+            node,
+            _state: state,
+        }
+    }
+
+    fn start(&self) -> Kernel {
+        Kernel::start(&self.node).unwrap()
+    }
+
+    fn refusal(&self) -> String {
+        format!("{:#}", Kernel::start(&self.node).err().unwrap())
+    }
+
+    fn link(&self, device: &str, hook: &str) -> Option<sys::LinkInfo> {
+        let index = sh(&format!(
+            "cat /sys/class/net/{device}/ifindex 2>/dev/null || ip -o link show dev {device} | cut -d: -f1"
+        ));
+        let index = index.trim();
+        sys::pinned_link(&self.node.bpffs.join(format!("lbd/links/{index}-{hook}"))).unwrap()
+    }
+}
+
+fn attached(kernel: &Kernel) -> Vec<(String, String)> {
+    kernel.attachments()
+}
+
+fn pairs(expected: &[(&str, &str)]) -> Vec<(String, String)> {
+    let owned = |(name, how): &(&str, &str)| ((*name).to_owned(), (*how).to_owned());
+    expected.iter().map(owned).collect()
+}
+
+fn listen(address: &str) -> Listen {
+    Listen {
+        address: address.parse::<SocketAddr>().unwrap(),
+        protocol: Protocol::Tcp,
+    }
+}
+
+fn backend(generation: u32) -> Backend {
+    Backend {
+        generation,
+        state: backend_state::ACTIVE,
+        ..Backend::default()
+    }
+}
+
+#[test]
+fn a_restart_adopts_maps_and_replaces_programs_in_place() {
+    isolated(|bpffs| {
+        let world = World::new(bpffs, &["one"], XdpMode::Auto);
+        let first = world.start();
+        assert_eq!(attached(&first), pairs(&[("one", "xdp native")]));
+        let config = first.config().unwrap();
+        assert!([100, 250, 300, 1000].contains(&config.hz), "{config:?}");
+        assert_eq!(config.epoch, 1);
+
+        let services = [listen("192.0.2.10:80"), listen("[2001:db8::10]:80")];
+        let service = Service {
+            id: 3,
+            table: 6,
+            ..Service::default()
+        };
+        for listen in services {
+            first.set_service(listen, &service).unwrap();
+        }
+        first.set_backend(4999, &backend(7)).unwrap();
+        first.set_port_word(17, 0xff).unwrap();
+        first.set_table(6, &[4, 5, 6]).unwrap();
+        let before = (
+            world.link("one", "xdp").unwrap(),
+            world.link("one", "tc").unwrap(),
+        );
+        assert!(world.refusal().contains("another lbd is running"));
+        drop(first);
+        let after = (
+            world.link("one", "xdp").unwrap(),
+            world.link("one", "tc").unwrap(),
+        );
+        assert_eq!((before.0.id, before.1.id), (after.0.id, after.1.id));
+
+        let second = world.start();
+        let now = (
+            world.link("one", "xdp").unwrap(),
+            world.link("one", "tc").unwrap(),
+        );
+        assert_eq!((before.0.id, before.1.id), (now.0.id, now.1.id));
+        assert_ne!(before.0.prog_id, now.0.prog_id);
+        assert_ne!(before.1.prog_id, now.1.prog_id);
+        assert_eq!(second.config().unwrap(), Config { epoch: 2, ..config });
+        let found: BTreeSet<_> = second
+            .services()
+            .unwrap()
+            .into_iter()
+            .map(|(l, _)| l)
+            .collect();
+        assert_eq!(found, services.into());
+        assert_eq!(second.backends().unwrap(), [(4999, backend(7))]);
+        assert_eq!(second.port_words().unwrap()[17], 0xff);
+        assert_eq!(second.port_words().unwrap().len(), 4096);
+        assert_eq!(second.table(6).unwrap(), Some(vec![4, 5, 6]));
+        assert!(second.repair_attachments().unwrap().is_empty());
+    });
+}
+
+#[test]
+fn tables_of_any_size_are_swapped() {
+    isolated(|bpffs| {
+        let kernel = World::new(bpffs, &["one"], XdpMode::Off).start();
+        assert_eq!(kernel.table(0).unwrap(), None);
+        for size in [1u32, 1009, 65537, 0, 3] {
+            let slots: Vec<u32> = (0..size).rev().collect();
+            kernel.set_table(127, &slots).unwrap();
+            assert_eq!(kernel.table(127).unwrap(), Some(slots));
+        }
+        kernel.remove_table(127).unwrap();
+        kernel.remove_table(127).unwrap();
+        assert_eq!(kernel.table(127).unwrap(), None);
+        let refusal = format!("{:#}", kernel.set_table(128, &[1]).unwrap_err());
+        assert!(refusal.starts_with("map TABLES: update"), "{refusal}");
+        kernel.remove_service(listen("192.0.2.1:1")).unwrap();
+        kernel.clear_counters(4999).unwrap();
+        assert_eq!(kernel.counters(4999).unwrap(), Default::default());
+        assert_eq!(kernel.drops().unwrap().len(), 64);
+        assert_eq!(kernel.capacity().services, 64);
+        assert_eq!(kernel.capacity().backends, 5000);
+    });
+}
+
+#[test]
+fn a_detached_program_is_attached_again() {
+    isolated(|bpffs| {
+        let world = World::new(bpffs, &["one"], XdpMode::Auto);
+        let kernel = world.start();
+        for hook in ["xdp", "tc"] {
+            let id = world.link("one", hook).unwrap().id;
+            sh(&format!("bpftool link detach id {id}"));
+            assert_eq!(world.link("one", hook).unwrap().ifindex, 0);
+            assert_eq!(kernel.repair_attachments().unwrap().len(), 1, "{hook}");
+            assert_ne!(world.link("one", hook).unwrap().id, id);
+            std::fs::remove_file(bpffs.join("lbd/links").join(pin_of(&world, hook))).unwrap();
+            // The kernel detaches a link without pin when it finds the time.
+            std::thread::sleep(std::time::Duration::from_millis(200));
+            assert_eq!(kernel.repair_attachments().unwrap().len(), 1, "{hook}");
+        }
+        assert_eq!(attached(&kernel), pairs(&[("one", "xdp native")]));
+    });
+}
+
+fn pin_of(world: &World, hook: &str) -> String {
+    format!("{}-{hook}", world.link("one", hook).unwrap().ifindex)
+}
+
+#[test]
+fn devices_come_and_go() {
+    isolated(|bpffs| {
+        let world = World::new(bpffs, &["one", "two"], XdpMode::Auto);
+        let kernel = world.start();
+        ip_commands("link del two");
+        kernel.repair_attachments().unwrap();
+        assert_eq!(
+            attached(&kernel),
+            pairs(&[("one", "xdp native"), ("two", "missing")])
+        );
+        let pins = std::fs::read_dir(bpffs.join("lbd/links")).unwrap().count();
+        assert_eq!(pins, 2);
+        ip_commands("link add two type veth peer name farther\nlink set two up");
+        let repaired = kernel.repair_attachments().unwrap();
+        assert!(
+            repaired.iter().any(|r| r == "two: attached at xdp native"),
+            "{repaired:?}"
+        );
+        assert!(kernel.repair_attachments().unwrap().is_empty());
+        drop(kernel);
+
+        let fewer = World {
+            node: Node {
+                interfaces: Interfaces::Named(vec!["two".to_owned()]),
+                ..world.node.clone()
+            },
+            _state: TempDir::new(),
+        };
+        let kernel = fewer.start();
+        assert_eq!(attached(&kernel), pairs(&[("two", "xdp native")]));
+        assert!(world.link("one", "xdp").is_none());
+        drop(kernel);
+        ip_commands("link del two");
+        let refusal = fewer.refusal();
+        assert!(
+            refusal.contains("no device two; this node has"),
+            "{refusal}"
+        );
+    });
+}
+
+#[test]
+fn another_program_is_left_alone() {
+    isolated(|bpffs| {
+        let world = World::new(bpffs, &["one"], XdpMode::Auto);
+        // Any XDP program will do for the stranger: one of ours, attached without a link.
+        drop(world.start());
+        let program = world.link("one", "xdp").unwrap().prog_id;
+        sh(&format!(
+            "bpftool prog pin id {program} {}/stranger",
+            bpffs.display()
+        ));
+        cleanup(&world.node).unwrap();
+        sh(&format!(
+            "ip link set dev one xdp pinned {}/stranger",
+            bpffs.display()
+        ));
+
+        let kernel = world.start();
+        let tc = "tc (another XDP program is attached)";
+        assert_eq!(attached(&kernel), pairs(&[("one", tc)]));
+        assert!(kernel.repair_attachments().unwrap().is_empty());
+        let shown = sh("ip -d link show dev one");
+        assert!(
+            shown.contains(&format!("prog/xdp id {program} ")),
+            "{shown}"
+        );
+
+        ip_commands("link set dev one xdp off");
+        let repaired = kernel.repair_attachments().unwrap();
+        let expected = [
+            "one: attached at xdp native",
+            "one: replaced the program at tc with lbd_handover",
+        ];
+        assert_eq!(repaired, expected);
+        drop(kernel);
+
+        cleanup(&world.node).unwrap();
+        sh(&format!(
+            "ip link set dev one xdp pinned {}/stranger",
+            bpffs.display()
+        ));
+        let strict = World {
+            node: Node {
+                xdp: XdpMode::Native,
+                ..world.node.clone()
+            },
+            _state: TempDir::new(),
+        };
+        let refusal = strict.refusal();
+        assert!(
+            refusal.contains("another XDP program is attached"),
+            "{refusal}"
+        );
+    });
+}
+
+#[test]
+fn the_configured_mode_is_used() {
+    isolated(|bpffs| {
+        let mut world = World::new(bpffs, &["one"], XdpMode::Generic);
+        for (mode, expected) in [
+            (XdpMode::Generic, "xdp generic"),
+            (XdpMode::Native, "xdp native"),
+            (XdpMode::Off, "tc"),
+            (XdpMode::Auto, "xdp native"),
+        ] {
+            world.node.xdp = mode;
+            let kernel = world.start();
+            assert_eq!(attached(&kernel), pairs(&[("one", expected)]));
+            assert_eq!(world.link("one", "xdp").is_some(), mode != XdpMode::Off);
+        }
+    });
+}
+
+#[test]
+fn maps_keep_their_size_and_refuse_another_layout() {
+    isolated(|bpffs| {
+        let mut world = World::new(bpffs, &["one"], XdpMode::Off);
+        drop(world.start());
+        world.node.limits.backends = 6000;
+        let kernel = world.start();
+        assert_eq!(kernel.capacity().backends, 5000);
+        drop(kernel);
+        let pin = bpffs.join("lbd/1/BACKENDS");
+        std::fs::remove_file(&pin).unwrap();
+        let pin = pin.display();
+        sh(&format!(
+            "bpftool map create {pin} type array key 4 value 8 entries 9 name x"
+        ));
+        let refusal = world.refusal();
+        assert!(
+            refusal.contains("map BACKENDS") && refusal.contains("--cleanup"),
+            "{refusal}"
+        );
+    });
+}
+
+#[test]
+fn cleanup_removes_everything_once() {
+    isolated(|bpffs| {
+        let world = World::new(bpffs, &["one"], XdpMode::Auto);
+        sh("echo 0 > /proc/sys/net/ipv4/conf/one/forwarding");
+        assert_eq!(cleanup(&world.node).unwrap(), ["nothing to remove"]);
+        let kernel = world.start();
+        assert_eq!(sh("cat /proc/sys/net/ipv4/conf/one/forwarding").trim(), "1");
+        let refusal = format!("{:#}", cleanup(&world.node).unwrap_err());
+        assert!(refusal.contains("another lbd is running"), "{refusal}");
+        drop(kernel);
+        let removed = cleanup(&world.node).unwrap();
+        assert!(removed.len() > 2, "{removed:?}");
+        assert!(!bpffs.join("lbd").exists());
+        assert_eq!(sh("cat /proc/sys/net/ipv4/conf/one/forwarding").trim(), "0");
+        assert!(!sh("ip -d link show dev one").contains("xdp"));
+        assert_eq!(cleanup(&world.node).unwrap(), ["nothing to remove"]);
+    });
+}

@@ -1,0 +1,167 @@
+//! Loads the object: maps new or adopted, programs verified.
+
+use std::path::Path;
+
+use anyhow::{Context, Error, Result, anyhow};
+use aya::{
+    Ebpf, EbpfError, EbpfLoader,
+    maps::MapError,
+    programs::{ProgramFd, SchedClassifier, Xdp},
+};
+use lb_common::abi::map;
+use tracing::warn;
+
+use super::{log::Level, sys};
+use crate::model::Limits;
+
+/// Names of the programs in the object.
+pub(super) mod program {
+    /// The whole path, at XDP.
+    pub(in crate::datapath) const XDP: &str = "lbd_xdp";
+    /// The whole path, at TC ingress of devices without XDP.
+    pub(in crate::datapath) const TC: &str = "lbd_tc";
+    /// Sends on what XDP translated but could not transmit, at TC ingress.
+    pub(in crate::datapath) const HANDOVER: &str = "lbd_handover";
+    /// Tells the time; attached to nothing.
+    pub(in crate::datapath) const CLOCK: &str = "lbd_clock";
+}
+
+/// Listens a service may have on average before the service maps fill up.
+const LISTENS_PER_SERVICE: u32 = 4;
+
+/// Creates the maps pinned in `pins`, or takes those that are there; no program is loaded yet.
+///
+/// # Errors
+/// A map pinned there has another layout than this program's.
+pub(super) fn load_maps(
+    object: &[u8],
+    pins: &Path,
+    limits: &Limits,
+    log: Option<Level>,
+) -> Result<Ebpf> {
+    lift_memory_limit();
+    let level = log.map_or(&0, Level::number);
+    let wanted = sizes(limits);
+    let mut loader = EbpfLoader::new();
+    // With level 0 the verifier sees that logging is never reached, and removes it.
+    loader.override_global(aya_log::LEVEL, level, false);
+    let names = [
+        map::CONFIG,
+        map::PORTS,
+        map::DEVICES,
+        map::DROPS,
+        map::REJECTS,
+    ];
+    for name in names.into_iter().chain(wanted.map(|(name, _)| name)) {
+        loader.map_pin_path(name, pins.join(name));
+    }
+    for (name, size) in wanted {
+        loader.map_max_entries(name, pinned_size(pins, name, size)?);
+    }
+    loader.load(object).map_err(|error| explain(error, pins))
+}
+
+/// Loads an XDP program and returns it.
+pub(super) fn xdp<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut Xdp> {
+    let program = ebpf.program_mut(name);
+    let program = program.with_context(|| format!("the object has no program {name}"))?;
+    let program: &mut Xdp = program.try_into()?;
+    if program.fd().is_err() {
+        program
+            .load()
+            .with_context(|| format!("loading program {name}"))?;
+    }
+    Ok(program)
+}
+
+/// Loads a TC program and returns it.
+pub(super) fn classifier<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut SchedClassifier> {
+    let program = ebpf.program_mut(name);
+    let program = program.with_context(|| format!("the object has no program {name}"))?;
+    let program: &mut SchedClassifier = program.try_into()?;
+    if program.fd().is_err() {
+        program
+            .load()
+            .with_context(|| format!("loading program {name}"))?;
+    }
+    Ok(program)
+}
+
+/// The clock, loaded.
+pub(super) fn clock(ebpf: &mut Ebpf) -> Result<ProgramFd> {
+    Ok(xdp(ebpf, program::CLOCK)?.fd()?.try_clone()?)
+}
+
+/// Entries of the maps whose size the node's limits give.
+fn sizes(limits: &Limits) -> [(&'static str, u32); 10] {
+    // Destructured, so that a new limit must find its map.
+    let Limits {
+        connections,
+        handshakes,
+        services,
+        backends,
+    } = *limits;
+    let listens = services.saturating_mul(LISTENS_PER_SERVICE);
+    // One entry per direction, one table per address family.
+    let (flows, handshakes) = (connections.saturating_mul(2), handshakes.saturating_mul(2));
+    [
+        (map::SERVICES4, listens),
+        (map::SERVICES6, listens),
+        (map::TABLES, services.saturating_mul(2)),
+        (map::CURSORS, services),
+        (map::BACKENDS, backends),
+        (map::COUNTERS, backends),
+        (map::FLOWS4, flows),
+        (map::FLOWS6, flows),
+        (map::HANDSHAKES4, handshakes),
+        (map::HANDSHAKES6, handshakes),
+    ]
+}
+
+/// The size of the map that is pinned already, or `wanted`. A map cannot grow, and a new one would
+/// cost all connections; the operator decides when.
+fn pinned_size(pins: &Path, name: &str, wanted: u32) -> Result<u32> {
+    let path = pins.join(name);
+    if !path.exists() {
+        return Ok(wanted);
+    }
+    let pinned = sys::Map::from_pin(&path);
+    let size = pinned
+        .with_context(|| format!("map {name}: open {}", path.display()))?
+        .info
+        .max_entries;
+    if size != wanted {
+        warn!(
+            "map {name} keeps its {size} entries, node.limits would make it {wanted}: to resize \
+             it stop lbd, run `lbd --cleanup` (which ends the balanced connections), start lbd"
+        );
+    }
+    Ok(size)
+}
+
+fn explain(error: EbpfError, pins: &Path) -> Error {
+    match error {
+        EbpfError::MapError(MapError::IncompatiblePinnedMap {
+            name,
+            property,
+            expected,
+            actual,
+        }) => anyhow!(
+            "map {name} pinned in {} is another program's or another version's: its {property} is \
+             {actual}, this lbd needs {expected}; stop lbd, run `lbd --cleanup` (which ends the \
+             balanced connections), start lbd",
+            pins.display()
+        ),
+        other => Error::new(other).context("loading the maps"),
+    }
+}
+
+/// Before Linux 5.11 maps count against the locked memory of the process; newer kernels ignore it.
+fn lift_memory_limit() {
+    let unlimited = libc::rlimit {
+        rlim_cur: libc::RLIM_INFINITY,
+        rlim_max: libc::RLIM_INFINITY,
+    };
+    // SAFETY: the pointer is to a `rlimit`. A refusal shows when a map cannot be created.
+    unsafe { libc::setrlimit(libc::RLIMIT_MEMLOCK, &unlimited) };
+}

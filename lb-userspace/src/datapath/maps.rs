@@ -1,0 +1,286 @@
+//! The pinned maps, typed. Errors name the map and the call.
+
+use std::{io, marker::PhantomData, path::Path};
+
+use anyhow::{Context, Result, ensure};
+use lb_common::abi::{
+    Backend, BackendCounters, Config, Flow, FlowKey, Pod, Service, ServiceKey, TABLE_HEADER, V4,
+    V6, as_bytes, from_bytes, map,
+};
+
+use super::sys;
+
+/// Entries per batch call: 512 KiB of buffers for the widest map.
+const CHUNK: usize = 4096;
+
+pub(super) struct Maps {
+    pub(super) config: Array<Config>,
+    pub(super) ports: Array<u64>,
+    pub(super) services4: Hash<ServiceKey<V4>, Service>,
+    pub(super) services6: Hash<ServiceKey<V6>, Service>,
+    pub(super) tables: Tables,
+    pub(super) backends: Array<Backend>,
+    pub(super) counters: PerCpu<BackendCounters>,
+    pub(super) flows4: Hash<FlowKey<V4>, Flow<V4>>,
+    pub(super) flows6: Hash<FlowKey<V6>, Flow<V6>>,
+    pub(super) handshakes4: Hash<FlowKey<V4>, Flow<V4>>,
+    pub(super) handshakes6: Hash<FlowKey<V6>, Flow<V6>>,
+    pub(super) devices: Hash<u32, u32>,
+    pub(super) drops: PerCpu<u64>,
+}
+
+impl Maps {
+    /// Opens what the loader pinned in `directory`.
+    pub(super) fn open(directory: &Path) -> Result<Self> {
+        let open = |name| Named::open(directory, name);
+        Ok(Self {
+            config: open(map::CONFIG)?.into(),
+            ports: open(map::PORTS)?.into(),
+            services4: open(map::SERVICES4)?.into(),
+            services6: open(map::SERVICES6)?.into(),
+            tables: Tables {
+                outer: open(map::TABLES)?.into(),
+            },
+            backends: open(map::BACKENDS)?.into(),
+            counters: PerCpu(open(map::COUNTERS)?.into()),
+            flows4: open(map::FLOWS4)?.into(),
+            flows6: open(map::FLOWS6)?.into(),
+            handshakes4: open(map::HANDSHAKES4)?.into(),
+            handshakes6: open(map::HANDSHAKES6)?.into(),
+            devices: open(map::DEVICES)?.into(),
+            drops: PerCpu(open(map::DROPS)?.into()),
+        })
+    }
+}
+
+/// A hash map, least-recently-used or not.
+pub(super) struct Hash<K, V> {
+    map: Named,
+    types: PhantomData<fn() -> (K, V)>,
+}
+
+impl<K: Pod, V: Pod> Hash<K, V> {
+    pub(super) fn name(&self) -> &'static str {
+        self.map.name
+    }
+
+    pub(super) fn capacity(&self) -> u32 {
+        self.map.inner.info.max_entries
+    }
+
+    pub(super) fn get(&self, key: &K) -> Result<Option<V>> {
+        self.map.get(as_bytes(key))
+    }
+
+    pub(super) fn set(&self, key: &K, value: &V) -> Result<()> {
+        self.map.set(as_bytes(key), as_bytes(value))
+    }
+
+    /// `false` if there was no such key.
+    pub(super) fn remove(&self, key: &K) -> Result<bool> {
+        let removed = self.map.inner.delete(as_bytes(key));
+        removed.with_context(|| self.map.failed("delete"))
+    }
+
+    /// Hands all entries over, a chunk at a time; entries may be removed meanwhile.
+    pub(super) fn for_each_chunk(
+        &self,
+        mut each: impl FnMut(&mut dyn Iterator<Item = (K, V)>) -> Result<()>,
+    ) -> Result<()> {
+        let (key_size, value_size) = (size_of::<K>(), size_of::<V>());
+        let mut outcome = Ok(());
+        let walk = self.map.inner.lookup_batch(CHUNK, |keys, values| {
+            let keys = keys.chunks_exact(key_size).filter_map(from_bytes::<K>);
+            let values = values.chunks_exact(value_size).filter_map(from_bytes::<V>);
+            outcome = each(&mut keys.zip(values));
+            match outcome {
+                Ok(()) => Ok(()),
+                Err(_) => Err(io::ErrorKind::Interrupted.into()),
+            }
+        });
+        outcome?;
+        walk.with_context(|| self.map.failed("batch lookup"))
+    }
+
+    pub(super) fn all(&self) -> Result<Vec<(K, V)>> {
+        let mut found = Vec::new();
+        self.for_each_chunk(|entries| {
+            found.extend(entries);
+            Ok(())
+        })?;
+        Ok(found)
+    }
+
+    pub(super) fn count(&self) -> Result<u64> {
+        let key_size = size_of::<K>();
+        let mut count = 0;
+        let walk = self.map.inner.lookup_batch(CHUNK, |keys, _| {
+            count += (keys.len() / key_size) as u64;
+            Ok(())
+        });
+        walk.with_context(|| self.map.failed("batch lookup"))?;
+        Ok(count)
+    }
+}
+
+pub(super) struct Array<V> {
+    map: Named,
+    types: PhantomData<fn() -> V>,
+}
+
+impl<V: Pod> Array<V> {
+    pub(super) fn len(&self) -> u32 {
+        self.map.inner.info.max_entries
+    }
+
+    pub(super) fn get(&self, index: u32) -> Result<V> {
+        let value = self.map.get(as_bytes(&index))?;
+        value.with_context(|| format!("map {}: there is no element {index}", self.map.name))
+    }
+
+    pub(super) fn set(&self, index: u32, value: &V) -> Result<()> {
+        self.map.set(as_bytes(&index), as_bytes(value))
+    }
+
+    /// All elements by index.
+    pub(super) fn all(&self) -> Result<Vec<V>> {
+        self.map.values(self.len() as usize)
+    }
+}
+
+/// An array with a value per CPU.
+pub(super) struct PerCpu<V>(Array<V>);
+
+impl<V: Pod> PerCpu<V> {
+    pub(super) fn len(&self) -> u32 {
+        self.0.len()
+    }
+
+    /// The element's value on each CPU.
+    pub(super) fn get(&self, index: u32) -> Result<Vec<V>> {
+        let Named { name, inner } = &self.0.map;
+        let mut bytes = vec![0; inner.value_bytes()];
+        let found = inner.lookup(as_bytes(&index), &mut bytes);
+        let found = found.with_context(|| self.0.map.failed("lookup"))?;
+        ensure!(found, "map {name}: there is no element {index}");
+        let stride = size_of::<V>().next_multiple_of(8);
+        Ok(bytes.chunks_exact(stride).filter_map(from_bytes).collect())
+    }
+
+    pub(super) fn clear(&self, index: u32) -> Result<()> {
+        let zeros = vec![0; self.0.map.inner.value_bytes()];
+        self.0.map.set(as_bytes(&index), &zeros)
+    }
+}
+
+/// The selection tables: an array of arrays, each as long as its table.
+pub(super) struct Tables {
+    outer: Array<u32>,
+}
+
+impl Tables {
+    pub(super) fn len(&self) -> u32 {
+        self.outer.len()
+    }
+
+    /// Fills a new inner array and puts it in the place of the former: packets draw from the one
+    /// or the other, never from a mixture.
+    pub(super) fn set(&self, table: u32, slots: &[u32]) -> Result<()> {
+        let entries = slots.len() as u32 + TABLE_HEADER;
+        let inner = sys::Map::inner_array(entries)
+            .with_context(|| format!("map {}: create an inner array", self.outer.map.name))?;
+        let keys: Vec<u8> = (0..entries).flat_map(u32::to_ne_bytes).collect();
+        let header = std::iter::once(slots.len() as u32);
+        let values = header.chain(slots.iter().copied());
+        let values: Vec<u8> = values.flat_map(u32::to_ne_bytes).collect();
+        inner
+            .update_batch(&keys, &values)
+            .with_context(|| format!("map {}: fill an inner array", self.outer.map.name))?;
+        let fd = std::os::fd::AsRawFd::as_raw_fd(&std::os::fd::AsFd::as_fd(&inner)) as u32;
+        self.outer.set(table, &fd)
+    }
+
+    pub(super) fn remove(&self, table: u32) -> Result<()> {
+        let removed = self.outer.map.inner.delete(as_bytes(&table));
+        removed.with_context(|| self.outer.map.failed("delete"))?;
+        Ok(())
+    }
+
+    pub(super) fn get(&self, table: u32) -> Result<Option<Vec<u32>>> {
+        // Read from outside, an outer map tells the inner map's id.
+        let Some(id) = self.outer.map.get::<u32>(as_bytes(&table))? else {
+            return Ok(None);
+        };
+        let inner = Named {
+            name: self.outer.map.name,
+            inner: match sys::Map::from_id(id) {
+                Ok(inner) => inner,
+                Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+                Err(error) => return Err(error).context(self.outer.map.failed("open inner array")),
+            },
+        };
+        let mut slots = inner.values::<u32>(inner.inner.info.max_entries as usize)?;
+        let header: Vec<u32> = slots.drain(..TABLE_HEADER as usize).collect();
+        slots.truncate(header[0] as usize);
+        Ok(Some(slots))
+    }
+}
+
+struct Named {
+    name: &'static str,
+    inner: sys::Map,
+}
+
+impl Named {
+    fn open(directory: &Path, name: &'static str) -> Result<Self> {
+        let path = directory.join(name);
+        let inner = sys::Map::from_pin(&path)
+            .with_context(|| format!("map {name}: open {}", path.display()))?;
+        Ok(Self { name, inner })
+    }
+
+    fn failed(&self, call: &str) -> String {
+        format!("map {}: {call}", self.name)
+    }
+
+    fn get<V: Pod>(&self, key: &[u8]) -> Result<Option<V>> {
+        let mut value = vec![0; size_of::<V>()];
+        let found = self.inner.lookup(key, &mut value);
+        let found = found.with_context(|| self.failed("lookup"))?;
+        Ok(found.then(|| from_bytes(&value)).flatten())
+    }
+
+    fn set(&self, key: &[u8], value: &[u8]) -> Result<()> {
+        let done = self.inner.update(key, value);
+        done.with_context(|| self.failed("update"))
+    }
+
+    fn values<V: Pod>(&self, expected: usize) -> Result<Vec<V>> {
+        let mut found = Vec::with_capacity(expected);
+        let walk = self.inner.lookup_batch(CHUNK, |_, values| {
+            let values = values.chunks_exact(size_of::<V>());
+            found.extend(values.filter_map(from_bytes::<V>));
+            Ok(())
+        });
+        walk.with_context(|| self.failed("batch lookup"))?;
+        Ok(found)
+    }
+}
+
+impl<K, V> From<Named> for Hash<K, V> {
+    fn from(map: Named) -> Self {
+        Self {
+            map,
+            types: PhantomData,
+        }
+    }
+}
+
+impl<V> From<Named> for Array<V> {
+    fn from(map: Named) -> Self {
+        Self {
+            map,
+            types: PhantomData,
+        }
+    }
+}

@@ -1,0 +1,433 @@
+//! The `bpf()` calls that aya has no function for, each safe to call: buffers are checked against
+//! the sizes the kernel told.
+
+use std::{
+    ffi::CString,
+    io,
+    mem::size_of,
+    os::{
+        fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
+        unix::ffi::OsStrExt,
+    },
+    path::Path,
+};
+
+/// Inner arrays of different sizes may stand in one outer map (Linux 5.10).
+pub(super) const BPF_F_INNER_MAP: u32 = 0x1000;
+const MAP_TYPE_ARRAY: u32 = 2;
+const MAP_TYPE_PERCPU_ARRAY: u32 = 6;
+const ATTACH_TCX_INGRESS: u32 = 46;
+
+/// Numbers of `enum bpf_cmd`.
+#[derive(Clone, Copy)]
+#[repr(i32)]
+enum Command {
+    MapCreate = 0,
+    MapLookup = 1,
+    MapUpdate = 2,
+    MapDelete = 3,
+    ObjGet = 7,
+    ProgTestRun = 10,
+    MapGetFdById = 14,
+    ObjGetInfo = 15,
+    ProgQuery = 16,
+    MapLookupBatch = 24,
+    MapUpdateBatch = 26,
+    LinkDetach = 34,
+}
+
+/// What the kernel says of a map.
+#[repr(C)]
+#[derive(Clone, Copy, Default, Debug)]
+pub(super) struct MapInfo {
+    pub(super) kind: u32,
+    pub(super) id: u32,
+    pub(super) key_size: u32,
+    pub(super) value_size: u32,
+    pub(super) max_entries: u32,
+    pub(super) flags: u32,
+}
+
+/// What the kernel says of an XDP or TCX link. `ifindex` is 0 once the device is gone or somebody
+/// detached the link.
+#[repr(C)]
+#[derive(Clone, Copy, Default, Debug)]
+pub(super) struct LinkInfo {
+    pub(super) kind: u32,
+    pub(super) id: u32,
+    pub(super) prog_id: u32,
+    pad: u32,
+    pub(super) ifindex: u32,
+    attach_type: u32,
+}
+
+/// A map of the kernel.
+#[derive(Debug)]
+pub(super) struct Map {
+    fd: OwnedFd,
+    pub(super) info: MapInfo,
+    /// Bytes of a value as the kernel reads and writes it.
+    value_bytes: usize,
+}
+
+impl Map {
+    pub(super) fn from_pin(path: &Path) -> io::Result<Self> {
+        Self::from_fd(open_pin(path)?)
+    }
+
+    pub(super) fn from_id(id: u32) -> io::Result<Self> {
+        #[repr(C)]
+        struct Attr {
+            id: u32,
+            next_id: u32,
+            open_flags: u32,
+        }
+        let attr = Attr {
+            id,
+            next_id: 0,
+            open_flags: 0,
+        };
+        // SAFETY: `Attr` is the head of `union bpf_attr` for this command and holds no pointer.
+        Self::from_fd(unsafe { bpf_fd(Command::MapGetFdById, attr) }?)
+    }
+
+    /// An array of `u32` that can stand in an outer map next to arrays of other sizes.
+    pub(super) fn inner_array(entries: u32) -> io::Result<Self> {
+        #[repr(C)]
+        struct Attr {
+            kind: u32,
+            key_size: u32,
+            value_size: u32,
+            max_entries: u32,
+            flags: u32,
+        }
+        let attr = Attr {
+            kind: MAP_TYPE_ARRAY,
+            key_size: 4,
+            value_size: 4,
+            max_entries: entries,
+            flags: BPF_F_INNER_MAP,
+        };
+        // SAFETY: `Attr` is the head of `union bpf_attr` for this command and holds no pointer.
+        Self::from_fd(unsafe { bpf_fd(Command::MapCreate, attr) }?)
+    }
+
+    fn from_fd(fd: OwnedFd) -> io::Result<Self> {
+        // SAFETY: `MapInfo` is the head of `struct bpf_map_info`, plain integers.
+        let info: MapInfo = unsafe { object_info(fd.as_fd()) }?;
+        let value_bytes = match info.kind {
+            MAP_TYPE_PERCPU_ARRAY => {
+                let cpus = aya::util::nr_cpus().map_err(|(_, error)| error)?;
+                (info.value_size as usize).next_multiple_of(8) * cpus.get() as usize
+            }
+            _ => info.value_size as usize,
+        };
+        Ok(Self {
+            fd,
+            info,
+            value_bytes,
+        })
+    }
+
+    /// Bytes of a value as [`Map::lookup`] and [`Map::update`] take it; for per-CPU maps those of
+    /// all CPUs.
+    pub(super) fn value_bytes(&self) -> usize {
+        self.value_bytes
+    }
+
+    /// Reads the value of `key` into `value`; `false` if there is none.
+    pub(super) fn lookup(&self, key: &[u8], value: &mut [u8]) -> io::Result<bool> {
+        self.check(key, value, 1)?;
+        match self.element(Command::MapLookup, key, value.as_mut_ptr() as u64) {
+            Ok(()) => Ok(true),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    pub(super) fn update(&self, key: &[u8], value: &[u8]) -> io::Result<()> {
+        self.check(key, value, 1)?;
+        self.element(Command::MapUpdate, key, value.as_ptr() as u64)
+    }
+
+    /// `false` if there was no such key.
+    pub(super) fn delete(&self, key: &[u8]) -> io::Result<bool> {
+        if key.len() != self.info.key_size as usize {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        match self.element(Command::MapDelete, key, 0) {
+            Ok(()) => Ok(true),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The lengths of `key` and `value` must have been checked, or `value` be 0.
+    fn element(&self, command: Command, key: &[u8], value: u64) -> io::Result<()> {
+        #[repr(C)]
+        struct Attr {
+            map_fd: u32,
+            pad: u32,
+            key: u64,
+            value: u64,
+            flags: u64,
+        }
+        let mut attr = Attr {
+            map_fd: self.fd.as_raw_fd() as u32,
+            pad: 0,
+            key: key.as_ptr() as u64,
+            value,
+            flags: 0,
+        };
+        // SAFETY: `Attr` is the head of `union bpf_attr` for these commands; the buffers are as
+        // long as the map's keys and values.
+        unsafe { bpf(command, &mut attr) }.map(drop)
+    }
+
+    /// Hands all entries to `each` in chunks of about `chunk`: the keys, then the values, one
+    /// after the other. An entry that is added or removed meanwhile may or may not be seen; no
+    /// other is seen twice.
+    pub(super) fn lookup_batch(
+        &self,
+        chunk: usize,
+        mut each: impl FnMut(&[u8], &[u8]) -> io::Result<()>,
+    ) -> io::Result<()> {
+        let (key_size, value_size) = (self.info.key_size as usize, self.value_bytes);
+        let mut capacity = chunk.clamp(1, self.info.max_entries.max(1) as usize);
+        let mut keys = vec![0; capacity * key_size];
+        let mut values = vec![0; capacity * value_size];
+        // Hash maps put a bucket number there, arrays a key.
+        let mut cursor = vec![0; key_size.max(8)];
+        let mut next = cursor.clone();
+        let mut begun = false;
+        loop {
+            let mut attr = Batch {
+                in_batch: if begun { cursor.as_ptr() as u64 } else { 0 },
+                out_batch: next.as_mut_ptr() as u64,
+                keys: keys.as_mut_ptr() as u64,
+                values: values.as_mut_ptr() as u64,
+                count: capacity as u32,
+                map_fd: self.fd.as_raw_fd() as u32,
+                elem_flags: 0,
+                flags: 0,
+            };
+            // SAFETY: the buffers hold `count` keys and values, the cursors a key or a `u32`.
+            let result = unsafe { bpf(Command::MapLookupBatch, &mut attr) };
+            let last = match result {
+                Ok(_) => false,
+                Err(error) if error.raw_os_error() == Some(libc::ENOENT) => true,
+                // One bucket holds more entries than the buffers; nothing was read of it.
+                Err(error) if error.raw_os_error() == Some(libc::ENOSPC) => {
+                    if attr.count == 0 {
+                        capacity *= 2;
+                        keys.resize(capacity * key_size, 0);
+                        values.resize(capacity * value_size, 0);
+                        continue;
+                    }
+                    false
+                }
+                Err(error) => return Err(error),
+            };
+            let count = (attr.count as usize).min(capacity);
+            each(&keys[..count * key_size], &values[..count * value_size])?;
+            if last {
+                return Ok(());
+            }
+            std::mem::swap(&mut cursor, &mut next);
+            begun = true;
+        }
+    }
+
+    /// Writes as many entries as `keys` holds in one call.
+    pub(super) fn update_batch(&self, keys: &[u8], values: &[u8]) -> io::Result<()> {
+        let count = keys.len() / self.info.key_size as usize;
+        self.check(keys, values, count)?;
+        let mut attr = Batch {
+            in_batch: 0,
+            out_batch: 0,
+            keys: keys.as_ptr() as u64,
+            values: values.as_ptr() as u64,
+            count: count as u32,
+            map_fd: self.fd.as_raw_fd() as u32,
+            elem_flags: 0,
+            flags: 0,
+        };
+        // SAFETY: the buffers hold `count` keys and values, and are only read.
+        unsafe { bpf(Command::MapUpdateBatch, &mut attr) }.map(drop)
+    }
+
+    fn check(&self, keys: &[u8], values: &[u8], count: usize) -> io::Result<()> {
+        let fits = keys.len() == count * self.info.key_size as usize
+            && values.len() == count * self.value_bytes;
+        if fits {
+            Ok(())
+        } else {
+            Err(io::ErrorKind::InvalidInput.into())
+        }
+    }
+}
+
+impl AsFd for Map {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+#[repr(C)]
+struct Batch {
+    in_batch: u64,
+    out_batch: u64,
+    keys: u64,
+    values: u64,
+    count: u32,
+    map_fd: u32,
+    elem_flags: u64,
+    flags: u64,
+}
+
+/// The link pinned at `path`, `None` if there is none.
+pub(super) fn pinned_link(path: &Path) -> io::Result<Option<LinkInfo>> {
+    match open_pin(path) {
+        // SAFETY: `LinkInfo` is the head of `struct bpf_link_info`, plain integers.
+        Ok(fd) => unsafe { object_info(fd.as_fd()) }.map(Some),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// Detaches the link pinned at `path`, at once: when its pin goes, the kernel detaches it too, but
+/// some time later.
+pub(super) fn detach_pinned_link(path: &Path) -> io::Result<()> {
+    #[repr(C)]
+    struct Attr {
+        link_fd: u32,
+    }
+    let link = open_pin(path)?;
+    let mut attr = Attr {
+        link_fd: link.as_raw_fd() as u32,
+    };
+    // SAFETY: `Attr` is the head of `union bpf_attr` for this command and holds no pointer.
+    unsafe { bpf(Command::LinkDetach, &mut attr) }.map(drop)
+}
+
+/// Runs a program once on `packet` and returns its return value; the packet is written back.
+pub(super) fn test_run(program: BorrowedFd<'_>, packet: &mut [u8]) -> io::Result<u32> {
+    #[repr(C)]
+    struct Attr {
+        prog_fd: u32,
+        retval: u32,
+        data_size_in: u32,
+        data_size_out: u32,
+        data_in: u64,
+        data_out: u64,
+        repeat: u32,
+        duration: u32,
+    }
+    let input = packet.to_vec();
+    let mut attr = Attr {
+        prog_fd: program.as_raw_fd() as u32,
+        retval: 0,
+        data_size_in: input.len() as u32,
+        data_size_out: packet.len() as u32,
+        data_in: input.as_ptr() as u64,
+        data_out: packet.as_mut_ptr() as u64,
+        repeat: 1,
+        duration: 0,
+    };
+    // SAFETY: both buffers are as long as the attribute says.
+    unsafe { bpf(Command::ProgTestRun, &mut attr) }?;
+    Ok(attr.retval)
+}
+
+/// Whether the kernel knows TCX links (Linux 6.6); asked of the loopback device, which every
+/// network namespace has as number 1.
+pub(super) fn has_tcx() -> bool {
+    #[repr(C)]
+    struct Attr {
+        ifindex: u32,
+        attach_type: u32,
+        query_flags: u32,
+        attach_flags: u32,
+        prog_ids: u64,
+        count: u32,
+        pad: u32,
+    }
+    let mut attr = Attr {
+        ifindex: 1,
+        attach_type: ATTACH_TCX_INGRESS,
+        query_flags: 0,
+        attach_flags: 0,
+        prog_ids: 0,
+        count: 0,
+        pad: 0,
+    };
+    // SAFETY: `Attr` is the head of `union bpf_attr` for this command; without a buffer for
+    // numbers only their count is written.
+    unsafe { bpf(Command::ProgQuery, &mut attr) }.is_ok()
+}
+
+fn open_pin(path: &Path) -> io::Result<OwnedFd> {
+    #[repr(C)]
+    struct Attr {
+        path: u64,
+        fd: u32,
+        flags: u32,
+    }
+    let path = CString::new(path.as_os_str().as_bytes())?;
+    let attr = Attr {
+        path: path.as_ptr() as u64,
+        fd: 0,
+        flags: 0,
+    };
+    // SAFETY: `Attr` is the head of `union bpf_attr` for this command; the path ends in a zero.
+    unsafe { bpf_fd(Command::ObjGet, attr) }
+}
+
+/// # Safety
+/// `T` is a prefix of the kernel's info struct of this kind of object, and plain integers.
+unsafe fn object_info<T: Default>(object: BorrowedFd<'_>) -> io::Result<T> {
+    #[repr(C)]
+    struct Attr {
+        fd: u32,
+        length: u32,
+        info: u64,
+    }
+    let mut info = T::default();
+    let mut attr = Attr {
+        fd: object.as_raw_fd() as u32,
+        length: size_of::<T>() as u32,
+        info: &raw mut info as u64,
+    };
+    // SAFETY: the kernel writes at most `length` bytes; the caller promises the rest.
+    unsafe { bpf(Command::ObjGetInfo, &mut attr) }?;
+    Ok(info)
+}
+
+/// # Safety
+/// As for [`bpf`], and the command returns a file descriptor.
+unsafe fn bpf_fd<A>(command: Command, mut attr: A) -> io::Result<OwnedFd> {
+    // SAFETY: the caller's promise.
+    let fd = unsafe { bpf(command, &mut attr) }?;
+    // SAFETY: the kernel just made this descriptor for us.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
+}
+
+/// # Safety
+/// `A` is `repr(C)`, without padding, and a prefix of `union bpf_attr` for `command`; pointers in
+/// it are good for what the command reads and writes.
+unsafe fn bpf<A>(command: Command, attr: &mut A) -> io::Result<i64> {
+    // SAFETY: the caller's promise.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_bpf,
+            command as i32,
+            attr as *mut A,
+            size_of::<A>(),
+        )
+    };
+    if result < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(result)
+    }
+}
