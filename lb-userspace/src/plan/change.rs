@@ -45,8 +45,8 @@ pub enum Change {
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Target<'a> {
     pub services: BTreeMap<Listen, Service>,
-    /// Free slots may be left out.
-    pub backends: BTreeMap<u32, Backend>,
+    /// In order of the slots; free ones may be left out.
+    pub backends: Vec<(u32, Backend)>,
     pub tables: BTreeMap<u32, Table<'a>>,
     pub ports: Vec<u64>,
     /// Slots that nobody wants any more.
@@ -68,8 +68,14 @@ pub fn changes(from: &Installed, to: Target<'_>) -> Vec<Change> {
     } = to;
     let (mut failed, mut started) = (Vec::new(), Vec::new());
     let (mut drained, mut freed) = (Vec::new(), Vec::new());
+    // Both are in order of the slots: one walk is far cheaper than a look-up for each.
+    let mut installed = from.backends.iter().peekable();
+    let mut abandoned = Vec::new();
     for (slot, backend) in &backends {
-        let former = from.backends.get(slot);
+        abandoned.extend(std::iter::from_fn(|| {
+            installed.next_if(|(is, _)| *is < slot)
+        }));
+        let former = installed.next_if(|(is, _)| *is == slot).map(|(_, b)| b);
         if former == Some(backend) {
             continue;
         }
@@ -83,18 +89,21 @@ pub fn changes(from: &Installed, to: Target<'_>) -> Vec<Change> {
             backend_state::DOWN if is_same && !retired.contains(slot) => failed.push(set),
             backend_state::DRAINING | backend_state::DOWN if is_same => drained.push(set),
             _ if is_same => started.push(set),
-            _ => started.extend([
-                Change::ClearCounters {
-                    slot: *slot,
-                    service: backend.service,
-                },
-                set,
-            ]),
+            _ => {
+                let service = backend.service;
+                started.extend([
+                    Change::ClearCounters {
+                        slot: *slot,
+                        service,
+                    },
+                    set,
+                ]);
+            }
         }
     }
-    for (slot, backend) in &from.backends {
+    for (slot, backend) in abandoned.into_iter().chain(installed) {
         let empty = emptied(backend);
-        if *backend != empty && !backends.contains_key(slot) {
+        if *backend != empty {
             freed.push(Change::SetBackend {
                 slot: *slot,
                 backend: empty,

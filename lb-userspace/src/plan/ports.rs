@@ -1,5 +1,3 @@
-use std::collections::BTreeMap;
-
 use lb_common::abi::{Backend, Be16, PORT_WORDS, PortKind, backend_state, port_bit, protocol};
 
 use super::{Input, services::Placed};
@@ -13,7 +11,7 @@ use crate::model::Protocol;
 pub(super) fn words(
     input: Input<'_>,
     placed: &[Placed<'_>],
-    backends: &BTreeMap<u32, Backend>,
+    backends: &[(u32, Backend)],
 ) -> Vec<u64> {
     let mut words = vec![0; PORT_WORDS as usize];
     for listen in placed.iter().flat_map(|s| &s.listens) {
@@ -23,7 +21,8 @@ pub(super) fn words(
         };
         set(&mut words, kind, listen.address.port());
     }
-    for backend in backends.values().filter(|b| b.state != backend_state::FREE) {
+    let in_use = |b: &&Backend| b.state != backend_state::FREE;
+    for backend in backends.iter().map(|(_, b)| b).filter(in_use) {
         let kind = match backend.protocol {
             protocol::UDP => PortKind::BackendUdp,
             _ => PortKind::BackendTcp,
@@ -60,7 +59,7 @@ fn set(words: &mut [u64], kind: PortKind, port: u16) {
 }
 
 /// True before the first scan, as long as there is a backend.
-fn has_flows(input: Input<'_>, backends: &BTreeMap<u32, Backend>, protocol: u8) -> bool {
+fn has_flows(input: Input<'_>, backends: &[(u32, Backend)], protocol: u8) -> bool {
     let mut slots = backends
         .iter()
         .filter(|(_, b)| b.protocol == protocol && b.state != backend_state::FREE);

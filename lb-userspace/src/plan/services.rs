@@ -123,28 +123,27 @@ fn admit_listens<'a>(
 
 /// Ids in ascending order that neither a service nor a flow's backend refers to.
 struct FreeIds {
-    used: HashSet<u32>,
-    next: u32,
-    end: u32,
+    used: Vec<bool>,
+    next: usize,
 }
 
 impl FreeIds {
     fn new(input: Input<'_>) -> Self {
         let services = input.installed.services.values().map(|s| s.id);
         let backends = input.installed.backends.values();
-        let backends = backends
-            .filter(|b| b.state != backend_state::FREE)
-            .map(|b| b.service);
-        Self {
-            used: services.chain(backends).collect(),
-            next: 0,
-            end: input.capacity.services,
+        let in_use = backends.filter(|b| b.state != backend_state::FREE);
+        let mut used = vec![false; input.capacity.services as usize];
+        for id in services.chain(in_use.map(|b| b.service)) {
+            if let Some(used) = used.get_mut(id as usize) {
+                *used = true;
+            }
         }
+        Self { used, next: 0 }
     }
 
     fn next(&mut self) -> Option<u32> {
-        let id = (self.next..self.end).find(|id| !self.used.contains(id))?;
+        let id = self.next + self.used[self.next..].iter().position(|used| !used)?;
         self.next = id + 1;
-        Some(id)
+        Some(id as u32)
     }
 }

@@ -1,5 +1,5 @@
 use std::{
-    collections::{BTreeMap, HashMap, HashSet, hash_map::Entry},
+    collections::{HashMap, HashSet, hash_map::Entry},
     net::{IpAddr, SocketAddr},
 };
 
@@ -13,8 +13,8 @@ use crate::{
 
 /// Where every backend stands.
 pub(super) struct Slots {
-    /// What every slot in use, or just freed, is to hold.
-    pub(super) backends: BTreeMap<u32, Backend>,
+    /// What every slot in use, or just freed, is to hold; by slot.
+    pub(super) backends: Vec<(u32, Backend)>,
     /// By service, in the order of the placed services: its backends with their slots.
     pub(super) members: Vec<Vec<Placement>>,
     pub(super) placement: HashMap<BackendRef, u32>,
@@ -37,6 +37,7 @@ pub(super) fn assign(input: Input<'_>, placed: &[Placed<'_>], refused: &mut Vec<
     let mut placement = HashMap::with_capacity(input.installed.backends.len());
     let mut members = Vec::with_capacity(placed.len());
     for service in placed {
+        let known = known.of_service(service.id);
         let mut own = Vec::with_capacity(service.desired.backends.len());
         for backend in &service.desired.backends {
             let name = BackendRef {
@@ -51,7 +52,7 @@ pub(super) fn assign(input: Input<'_>, placed: &[Placed<'_>], refused: &mut Vec<
                 continue;
             };
             let entry = entry(service, backend);
-            let Some((slot, generation)) = known.find(&entry).or_else(|| free.next(input)) else {
+            let Some((slot, generation)) = find(known, &entry).or_else(|| free.next(input)) else {
                 refused.push(format!(
                     "backend {}: the kernel maps have room for {} backends; raise \
                      node.limits.backends",
@@ -96,8 +97,9 @@ pub(super) fn assign(input: Input<'_>, placed: &[Placed<'_>], refused: &mut Vec<
             entries.push((*slot, retire(backend)));
         }
     }
+    entries.sort_unstable_by_key(|(slot, _)| *slot);
     Slots {
-        backends: entries.into_iter().collect(),
+        backends: entries,
         members,
         placement,
         retired,
@@ -179,31 +181,35 @@ const fn identity(backend: &Backend) -> Identity {
     )
 }
 
-/// Slots in use, by service and backend.
+/// Slots in use, ordered by service and backend.
 struct Known {
-    by_service: HashMap<u32, Vec<(Identity, u32, u32)>>,
+    slots: Vec<(u32, Identity, u32, u32)>,
 }
 
 impl Known {
     fn new(input: Input<'_>) -> Self {
-        let mut by_service: HashMap<u32, Vec<_>> = HashMap::new();
-        for (slot, backend) in &input.installed.backends {
-            if backend.state != backend_state::FREE && *slot < input.capacity.backends {
-                let own = by_service.entry(backend.service).or_default();
-                own.push((identity(backend), *slot, backend.generation));
-            }
-        }
-        by_service.values_mut().for_each(|own| own.sort_unstable());
-        Self { by_service }
+        let in_use = input.installed.backends.iter().filter(|(slot, backend)| {
+            backend.state != backend_state::FREE && **slot < input.capacity.backends
+        });
+        let mut slots: Vec<_> = in_use
+            .map(|(slot, b)| (b.service, identity(b), *slot, b.generation))
+            .collect();
+        slots.sort_unstable();
+        Self { slots }
     }
 
-    /// Slot and generation.
-    fn find(&self, backend: &Backend) -> Option<(u32, u32)> {
-        let own = self.by_service.get(&backend.service)?;
-        let identity = identity(backend);
-        let (found, slot, generation) = own.get(own.partition_point(|e| e.0 < identity))?;
-        (*found == identity).then_some((*slot, *generation))
+    fn of_service(&self, id: u32) -> &[(u32, Identity, u32, u32)] {
+        let first = self.slots.partition_point(|s| s.0 < id);
+        let own = &self.slots[first..];
+        &own[..own.partition_point(|s| s.0 == id)]
     }
+}
+
+/// Slot and generation of a backend among its service's.
+fn find(own: &[(u32, Identity, u32, u32)], backend: &Backend) -> Option<(u32, u32)> {
+    let identity = identity(backend);
+    let (_, found, slot, generation) = own.get(own.partition_point(|s| s.1 < identity))?;
+    (*found == identity).then_some((*slot, *generation))
 }
 
 /// Free slots in ascending order. One freed by this very plan is not among them: until the plan is

@@ -1,1 +1,197 @@
+use lb_common::abi::{backend_state, policy};
 
+use super::*;
+
+const CAPACITY: Capacity = Capacity {
+    services: 8,
+    backends: 64,
+};
+
+fn service(name: &str, listen: &[&str], policy: Policy, backends: u8) -> DesiredService {
+    DesiredService {
+        name: name.to_owned(),
+        listen: listen.iter().map(|l| l.parse().unwrap()).collect(),
+        protocol: Protocol::Tcp,
+        policy,
+        no_backend: NoBackend::Drop,
+        backends: (1..=backends)
+            .map(|i| DesiredBackend {
+                address: SocketAddr::from(([10, 0, 0, i], 8080)),
+                weight: 10,
+                admit: Admit::Active,
+                snat: Some("10.9.9.9".parse().unwrap()),
+            })
+            .collect(),
+    }
+}
+
+fn plan_for(services: &[DesiredService], installed: &Installed) -> Plan {
+    let desired = Desired {
+        services: services.to_vec(),
+    };
+    plan(Input {
+        desired: &desired,
+        installed,
+        present: None,
+        retired: &HashSet::new(),
+        recipes: &HashMap::new(),
+        capacity: CAPACITY,
+    })
+}
+
+/// What is installed once a plan was carried out.
+fn carried_out(mut installed: Installed, plan: &Plan) -> Installed {
+    installed.ports.resize(4096, 0);
+    for change in plan.changes.clone() {
+        match change {
+            Change::ClearCounters { .. } => {}
+            Change::SetBackend { slot, backend } => drop(installed.backends.insert(slot, backend)),
+            Change::SetPortWord { index, word } => installed.ports[index as usize] = word,
+            Change::SetTable { table, slots, .. } => drop(installed.tables.insert(table, slots)),
+            Change::RemoveTable { table } => drop(installed.tables.remove(&table)),
+            Change::SetService { listen, service } => {
+                installed.services.insert(listen, service);
+            }
+            Change::RemoveService { listen } => drop(installed.services.remove(&listen)),
+        }
+    }
+    installed
+}
+
+fn fresh(services: &[DesiredService]) -> Installed {
+    carried_out(
+        Installed::default(),
+        &plan_for(services, &Installed::default()),
+    )
+}
+
+#[test]
+fn everything_configured_is_written() {
+    let mut web = service(
+        "web",
+        &["192.0.2.1:80", "[2001:db8::1]:80"],
+        Policy::Random,
+        1,
+    );
+    web.backends[0].admit = Admit::Draining;
+    let mut v6 = web.backends[0].clone();
+    v6.address = "[2001:db8::a]:80".parse().unwrap();
+    v6.admit = Admit::Active;
+    web.backends.push(v6);
+    let installed = fresh(&[web]);
+    let services: Vec<_> = installed.services.values().collect();
+    assert_eq!((services[0].id, services[0].table), (0, 0));
+    assert_eq!((services[1].id, services[1].table), (0, 1));
+    assert_eq!(
+        (services[0].policy, services[0].no_backend),
+        (policy::RANDOM, 1)
+    );
+    let (v4, v6) = (&installed.backends[&0], &installed.backends[&1]);
+    assert_eq!(
+        (v4.state, v4.generation, v4.family, v4.flags),
+        (backend_state::DRAINING, 1, 4, 1)
+    );
+    assert_eq!(v4.source[0].to_ne_bytes(), [10, 9, 9, 9]);
+    assert_eq!(socket_address(v4), "10.0.0.1:8080".parse().unwrap());
+    assert_eq!(
+        (v6.state, v6.family, v6.flags),
+        (backend_state::ACTIVE, 6, 0),
+        "another family's source"
+    );
+    assert_eq!(installed.tables.keys().collect::<Vec<_>>(), [&1]);
+}
+
+#[test]
+fn a_listen_moves_to_another_service_without_a_gap() {
+    let installed = fresh(&[service(
+        "web",
+        &["192.0.2.1:80", "192.0.2.2:80"],
+        Policy::RoundRobin,
+        2,
+    )]);
+    let split = [
+        service("web", &["192.0.2.1:80"], Policy::RoundRobin, 2),
+        service("api", &["192.0.2.2:80"], Policy::RoundRobin, 2),
+    ];
+    let plan = plan_for(&split, &installed);
+    assert_eq!(
+        (
+            plan.placement.services["web"],
+            plan.placement.services["api"]
+        ),
+        (0, 1)
+    );
+    assert!(
+        !plan
+            .changes
+            .iter()
+            .any(|c| matches!(c, Change::RemoveService { .. }))
+    );
+    let place = |is: fn(&Change) -> bool| plan.changes.iter().position(is).unwrap();
+    let table = place(|c| matches!(c, Change::SetTable { table: 2, .. }));
+    assert!(table < place(|c| matches!(c, Change::SetService { .. })));
+
+    let installed = carried_out(installed, &plan);
+    let merged = [service(
+        "web",
+        &["192.0.2.1:80", "192.0.2.2:80"],
+        Policy::RoundRobin,
+        2,
+    )];
+    let plan = plan_for(&merged, &installed);
+    let place = |is: fn(&Change) -> bool| plan.changes.iter().position(is).unwrap();
+    let moved = place(|c| matches!(c, Change::SetService { .. }));
+    assert!(moved < place(|c| matches!(c, Change::SetBackend { .. })));
+    assert!(moved < place(|c| matches!(c, Change::RemoveTable { table: 2 })));
+    assert_eq!(plan.retired, HashSet::from([2, 3]));
+}
+
+#[test]
+fn a_failing_backend_keeps_the_size_of_a_maglev_table() {
+    let mut web = service("web", &["192.0.2.1:80"], Policy::Maglev, 32);
+    let before = fresh(std::slice::from_ref(&web));
+    web.backends[7].admit = Admit::Down;
+    let plan = plan_for(&[web], &before);
+    let after = carried_out(before.clone(), &plan);
+    assert_eq!(before.tables[&0].len(), after.tables[&0].len());
+    assert!(!after.tables[&0].contains(&7));
+}
+
+#[test]
+fn known_recipes_are_not_cooked_again() {
+    let desired = Desired {
+        services: vec![service("web", &["192.0.2.1:80"], Policy::Maglev, 3)],
+    };
+    let mut installed = fresh(&desired.services);
+    let confirmed = plan_for(&desired.services, &installed).confirmed;
+    assert_eq!(confirmed.len(), 1);
+    // A table that differs shows whether it was built at all.
+    installed.tables.insert(0, vec![1]);
+    let plan = plan(Input {
+        desired: &desired,
+        installed: &installed,
+        present: None,
+        retired: &HashSet::new(),
+        recipes: &confirmed.into_iter().collect(),
+        capacity: CAPACITY,
+    });
+    assert!(plan.changes.is_empty());
+}
+
+#[test]
+fn one_listen_belongs_to_one_service() {
+    let plan = plan_for(
+        &[
+            service("web", &["192.0.2.1:80"], Policy::Random, 1),
+            service("api", &["192.0.2.1:80", "192.0.2.1:81"], Policy::Random, 1),
+            service("dup", &["192.0.2.1:81"], Policy::Random, 1),
+        ],
+        &Installed::default(),
+    );
+    assert_eq!(plan.refused.len(), 2);
+    assert_eq!(
+        plan.refused[0],
+        "service api: 192.0.2.1:80/tcp belongs to service web; choose another address or port"
+    );
+    assert_eq!(plan.placement.services.len(), 2);
+}

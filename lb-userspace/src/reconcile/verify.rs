@@ -65,7 +65,7 @@ impl Reconciler {
             &found,
             Target {
                 services: wanted.services,
-                backends: wanted.backends,
+                backends: wanted.backends.into_iter().collect(),
                 tables: targets.collect(),
                 ports: wanted.ports,
                 retired: &HashSet::new(),
