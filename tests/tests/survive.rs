@@ -163,14 +163,14 @@ fn connections_survive(xdp: &'static str) {
     scene.each(&["drain", "{}"]);
     scene.still_alive("drain");
     scene.new_connections("drain", true);
-    scene.each(&["unset", "{}"]);
+    scene.each(&["unset", "all", "{}"]);
 
     scene.each(&["set", "weight", "{}", "0"]);
     scene.still_alive("weight 0");
     scene.new_connections("weight 0", true);
     scene.each(&["set", "weight", "{}", "10"]);
     scene.still_alive("weight 10");
-    scene.each(&["unset", "{}"]);
+    scene.each(&["unset", "all", "{}"]);
 
     for service in ["tcp-snat", "udp-snat", "tcp-plain", "udp-plain"] {
         for family in Family::BOTH {

@@ -186,7 +186,7 @@ impl Demo {
         self.command(&["set", "weight", &format!("web/{b1}"), "1"])?;
         let result = self.connections(Family::V4);
         self.bars(&result, &[1, 3, 2]);
-        self.command(&["unset", &format!("web/{b1}")])?;
+        self.command(&["unset", "all", &format!("web/{b1}")])?;
 
         title("… and drains a backend that has a connection open");
         let long = self.long_lived("b3")?;
@@ -204,8 +204,8 @@ impl Demo {
             closed.is_ok() && exchanged > 0,
             "an open connection outlives the drain",
         );
-        self.command(&["unset", &format!("web/{b3}")])?;
-        self.command(&["unset", &format!("echo/{echo_b3}")])?;
+        self.command(&["unset", "all", &format!("web/{b3}")])?;
+        self.command(&["unset", "all", &format!("echo/{echo_b3}")])?;
         Ok(())
     }
 
