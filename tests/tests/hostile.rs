@@ -14,6 +14,7 @@ use std::{
 use lb_tests::{
     clients::{Protocol, burst, summary},
     daemon::{CONFIG, Config, HTTP, Service},
+    eventually,
     net::{Family, Network, Topology},
     note,
     servers::HTTP_PORT,
@@ -120,11 +121,9 @@ fn reload_of_a_wrong_config_changes_nothing() {
 
     world.daemon.signal(libc::SIGHUP);
     std::thread::sleep(Duration::from_millis(500));
-    assert!(
-        world.daemon.log().contains("reload"),
-        "{}",
-        world.daemon.log()
-    );
+    let log = world.daemon.log();
+    let failures = log.lines().filter(|line| line.contains("ReloadFailed"));
+    assert_eq!(failures.count(), 2, "one by lbctl, one by SIGHUP: {log}");
     let status = world.daemon.ctl(&["status", "-o", "json"]);
     // Degraded is no failure to answer.
     let status = status.unwrap_or_else(|e| e.to_string());
@@ -217,21 +216,39 @@ fn garbage_is_answered_by_an_error() {
     unharmed(&world, 10_000);
 }
 
-#[test]
-fn half_requests_do_not_keep_others_waiting() {
-    let world = world();
+/// Opens connections to both places, says part of a request on each, and keeps them.
+fn hold_half_requests(world: &World, count: usize) -> Vec<Box<dyn Peer>> {
+    let request = b"POST /v1/call HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{";
     let mut held = Vec::new();
-    for i in 0..100 {
-        for (_, mut peer) in peers(&world) {
-            let request = b"POST /v1/call HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{";
-            let part = 1 + i * request.len() / 100;
-            peer.write_all(&request[..part.min(request.len())]).unwrap();
+    for i in 0..count {
+        for (_, mut peer) in peers(world) {
+            let part = 1 + i * (request.len() - 1) / count;
+            // Those beyond the daemon's limit are refused.
+            let _ = peer.write_all(&request[..part]);
             held.push(peer);
         }
     }
+    held
+}
+
+#[test]
+fn half_requests_do_not_keep_others_waiting() {
+    let world = world();
+    let held = hold_half_requests(&world, 50);
     unharmed(&world, 10_000);
     drop(held);
     unharmed(&world, 11_000);
+}
+
+/// More half requests than the daemon serves at a time: it throws out who does not go on.
+#[test]
+fn half_requests_in_great_number_are_thrown_out() {
+    let world = world();
+    let held = hold_half_requests(&world, 200);
+    let served_again = eventually(Duration::from_secs(15), || world.daemon.services().is_ok());
+    assert!(served_again, "lbctl is kept waiting");
+    unharmed(&world, 10_000);
+    drop(held);
 }
 
 #[test]
