@@ -39,10 +39,16 @@ fn main() {
     // Beside the host's build (<target>/<profile>/build/<crate>/out), so that all profiles share it.
     let target_dir = out.ancestors().nth(4).unwrap_or(&out).join("ebpf");
     build(workspace, target, &target_dir);
-    let object = target_dir.join(target).join("release/lbd-ebpf");
+    let built = target_dir.join(target).join("release");
+    let object = built.join("lbd-ebpf");
     if let Err(error) = std::fs::copy(&object, out.join("lbd-ebpf")) {
         panic!("{}: {error}", object.display());
     }
+    // For the benchmark's build script.
+    println!(
+        "cargo::metadata=bench={}",
+        built.join("lbd-bench-ebpf").display()
+    );
 }
 
 fn variable(name: &str) -> String {

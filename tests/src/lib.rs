@@ -1,4 +1,5 @@
-//! The harness of the network tests and the demo: hosts and cables ([`net`]), servers behind the
+//! What the tests, the benchmark and the demo share: packet cases ([`packets`]), and the harness of
+//! the network tests: hosts and cables ([`net`]), servers behind the
 //! load balancer ([`servers`]), clients in front of it ([`clients`]), and the daemon ([`daemon`]).
 //!
 //! Everything a test builds hangs on file descriptors and child processes of the test process.
@@ -11,6 +12,7 @@ pub mod daemon;
 pub mod frames;
 pub mod host;
 pub mod net;
+pub mod packets;
 pub mod servers;
 pub mod world;
 

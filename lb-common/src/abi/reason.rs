@@ -6,7 +6,8 @@
 pub enum Drop {
     /// No eligible backend. Counted for `reject` as well, where the client gets an answer.
     NoBackend = 1,
-    /// No eligible backend, and the rate limit for answers was reached.
+    /// The client was to be answered, and the rate limit for answers was reached. Counted besides
+    /// the reason for the answer.
     RejectLimited = 2,
     /// A connection was answered, and the table of established flows had no room for it.
     FlowTableFull = 3,

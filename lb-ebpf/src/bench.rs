@@ -1,0 +1,179 @@
+//! Measures a program by `BPF_PROG_TEST_RUN` with repeat. The kernel does not restore a packet
+//! between the runs, so the program under test is tail-called from a subprogram of a wrapper that
+//! writes the packet's headers afresh each time and checks the verdict of every run.
+#![no_std]
+#![no_main]
+#![feature(asm_experimental_arch)]
+
+mod context;
+
+use core::mem::offset_of;
+
+use aya_ebpf::{
+    EbpfContext,
+    bindings::{__sk_buff, TC_ACT_OK, xdp_action::XDP_PASS, xdp_md},
+    btf_maps::{Array, HashMap, ProgramArray},
+    macros::btf_map,
+};
+use context::bound;
+
+#[panic_handler]
+fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
+    loop {}
+}
+
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 4] = *b"GPL\0";
+
+/// Headers that are restored; packets are longer than this.
+const HEADERS: usize = 96;
+
+/// What one measurement does, and what it found. Writers: the benchmark before, the wrapper during.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct Bench {
+    headers: [u64; HEADERS / 8],
+    /// Runs so far.
+    run: u32,
+    /// Verdict that every run must give.
+    expected: u32,
+    /// Runs that gave another one.
+    wrong: u32,
+    /// The last wrong verdict.
+    verdict: u32,
+    /// Which field makes each run's packet another flow: 0 none, 1 source port, 2 source address.
+    vary: u32,
+    /// Mask of the number of flows less one, for `vary` 1.
+    mask: u32,
+    /// IPv6 headers are laid out otherwise.
+    v6: u32,
+    reserved: u32,
+}
+
+#[btf_map]
+static BENCH: Array<Bench, 1> = Array::new();
+
+#[btf_map]
+static XDP_UNDER_TEST: ProgramArray<1> = ProgramArray::new();
+
+#[btf_map]
+static TC_UNDER_TEST: ProgramArray<1> = ProgramArray::new();
+
+/// One lookup in this is the unit of the budgets.
+#[btf_map]
+static UNIT: HashMap<[u32; 4], [u32; 16], 65536> = HashMap::new();
+
+/// Writes the headers of run number `bench.run` at `data`, which has room for them.
+#[inline(always)]
+unsafe fn restore(bench: &mut Bench, data: *mut u8) {
+    let run = bench.run;
+    bench.run = run.wrapping_add(1);
+    // SAFETY: the caller checked the bounds; packets may be written at any alignment.
+    unsafe {
+        data.cast::<[u64; HEADERS / 8]>()
+            .write_unaligned(bench.headers);
+        // An odd factor visits every flow, in an order that no prefetcher guesses.
+        let flow = run.wrapping_mul(0x9e37_79b1);
+        match (bench.vary, bench.v6) {
+            (1, 0) => data
+                .add(34)
+                .cast::<u16>()
+                .write_unaligned((flow & bench.mask) as u16),
+            (1, _) => data
+                .add(54)
+                .cast::<u16>()
+                .write_unaligned((flow & bench.mask) as u16),
+            (2, 0) => data.add(26).cast::<u32>().write_unaligned(flow),
+            (2, _) => data.add(34).cast::<u32>().write_unaligned(flow),
+            _ => {}
+        }
+    }
+}
+
+#[inline(always)]
+fn check(bench: &mut Bench, verdict: u32) {
+    if verdict != bench.expected {
+        bench.wrong = bench.wrong.wrapping_add(1);
+        bench.verdict = verdict;
+    }
+}
+
+struct Context(*mut core::ffi::c_void);
+
+impl EbpfContext for Context {
+    fn as_ptr(&self) -> *mut core::ffi::c_void {
+        self.0
+    }
+}
+
+macro_rules! wrapper {
+    ($wrapper:ident, $call:ident, $under_test:ident, $context:ty, $section:literal, $pass:expr) => {
+        #[unsafe(no_mangle)]
+        #[inline(never)]
+        extern "C" fn $call(context: *mut $context) -> u32 {
+            // SAFETY: the map holds programs of this type; failing falls through.
+            let _ = unsafe { $under_test.tail_call(&Context(context.cast()), 0) };
+            // Hidden from LLVM, which would take the only visible result for the verdict.
+            core::hint::black_box(u32::MAX)
+        }
+
+        #[unsafe(no_mangle)]
+        #[unsafe(link_section = $section)]
+        extern "C" fn $wrapper(context: *mut $context) -> u32 {
+            let Some(bench) = BENCH.get_ptr_mut(0) else {
+                return $pass;
+            };
+            // SAFETY: the context is the kernel's; bounds are checked before the write; the
+            // element is this run's alone.
+            unsafe {
+                let data = bound::<{ offset_of!($context, data) }, _>(context);
+                if data + HEADERS > bound::<{ offset_of!($context, data_end) }, _>(context) {
+                    return $pass;
+                }
+                restore(&mut *bench, data as *mut u8);
+            }
+            let verdict = $call(context);
+            // SAFETY: as above.
+            unsafe { check(&mut *bench, verdict) };
+            $pass
+        }
+    };
+}
+
+wrapper!(bench_xdp, call_xdp, XDP_UNDER_TEST, xdp_md, "xdp", XDP_PASS);
+wrapper!(
+    bench_tc,
+    call_tc,
+    TC_UNDER_TEST,
+    __sk_buff,
+    "classifier",
+    TC_ACT_OK as u32
+);
+
+/// The floor.
+#[unsafe(no_mangle)]
+#[unsafe(link_section = "xdp")]
+extern "C" fn empty_xdp(_: *mut xdp_md) -> u32 {
+    XDP_PASS
+}
+
+/// The floor.
+#[unsafe(no_mangle)]
+#[unsafe(link_section = "classifier")]
+extern "C" fn empty_tc(_: *mut __sk_buff) -> u32 {
+    TC_ACT_OK as u32
+}
+
+/// The unit: the floor and one lookup that hits.
+#[unsafe(no_mangle)]
+#[unsafe(link_section = "xdp")]
+extern "C" fn unit_xdp(context: *mut xdp_md) -> u32 {
+    // SAFETY: the context is the kernel's.
+    let key = [unsafe { (*context).rx_queue_index } & 0, 1, 2, 3];
+    // SAFETY: only whether it is there matters.
+    match unsafe { UNIT.get(&key) } {
+        Some(_) => XDP_PASS,
+        None => u32::MAX,
+    }
+}

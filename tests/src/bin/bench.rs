@@ -1,0 +1,468 @@
+//! `make bench`: the cost of a packet in lbd's programs, in nanoseconds and in U (one lookup in a
+//! hash map with 16-byte keys, measured in the same run), above the floor of an empty program.
+
+use std::{fs, path::PathBuf};
+
+use anyhow::{Context as _, Result, ensure};
+use aya::{
+    Ebpf, EbpfLoader,
+    maps::{Array, HashMap as BpfHashMap, MapData, ProgramArray},
+    programs::{ProgramFd, SchedClassifier, TestRun as _, TestRunOptions, Xdp},
+};
+use lb_tests::packets::{
+    Expect, Outcome, Runner as _,
+    build::{ACK, Packet, SYN},
+    kernel::{Hook, Kernel},
+    world::{self, Addresses, port},
+};
+use serde::Serialize;
+
+static WRAPPER: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/lbd-bench-ebpf"));
+
+/// Runs in one measurement, and measurements of which the fastest counts: noise only adds.
+const RUNS: u32 = 400_000;
+const ROUNDS: usize = 15;
+
+/// Flows of the "many flows" case.
+const FLOWS: u32 = 65_536;
+
+/// Bytes that the wrapper restores.
+const HEADERS: usize = 96;
+
+const PACKET: usize = 128;
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Vary {
+    Nothing,
+    SourcePort,
+    SourceAddress,
+}
+
+struct Measure {
+    name: &'static str,
+    /// U, from the design.
+    budget: Option<f64>,
+    packet: Packet,
+    /// Verdict of every run: (XDP, TC).
+    verdict: (u32, u32),
+    vary: Vary,
+}
+
+#[derive(Serialize)]
+struct Row {
+    case: &'static str,
+    hook: &'static str,
+    nanoseconds: f64,
+    units: f64,
+    budget_units: Option<f64>,
+    met: Option<bool>,
+}
+
+#[derive(Serialize)]
+struct Report {
+    unit_nanoseconds: f64,
+    floor_nanoseconds: Vec<(&'static str, f64)>,
+    runs: u32,
+    rounds: usize,
+    rows: Vec<Row>,
+}
+
+fn main() -> Result<()> {
+    let mut rows = Vec::new();
+    let mut floors = Vec::new();
+    let mut unit = 0.0;
+    for (hook, name) in [(Hook::Xdp, "XDP"), (Hook::Tc, "TC")] {
+        // A namespace of its own for each hook's thread.
+        let measured = std::thread::spawn(move || measure_hook(hook))
+            .join()
+            .map_err(|_| anyhow::anyhow!("the measuring thread panicked"))??;
+        if hook == Hook::Xdp {
+            unit = measured.unit - measured.floor;
+        }
+        floors.push((name, measured.floor));
+        for (measure, nanoseconds) in measures().into_iter().zip(measured.cases) {
+            let above = nanoseconds - measured.floor;
+            let units = above / unit;
+            // The design's budgets are for XDP.
+            let budget = measure.budget.filter(|_| hook == Hook::Xdp);
+            let met = budget.map(|budget| units <= budget);
+            rows.push(Row {
+                case: measure.name,
+                hook: name,
+                nanoseconds: above,
+                units,
+                budget_units: budget,
+                met,
+            });
+        }
+    }
+    let report = Report {
+        unit_nanoseconds: unit,
+        floor_nanoseconds: floors,
+        runs: RUNS,
+        rounds: ROUNDS,
+        rows,
+    };
+    print(&report);
+    let path = PathBuf::from("target/bench.json");
+    fs::create_dir_all("target")?;
+    fs::write(&path, serde_json::to_string_pretty(&report)?)?;
+    println!("\nwritten to {}", path.display());
+    Ok(())
+}
+
+fn print(report: &Report) {
+    println!(
+        "U = {:.1} ns: one hash lookup with a 16-byte key",
+        report.unit_nanoseconds
+    );
+    for (hook, floor) in &report.floor_nanoseconds {
+        println!("floor of an empty {hook} program: {floor:.1} ns (subtracted below)");
+    }
+    println!(
+        "fastest of {} rounds of {} runs each\n",
+        report.rounds, report.runs
+    );
+    println!(
+        "{:<44} {:<4} {:>8} {:>7} {:>8}",
+        "case", "hook", "ns", "U", "budget"
+    );
+    for row in &report.rows {
+        let budget = row
+            .budget_units
+            .map_or(String::new(), |budget| format!("{budget:.2} U"));
+        let verdict = match row.met {
+            Some(true) => "met",
+            Some(false) => "MISSED",
+            None => "",
+        };
+        println!(
+            "{:<44} {:<4} {:>8.1} {:>7.2} {:>8} {verdict}",
+            row.case, row.hook, row.nanoseconds, row.units, budget
+        );
+    }
+}
+
+/// XDP_REDIRECT and TC_ACT_REDIRECT; XDP_PASS and TC_ACT_OK.
+const SENT: (u32, u32) = (4, 7);
+const PASSED: (u32, u32) = (2, 0);
+
+fn measures() -> Vec<Measure> {
+    let v4 = Addresses { v6: false };
+    let v6 = Addresses { v6: true };
+    let tcp = |a: Addresses, port, flags| {
+        Packet::tcp(
+            world::FROM_CLIENT,
+            a.client(CLIENT_PORT),
+            a.vip(port),
+            flags,
+        )
+    };
+    let udp =
+        |a: Addresses, port| Packet::udp(world::FROM_CLIENT, a.client(CLIENT_PORT), a.vip(port));
+    let case = |name, budget, packet, verdict, vary| Measure {
+        name,
+        budget,
+        packet,
+        verdict,
+        vary,
+    };
+    vec![
+        case(
+            "TCP/IPv4 established, NAT, one flow",
+            Some(2.4),
+            tcp(v4, port::WEB, ACK),
+            SENT,
+            Vary::Nothing,
+        ),
+        case(
+            "TCP/IPv4 established, NAT, 64k flows",
+            Some(5.0),
+            tcp(v4, port::WEB, ACK),
+            SENT,
+            Vary::SourcePort,
+        ),
+        case(
+            "TCP/IPv6 established, NAT, one flow",
+            Some(2.8),
+            tcp(v6, port::WEB, ACK),
+            SENT,
+            Vary::Nothing,
+        ),
+        case(
+            "UDP/IPv4 established, NAT, one flow",
+            Some(2.4),
+            udp(v4, port::DNS),
+            SENT,
+            Vary::Nothing,
+        ),
+        case(
+            "packet for no service",
+            Some(0.35),
+            tcp(v4, 9999, ACK),
+            PASSED,
+            Vary::Nothing,
+        ),
+        case(
+            "foreign packet on a service's port",
+            None,
+            tcp(v4, 9999, ACK)
+                .with(|p| p.dst.set_port(port::WEB))
+                .with(|p| p.dst.set_ip(v4.node(0).ip())),
+            PASSED,
+            Vary::Nothing,
+        ),
+        case(
+            "first packet, TCP/IPv4: both directions",
+            Some(25.0),
+            tcp(v4, port::WEB, SYN),
+            SENT,
+            Vary::SourceAddress,
+        ),
+        case(
+            "first packet, TCP/IPv6: both directions",
+            None,
+            tcp(v6, port::WEB, SYN),
+            SENT,
+            Vary::SourceAddress,
+        ),
+    ]
+}
+
+const CLIENT_PORT: u16 = 40_001;
+
+struct Measured {
+    floor: f64,
+    unit: f64,
+    cases: Vec<f64>,
+}
+
+/// Every case is measured once a round, so that a slow moment of the machine hits all alike.
+fn measure_hook(hook: Hook) -> Result<Measured> {
+    let mut kernel = Kernel::new(hook)?;
+    kernel.reset();
+    let mut wrapper = EbpfLoader::new().load(WRAPPER)?;
+    load_wrapper(&mut wrapper)?;
+    establish_flows(&mut kernel)?;
+    let (tested, empty) = match hook {
+        Hook::Xdp => (
+            xdp_fd(&mut kernel.ebpf, "lbd_xdp")?,
+            xdp_fd(&mut wrapper, "empty_xdp")?,
+        ),
+        Hook::Tc => (
+            tc_fd(&mut kernel.ebpf, "lbd_tc")?,
+            tc_fd(&mut wrapper, "empty_tc")?,
+        ),
+    };
+    let unit_program = xdp_fd(&mut wrapper, "unit_xdp")?;
+    let measures = measures();
+    let floor_case = Measure {
+        name: "floor",
+        budget: None,
+        packet: measures[0].packet.clone(),
+        verdict: PASSED,
+        vary: Vary::Nothing,
+    };
+    let mut floor = f64::MAX;
+    let mut unit = f64::MAX;
+    let mut cases = vec![f64::MAX; measures.len()];
+    for _ in 0..ROUNDS {
+        floor = floor.min(run(&mut wrapper, &kernel, hook, &empty, &floor_case)?);
+        if hook == Hook::Xdp {
+            unit = unit.min(run(
+                &mut wrapper,
+                &kernel,
+                hook,
+                &unit_program,
+                &floor_case,
+            )?);
+        }
+        for (best, measure) in cases.iter_mut().zip(&measures) {
+            *best = best.min(run(&mut wrapper, &kernel, hook, &tested, measure)?);
+        }
+    }
+    Ok(Measured { floor, unit, cases })
+}
+
+fn load_wrapper(wrapper: &mut Ebpf) -> Result<()> {
+    for name in ["bench_xdp", "empty_xdp", "unit_xdp"] {
+        let program: &mut Xdp = wrapper.program_mut(name).context(name)?.try_into()?;
+        program.load().context(name)?;
+    }
+    for name in ["bench_tc", "empty_tc"] {
+        let program: &mut SchedClassifier = wrapper.program_mut(name).context(name)?.try_into()?;
+        program.load().context(name)?;
+    }
+    let map = wrapper.map_mut("UNIT").context("UNIT")?;
+    let mut unit = BpfHashMap::<_, [u32; 4], [u32; 16]>::try_from(map)?;
+    unit.insert(&[0, 1, 2, 3], &[0; 16], 0)?;
+    Ok(())
+}
+
+fn xdp_fd(ebpf: &mut Ebpf, name: &str) -> Result<ProgramFd> {
+    let program: &mut Xdp = ebpf
+        .program_mut(name)
+        .with_context(|| name.to_owned())?
+        .try_into()?;
+    Ok(program.fd()?.try_clone()?)
+}
+
+fn tc_fd(ebpf: &mut Ebpf, name: &str) -> Result<ProgramFd> {
+    let program: &mut SchedClassifier = ebpf
+        .program_mut(name)
+        .with_context(|| name.to_owned())?
+        .try_into()?;
+    Ok(program.fd()?.try_clone()?)
+}
+
+/// Opens the connections whose established packets are measured: first packet and answer each.
+fn establish_flows(kernel: &mut Kernel) -> Result<()> {
+    let sent = |outcome: &Outcome| Expect::Pass.difference(&outcome.packet, outcome).is_some();
+    let mut open = |a: Addresses, udp: bool, client_port: u16| {
+        let (vip, backend) = if udp {
+            (a.vip(port::DNS), a.backend(13, 5353))
+        } else {
+            (a.vip(port::WEB), a.backend(1, 8080))
+        };
+        let client = a.client(client_port);
+        let (request, reply) = if udp {
+            (
+                Packet::udp(world::FROM_CLIENT, client, vip),
+                Packet::udp(world::FROM_BACKEND, backend, client),
+            )
+        } else {
+            (
+                Packet::tcp(world::FROM_CLIENT, client, vip, SYN),
+                Packet::tcp(world::FROM_BACKEND, backend, client, SYN | ACK),
+            )
+        };
+        let went =
+            sent(&kernel.run(true, &request.bytes())) && sent(&kernel.run(false, &reply.bytes()));
+        ensure!(went, "the connection from {client} was not established");
+        Ok(())
+    };
+    for client_port in 0..=u16::MAX {
+        open(Addresses { v6: false }, false, client_port)?;
+    }
+    open(Addresses { v6: true }, false, CLIENT_PORT)?;
+    open(Addresses { v6: false }, true, CLIENT_PORT)
+}
+
+/// Nanoseconds of one run, wrapper included.
+fn run(
+    wrapper: &mut Ebpf,
+    kernel: &Kernel,
+    hook: Hook,
+    tested: &ProgramFd,
+    measure: &Measure,
+) -> Result<f64> {
+    let expected = if hook == Hook::Xdp {
+        measure.verdict.0
+    } else {
+        measure.verdict.1
+    };
+    prepare(wrapper, hook, tested, measure, expected)?;
+    let mut packet = measure.packet.bytes();
+    packet.resize(PACKET, 0);
+    let words = [0, packet.len() as u32, 0, kernel.client_side(), 0, 0];
+    let xdp_context: Vec<u8> = words
+        .iter()
+        .flat_map(|word: &u32| word.to_ne_bytes())
+        .collect();
+    let mut tc_context = vec![0; 192];
+    tc_context[40..44].copy_from_slice(&kernel.client_side().to_ne_bytes());
+    let context = if hook == Hook::Xdp {
+        &xdp_context
+    } else {
+        &tc_context
+    };
+    let options = TestRunOptions {
+        data_in: Some(&packet),
+        ctx_in: Some(context),
+        repeat: RUNS,
+        ..TestRunOptions::new()
+    };
+    let result = match hook {
+        Hook::Xdp => {
+            let program: &mut Xdp = wrapper
+                .program_mut("bench_xdp")
+                .context("bench_xdp")?
+                .try_into()?;
+            program.test_run(options)?
+        }
+        Hook::Tc => {
+            let program: &mut SchedClassifier = wrapper
+                .program_mut("bench_tc")
+                .context("bench_tc")?
+                .try_into()?;
+            program.test_run(options)?
+        }
+    };
+    verify(wrapper, measure)?;
+    Ok(result.duration.as_nanos() as f64)
+}
+
+/// Layout of the wrapper's `Bench`, in words behind the headers.
+mod word {
+    pub(super) const RUN: usize = 24;
+    pub(super) const EXPECTED: usize = 25;
+    pub(super) const WRONG: usize = 26;
+    pub(super) const VERDICT: usize = 27;
+    pub(super) const VARY: usize = 28;
+    pub(super) const MASK: usize = 29;
+    pub(super) const V6: usize = 30;
+}
+
+const BENCH_WORDS: usize = HEADERS / 4 + 8;
+
+fn bench_map(wrapper: &mut Ebpf) -> Result<Array<&mut MapData, [u32; BENCH_WORDS]>> {
+    Ok(Array::try_from(wrapper.map_mut("BENCH").context("BENCH")?)?)
+}
+
+fn prepare(
+    wrapper: &mut Ebpf,
+    hook: Hook,
+    tested: &ProgramFd,
+    measure: &Measure,
+    expected: u32,
+) -> Result<()> {
+    let name = if hook == Hook::Xdp {
+        "XDP_UNDER_TEST"
+    } else {
+        "TC_UNDER_TEST"
+    };
+    let mut array = ProgramArray::try_from(wrapper.map_mut(name).context(name)?)?;
+    array.set(0, tested, 0)?;
+    let mut bench = bench_map(wrapper)?;
+    // The counter goes on, so that every first packet is of a new flow.
+    let run = bench.get(&0, 0)?[word::RUN];
+    let mut words = [0; BENCH_WORDS];
+    let mut headers = measure.packet.bytes();
+    headers.resize(HEADERS, 0);
+    for (word, bytes) in words.iter_mut().zip(headers.chunks_exact(4)) {
+        *word = u32::from_ne_bytes(bytes.try_into()?);
+    }
+    words[word::RUN] = run;
+    words[word::EXPECTED] = expected;
+    words[word::VARY] = match measure.vary {
+        Vary::Nothing => 0,
+        Vary::SourcePort => 1,
+        Vary::SourceAddress => 2,
+    };
+    words[word::MASK] = FLOWS - 1;
+    words[word::V6] = u32::from(measure.packet.src.is_ipv6());
+    bench.set(0, &words, 0)?;
+    Ok(())
+}
+
+fn verify(wrapper: &mut Ebpf, measure: &Measure) -> Result<()> {
+    let words = bench_map(wrapper)?.get(&0, 0)?;
+    ensure!(
+        words[word::WRONG] == 0,
+        "{}: {} of {RUNS} runs gave another verdict, the last {}",
+        measure.name,
+        words[word::WRONG],
+        words[word::VERDICT]
+    );
+    Ok(())
+}

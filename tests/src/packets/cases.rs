@@ -1,0 +1,199 @@
+//! The table. Every case exists for IPv4 and IPv6.
+
+mod foreign;
+mod refuse;
+mod tcp;
+mod udp;
+
+use std::net::SocketAddr;
+
+use super::build::{Packet, Transport};
+use super::world::{self, Addresses};
+use super::{Case, Expect, Step};
+
+/// Every case of the table.
+pub fn all() -> Vec<Case> {
+    let mut table = Table::default();
+    for v6 in [false, true] {
+        table.addresses = Addresses { v6 };
+        tcp::cases(&mut table);
+        udp::cases(&mut table);
+        refuse::cases(&mut table);
+        foreign::cases(&mut table);
+    }
+    table.cases
+}
+
+/// Collects cases of one family after the other.
+struct Table {
+    cases: Vec<Case>,
+    addresses: Addresses,
+}
+
+impl Default for Table {
+    fn default() -> Self {
+        Self {
+            cases: Vec::new(),
+            addresses: Addresses { v6: false },
+        }
+    }
+}
+
+impl Table {
+    fn add(&mut self, name: &str, steps: Vec<Step>) {
+        let family = if self.addresses.v6 { "v6" } else { "v4" };
+        self.cases.push(Case {
+            name: format!("{family}_{name}"),
+            steps,
+        });
+    }
+
+    /// Slots of the current family.
+    fn slot(&self, slot: u32) -> u32 {
+        slot + if self.addresses.v6 {
+            world::V6_SLOTS
+        } else {
+            0
+        }
+    }
+}
+
+/// One connection through the node: what each side sends, before and after translation.
+#[derive(Clone)]
+struct Connection {
+    client: SocketAddr,
+    vip: SocketAddr,
+    /// Source that the backend sees.
+    source: SocketAddr,
+    backend: SocketAddr,
+    udp: bool,
+}
+
+impl Connection {
+    fn new(client: SocketAddr, vip: SocketAddr, backend: SocketAddr) -> Self {
+        Self {
+            client,
+            vip,
+            source: client,
+            backend,
+            udp: false,
+        }
+    }
+
+    fn udp(self) -> Self {
+        Self { udp: true, ..self }
+    }
+
+    fn seen_as(self, source: SocketAddr) -> Self {
+        Self { source, ..self }
+    }
+
+    /// The client's packet as it arrives.
+    fn request(&self, flags: u8) -> Packet {
+        if self.udp {
+            Packet::udp(world::FROM_CLIENT, self.client, self.vip)
+        } else {
+            Packet::tcp(world::FROM_CLIENT, self.client, self.vip, flags)
+        }
+    }
+
+    /// The backend's packet as it arrives.
+    fn reply(&self, flags: u8) -> Packet {
+        if self.udp {
+            Packet::udp(world::FROM_BACKEND, self.backend, self.source)
+        } else {
+            Packet::tcp(world::FROM_BACKEND, self.backend, self.source, flags)
+        }
+    }
+
+    fn translated_request(&self, packet: &Packet) -> Vec<u8> {
+        packet
+            .moved(world::TO_BACKEND, self.source, self.backend)
+            .bytes()
+    }
+
+    fn translated_reply(&self, packet: &Packet) -> Vec<u8> {
+        packet
+            .moved(world::TO_CLIENT, self.vip, self.client)
+            .bytes()
+    }
+
+    /// The client sends `packet`, which reaches the backend.
+    fn forwards(&self, packet: Packet) -> Step {
+        let out = self.translated_request(&packet);
+        Step::FromClient(packet.bytes(), Expect::Redirect(out))
+    }
+
+    /// The backend sends `packet`, which reaches the client.
+    fn returns(&self, packet: Packet) -> Step {
+        let out = self.translated_reply(&packet);
+        Step::FromBackend(packet.bytes(), Expect::Redirect(out))
+    }
+
+    /// First packet and answer: the connection is established.
+    fn opened(&self) -> Vec<Step> {
+        use super::build::{ACK, SYN};
+        vec![
+            self.forwards(self.request(SYN)),
+            self.returns(self.reply(SYN | ACK)),
+        ]
+    }
+}
+
+/// A packet from a client that stays as it is.
+fn passes(packet: Packet) -> Step {
+    Step::FromClient(packet.bytes(), Expect::Pass)
+}
+
+/// The reset that answers `packet`.
+fn reset_of(packet: &Packet) -> Vec<u8> {
+    use super::build::{ACK, FIN, RST, SYN};
+    let Transport::Tcp {
+        flags,
+        sequence,
+        acknowledgement,
+        ..
+    } = packet.transport
+    else {
+        panic!("only TCP is reset");
+    };
+    let data =
+        packet.payload.len() as u32 + u32::from(flags & SYN != 0) + u32::from(flags & FIN != 0);
+    let (flags, next, acknowledged) = if flags & ACK != 0 {
+        (RST, acknowledgement, 0)
+    } else {
+        (RST | ACK, 0, sequence.wrapping_add(data))
+    };
+    let mut answer = Packet::tcp(
+        (packet.macs.1, packet.macs.0),
+        packet.dst,
+        packet.src,
+        flags,
+    );
+    answer.transport = Transport::Tcp {
+        flags,
+        sequence: next,
+        acknowledgement: acknowledged,
+        options: Vec::new(),
+    };
+    answer.id = 0;
+    answer.bytes()
+}
+
+/// The "port unreachable" that answers `packet`.
+fn unreachable_of(packet: &Packet) -> Vec<u8> {
+    let (kind, code, header) = if packet.src.is_ipv6() {
+        (1, 4, 40)
+    } else {
+        (3, 3, 20 + packet.options.len())
+    };
+    let quoted = packet.bytes()[14..14 + header + 8].to_vec();
+    let macs = (packet.macs.1, packet.macs.0);
+    Packet::tcp(macs, packet.dst, packet.src, 0)
+        .with(|answer| {
+            answer.transport = Transport::Icmp(kind, code, 0);
+            answer.id = 0;
+            answer.payload = quoted;
+        })
+        .bytes()
+}

@@ -1,0 +1,392 @@
+//! TCP connections: beginnings, life, ends.
+
+use super::{Connection, Table, passes};
+use crate::packets::build::{ACK, FIN, PSH, Packet, RST, SYN, Transport};
+use crate::packets::world::{self, port, slot};
+use crate::packets::{Expect, Step};
+use lb_common::abi::{Be16, Drop, FlowKey, V4, V6, backend_state, protocol};
+
+pub(super) fn cases(table: &mut Table) {
+    life(table);
+    ends(table);
+    sources(table);
+    draws(table);
+    next_hops(table);
+    liveness(table);
+    shapes(table);
+}
+
+fn web(table: &Table) -> Connection {
+    let a = table.addresses;
+    Connection::new(a.client(40_001), a.vip(port::WEB), a.backend(1, 8080))
+}
+
+fn snat(table: &Table) -> Connection {
+    let a = table.addresses;
+    Connection::new(a.client(40_001), a.vip(port::SNAT), a.backend(2, 8443))
+        .seen_as(a.node(world::SNAT_PORT))
+}
+
+fn with_payload(packet: Packet, payload: &[u8]) -> Packet {
+    packet.with(|packet| packet.payload = payload.to_vec())
+}
+
+fn life(table: &mut Table) {
+    let web = web(table);
+    table.add(
+        "tcp_syn_reaches_backend",
+        vec![web.forwards(web.request(SYN))],
+    );
+    table.add("tcp_synack_reaches_client", web.opened());
+    let mut steps = web.opened();
+    steps.push(web.forwards(web.request(ACK)));
+    table.add("tcp_ack_completes_handshake", steps.clone());
+    steps.push(web.forwards(with_payload(
+        web.request(ACK | PSH),
+        b"GET / HTTP/1.1\r\n\r\n",
+    )));
+    steps.push(web.returns(with_payload(
+        web.reply(ACK | PSH),
+        b"HTTP/1.1 200 OK\r\n\r\nhello",
+    )));
+    table.add("tcp_data_both_ways", steps.clone());
+    for length in [1, 2, 3, 1000, 1431] {
+        let body: Vec<u8> = (0..length).map(|i| i as u8).collect();
+        let mut steps = web.opened();
+        steps.push(web.forwards(with_payload(web.request(ACK), &body)));
+        steps.push(web.returns(with_payload(web.reply(ACK), &body)));
+        table.add(&format!("tcp_payload_of_{length}_bytes"), steps);
+    }
+    // The same SYN again, before and after the answer.
+    let mut steps = vec![
+        web.forwards(web.request(SYN)),
+        web.forwards(web.request(SYN)),
+    ];
+    steps.push(web.returns(web.reply(SYN | ACK)));
+    steps.push(web.returns(web.reply(SYN | ACK)));
+    table.add("tcp_retransmitted_handshake", steps);
+    // Picked up in the middle: another node's flow, or this one's after a loss of state.
+    table.add(
+        "tcp_ack_without_flow_is_drawn",
+        vec![
+            web.forwards(web.request(ACK)),
+            web.returns(web.reply(ACK)),
+            web.forwards(web.request(ACK)),
+        ],
+    );
+}
+
+fn ends(table: &mut Table) {
+    let web = web(table);
+    let closed = |first_client: bool| {
+        let mut steps = web.opened();
+        let client = web.forwards(web.request(FIN | ACK));
+        let backend = web.returns(web.reply(FIN | ACK));
+        steps.extend(if first_client {
+            [client, backend]
+        } else {
+            [backend, client]
+        });
+        steps.push(web.forwards(web.request(ACK)));
+        steps.push(web.returns(web.reply(ACK)));
+        steps
+    };
+    table.add("tcp_client_closes_first", closed(true));
+    table.add("tcp_backend_closes_first", closed(false));
+    let mut steps = web.opened();
+    steps.push(web.forwards(web.request(FIN | ACK)));
+    steps.push(web.returns(with_payload(web.reply(ACK), b"rest of the answer")));
+    table.add("tcp_half_closed_goes_on", steps);
+    let mut steps = web.opened();
+    steps.push(web.forwards(web.request(RST)));
+    table.add("tcp_client_resets", steps);
+    let mut steps = web.opened();
+    steps.push(web.returns(web.reply(RST | ACK)));
+    table.add("tcp_backend_resets", steps);
+    table.add(
+        "tcp_backend_refuses",
+        vec![
+            web.forwards(web.request(SYN)),
+            web.returns(web.reply(RST | ACK)),
+        ],
+    );
+    let mut steps = closed(true);
+    steps.push(web.forwards(web.request(SYN)));
+    steps.push(web.returns(web.reply(SYN | ACK)));
+    steps.push(web.forwards(web.request(ACK)));
+    table.add("tcp_port_reused_after_close", steps);
+    let mut steps = web.opened();
+    steps.push(web.returns(web.reply(RST)));
+    steps.push(web.forwards(web.request(SYN)));
+    table.add("tcp_port_reused_after_reset", steps);
+    table.add(
+        "tcp_reset_without_flow_dropped",
+        vec![Step::FromClient(
+            web.request(RST).bytes(),
+            Expect::Dropped(Drop::ResetWithoutFlow),
+        )],
+    );
+}
+
+fn sources(table: &mut Table) {
+    let a = table.addresses;
+    let first = snat(table);
+    let mut steps = first.opened();
+    steps.push(first.forwards(first.request(ACK)));
+    table.add("tcp_snat_both_ways", steps.clone());
+    // The pool holds one port.
+    let second = Connection {
+        client: a.client(40_002),
+        ..first.clone()
+    };
+    steps.push(Step::FromClient(
+        second.request(SYN).bytes(),
+        Expect::Dropped(Drop::SourcePortsExhausted),
+    ));
+    steps.push(first.forwards(first.request(ACK)));
+    table.add("tcp_snat_pool_exhausted_spares_the_living", steps);
+    let mut steps = first.opened();
+    steps.push(first.returns(first.reply(RST)));
+    steps.extend(second.opened());
+    table.add("tcp_snat_port_of_closed_connection_is_reused", steps);
+    let mut steps = first.opened();
+    steps.push(first.forwards(first.request(FIN | ACK)));
+    steps.push(Step::FromClient(
+        second.request(SYN).bytes(),
+        Expect::Dropped(Drop::SourcePortsExhausted),
+    ));
+    table.add("tcp_snat_port_of_half_closed_connection_is_kept", steps);
+    // Two services, one backend, one client port: the second gets another source port.
+    let web = web(table);
+    let again = Connection::new(web.client, a.vip(port::WEB_AGAIN), web.backend)
+        .seen_as(a.client(world::SNAT_PORT));
+    let mut steps = web.opened();
+    steps.extend(again.opened());
+    steps.push(web.forwards(web.request(ACK)));
+    steps.push(again.forwards(again.request(ACK)));
+    steps.push(web.returns(web.reply(ACK)));
+    steps.push(again.returns(again.reply(ACK)));
+    table.add("tcp_same_client_port_to_same_backend_twice", steps);
+    // Two clients with one port number.
+    let other = a.neighbour_of_clients(web.client.port());
+    let other = Connection {
+        client: other,
+        source: other,
+        ..web.clone()
+    };
+    let mut steps = web.opened();
+    steps.extend(other.opened());
+    steps.push(web.returns(web.reply(ACK)));
+    steps.push(other.returns(other.reply(ACK)));
+    table.add("tcp_two_clients_with_one_port", steps);
+}
+
+fn draws(table: &mut Table) {
+    let a = table.addresses;
+    let to = |last, client_port, vip_port| {
+        Connection::new(
+            a.client(client_port),
+            a.vip(vip_port),
+            a.backend(last, 8080),
+        )
+    };
+    let rounds = (0..6).map(|i| {
+        let connection = to(9 + (i % 2) as u8, 41_000 + i, port::ROUND_ROBIN);
+        connection.forwards(connection.request(SYN))
+    });
+    table.add("tcp_round_robin_alternates", rounds.collect());
+    let maglev = (0..8).map(|i| {
+        let client = a.client(42_000 + i);
+        let vip = a.vip(port::MAGLEV);
+        let ports = (Be16::new(client.port()), Be16::new(vip.port()));
+        let hash = match (client.ip(), vip.ip()) {
+            (std::net::IpAddr::V4(src), std::net::IpAddr::V4(dst)) => lb_common::hash::five_tuple(
+                &FlowKey::<V4>::new(src.into(), ports.0, dst.into(), ports.1, protocol::TCP),
+            ),
+            (std::net::IpAddr::V6(src), std::net::IpAddr::V6(dst)) => lb_common::hash::five_tuple(
+                &FlowKey::<V6>::new(src.into(), ports.0, dst.into(), ports.1, protocol::TCP),
+            ),
+            _ => unreachable!("one family"),
+        };
+        let last = if (hash as u32 % 5) % 2 == 0 { 11 } else { 12 };
+        let connection = to(last, client.port(), port::MAGLEV);
+        connection.forwards(connection.request(SYN))
+    });
+    table.add("tcp_maglev_draws_at_the_hash", maglev.collect());
+    // Whatever the draw, only the living half is taken.
+    let half = (0..12).map(|i| {
+        let connection = to(17, 43_000 + i, port::HALF);
+        connection.forwards(connection.request(SYN))
+    });
+    table.add("tcp_ineligible_backend_is_redrawn", half.collect());
+}
+
+fn next_hops(table: &mut Table) {
+    let a = table.addresses;
+    let to = |backend, vip_port| Connection::new(a.client(40_001), a.vip(vip_port), backend);
+    let unresolved = to(a.backend(99, 8080), port::UNRESOLVED);
+    let syn = unresolved.request(SYN);
+    let out = syn
+        .moved(world::FROM_CLIENT, unresolved.source, unresolved.backend)
+        .bytes();
+    table.add(
+        "tcp_unresolved_neighbour_goes_to_kernel",
+        vec![Step::FromClient(syn.bytes(), Expect::Resolve(out))],
+    );
+    let black = to(a.black_hole(8080), port::BLACK_HOLE);
+    table.add(
+        "tcp_black_hole_drops",
+        vec![Step::FromClient(
+            black.request(SYN).bytes(),
+            Expect::Dropped(Drop::Unroutable),
+        )],
+    );
+    // The stack decrements the TTL itself.
+    let local = to(a.node(8080), port::LOCAL);
+    let syn = local.request(SYN);
+    let out = Packet {
+        ttl: 64,
+        ..syn.moved(world::FROM_CLIENT, local.source, local.backend)
+    };
+    table.add(
+        "tcp_local_backend_goes_to_stack",
+        vec![Step::FromClient(syn.bytes(), Expect::Stack(out.bytes()))],
+    );
+    let hairpin = to(a.neighbour_of_clients(8080), port::HAIRPIN);
+    let syn = hairpin.request(SYN);
+    let out = syn
+        .moved(world::TO_CLIENT, hairpin.source, hairpin.backend)
+        .bytes();
+    table.add(
+        "tcp_backend_behind_the_same_device",
+        vec![Step::FromClient(syn.bytes(), Expect::Transmit(out))],
+    );
+    let web = web(table);
+    let mut steps = web.opened();
+    steps.push(Step::Epoch);
+    steps.push(web.forwards(web.request(ACK)));
+    steps.push(web.returns(web.reply(ACK)));
+    steps.push(web.forwards(web.request(ACK)));
+    table.add("tcp_new_epoch_routes_anew", steps);
+}
+
+fn liveness(table: &mut Table) {
+    let web = web(table);
+    let slot = table.slot(slot::WEB);
+    let state = |state| Step::Backend {
+        slot,
+        state,
+        generation: 1,
+    };
+    for (name, value) in [
+        ("draining", backend_state::DRAINING),
+        ("down", backend_state::DOWN),
+    ] {
+        let mut steps = web.opened();
+        steps.push(state(value));
+        steps.push(web.forwards(web.request(ACK)));
+        steps.push(web.returns(web.reply(ACK)));
+        steps.push(web.forwards(web.request(FIN | ACK)));
+        table.add(
+            &format!("tcp_connection_goes_on_while_backend_{name}"),
+            steps,
+        );
+        let syn = web.request(SYN);
+        let answer = Expect::Transmit(super::reset_of(&syn));
+        table.add(
+            &format!("tcp_new_connection_refused_while_backend_{name}"),
+            vec![state(value), Step::FromClient(syn.bytes(), answer.clone())],
+        );
+        let mut steps = web.opened();
+        steps.push(state(value));
+        steps.push(Step::FromClient(syn.bytes(), answer.clone()));
+        table.add(
+            &format!("tcp_port_reused_while_backend_{name}_is_drawn_anew"),
+            steps,
+        );
+        let steps = vec![
+            web.forwards(web.request(SYN)),
+            state(value),
+            Step::FromClient(syn.bytes(), answer),
+        ];
+        table.add(
+            &format!("tcp_retransmitted_syn_leaves_backend_{name}"),
+            steps,
+        );
+    }
+    let mut steps = web.opened();
+    steps.push(Step::Backend {
+        slot,
+        state: backend_state::ACTIVE,
+        generation: 2,
+    });
+    let ack = web.request(ACK);
+    steps.push(Step::FromClient(
+        ack.bytes(),
+        Expect::Transmit(super::reset_of(&ack)),
+    ));
+    steps.push(Step::FromBackend(
+        web.reply(ACK).bytes(),
+        Expect::Dropped(Drop::BackendRemoved),
+    ));
+    steps.push(web.forwards(web.request(SYN)));
+    table.add("tcp_removed_backend_resets_then_draws_anew", steps);
+}
+
+fn shapes(table: &mut Table) {
+    let web = web(table);
+    let options = [
+        2, 4, 5, 180, 4, 2, 8, 10, 0, 0, 0, 1, 0, 0, 0, 0, 1, 3, 3, 7,
+    ];
+    let with_options = web.request(SYN).with(|packet| {
+        let Transport::Tcp { options: field, .. } = &mut packet.transport else {
+            return;
+        };
+        field.extend(options);
+    });
+    table.add("tcp_syn_with_options", vec![web.forwards(with_options)]);
+    let early = with_payload(web.request(SYN), b"data on syn");
+    table.add("tcp_syn_with_data", vec![web.forwards(early)]);
+    table.add(
+        "tcp_syn_with_padding",
+        vec![{
+            let padded = web.request(SYN).with(|packet| packet.trailer = vec![0; 6]);
+            web.forwards(padded)
+        }],
+    );
+    let marked = web.request(SYN).with(|packet| packet.tos = 0xb8);
+    table.add("tcp_traffic_class_is_kept", vec![web.forwards(marked)]);
+    let far = web.request(SYN).with(|packet| packet.ttl = 2);
+    table.add("tcp_ttl_2_is_forwarded", vec![web.forwards(far)]);
+    let last = web.request(SYN).with(|packet| packet.ttl = 1);
+    table.add("tcp_ttl_1_goes_to_kernel", vec![passes(last)]);
+    let mut steps = web.opened();
+    steps.push(passes(web.request(ACK).with(|packet| packet.ttl = 1)));
+    table.add("tcp_established_ttl_1_goes_to_kernel", steps);
+    for (name, flags) in [("null", 0), ("xmas", 0x29)] {
+        table.add(
+            &format!("tcp_{name}_flags_are_drawn"),
+            vec![web.forwards(web.request(flags))],
+        );
+    }
+    // Every value of one address and port moves the checksum differently.
+    let a = table.addresses;
+    for client_port in [1, 255, 256, 32_767, 65_535] {
+        let web = Connection {
+            client: a.client(client_port),
+            source: a.client(client_port),
+            ..web.clone()
+        };
+        let mut steps = web.opened();
+        steps.push(web.forwards(with_payload(web.request(ACK), &[0xff; 33])));
+        table.add(&format!("tcp_client_port_{client_port}"), steps);
+    }
+    if !table.addresses.v6 {
+        let routed = web.request(SYN).with(|packet| packet.options = vec![1; 8]);
+        table.add("tcp_ip_options_are_kept", vec![web.forwards(routed)]);
+        let full = web.request(SYN).with(|packet| packet.options = vec![1; 40]);
+        table.add("tcp_60_byte_ip_header", vec![web.forwards(full)]);
+        let may_fragment = web.request(SYN).with(|packet| packet.fragment = 0);
+        table.add("tcp_without_df", vec![web.forwards(may_fragment)]);
+    }
+}

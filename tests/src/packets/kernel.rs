@@ -1,0 +1,417 @@
+//! Runs cases on the real programs by `BPF_PROG_TEST_RUN`, in a network namespace of its own
+//! that has the standard world's devices, routes and neighbours.
+
+use std::process::Command;
+
+use anyhow::{Context as _, Result, bail, ensure};
+use aya::{
+    Ebpf, EbpfLoader,
+    maps::{
+        Array, HashMap as BpfHashMap, Map, MapData, PerCpuArray, PerCpuValues, of_maps::ArrayOfMaps,
+    },
+    programs::{SchedClassifier, TestRun as _, TestRunOptions, Xdp},
+    util::nr_cpus,
+};
+use lb_common::abi::{
+    Address as _, Backend, Be16, Config, Drop, Service, ServiceKey, V4, V6, as_bytes, map, protocol,
+};
+
+use super::world::{self, Addresses, Mac};
+use super::{Action, Outcome, Runner};
+
+/// Selection tables may differ in size.
+const INNER_MAP: u32 = 0x1000;
+
+/// Which program runs the cases.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Hook {
+    Xdp,
+    Tc,
+}
+
+/// The loaded programs. Its thread lives in its own network namespace, on one CPU.
+pub struct Kernel {
+    pub ebpf: Ebpf,
+    hook: Hook,
+    client_side: u32,
+    backend_side: u32,
+    config: Config,
+}
+
+impl Kernel {
+    /// Moves the calling thread into a new network namespace and loads the programs.
+    ///
+    /// # Errors
+    /// Without root, or where the kernel refuses a program; the verifier's log is in the error.
+    pub fn new(hook: Hook) -> Result<Self> {
+        let (client_side, backend_side) = build_namespace()?;
+        let ebpf = load().context("loading the programs")?;
+        let mut kernel = Self {
+            ebpf,
+            hook,
+            client_side,
+            backend_side,
+            config: world::CONFIG,
+        };
+        kernel.install()?;
+        Ok(kernel)
+    }
+
+    /// Index of the device on the clients' side.
+    pub fn client_side(&self) -> u32 {
+        self.client_side
+    }
+
+    fn map<'a, T: TryFrom<&'a mut Map>>(&'a mut self, name: &str) -> Result<T>
+    where
+        T::Error: std::error::Error + Send + Sync + 'static,
+    {
+        let map = self
+            .ebpf
+            .map_mut(name)
+            .with_context(|| format!("no map {name}"))?;
+        T::try_from(map).with_context(|| name.to_owned())
+    }
+
+    fn install(&mut self) -> Result<()> {
+        for (index, word) in world::port_words() {
+            self.map::<Array<_, u64>>(map::PORTS)?
+                .set(index, &word, 0)?;
+        }
+        let (client_side, backend_side) = (self.client_side, self.backend_side);
+        let mut devices = self.map::<BpfHashMap<_, u32, u32>>(map::DEVICES)?;
+        devices.insert(&client_side, &1, 0)?;
+        devices.insert(&backend_side, &1, 0)?;
+        for v6 in [false, true] {
+            self.install_services(Addresses { v6 })?;
+        }
+        self.write_config()
+    }
+
+    fn install_services(&mut self, addresses: Addresses) -> Result<()> {
+        for listen in world::listens() {
+            let protocol = if listen.udp {
+                protocol::UDP
+            } else {
+                protocol::TCP
+            };
+            let service = world::service(listen.port);
+            let service = Service {
+                table: 2 * service.id + u32::from(addresses.v6),
+                ..service
+            };
+            let port = Be16::new(listen.port);
+            let words = world::words(addresses.vip(0).ip());
+            let value: [u8; 32] = bytes(&service)?;
+            if addresses.v6 {
+                let key = bytes::<_, 20>(&ServiceKey::new(V6::from_words(&words), port, protocol))?;
+                self.map::<BpfHashMap<_, [u8; 20], [u8; 32]>>(map::SERVICES6)?
+                    .insert(&key, &value, 0)?;
+            } else {
+                let key = bytes::<_, 8>(&ServiceKey::new(V4::from_words(&words), port, protocol))?;
+                self.map::<BpfHashMap<_, [u8; 8], [u8; 32]>>(map::SERVICES4)?
+                    .insert(&key, &value, 0)?;
+            }
+            if let Some(slots) = listen.table {
+                let offset = if addresses.v6 { world::V6_SLOTS } else { 0 };
+                let mut inner = Array::<MapData, u32>::create(slots.len() as u32 + 1, INNER_MAP)?;
+                inner.set(0, &(slots.len() as u32), 0)?;
+                for (index, slot) in slots.iter().enumerate() {
+                    inner.set(index as u32 + 1, &(slot + offset), 0)?;
+                }
+                self.map::<ArrayOfMaps<_, Array<MapData, u32>>>(map::TABLES)?
+                    .set(service.table, &inner, 0)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn write_config(&mut self) -> Result<()> {
+        let value: [u8; 32] = bytes(&self.config)?;
+        Ok(self
+            .map::<Array<_, [u8; 32]>>(map::CONFIG)?
+            .set(0, &value, 0)?)
+    }
+
+    fn write_backends(&mut self) -> Result<()> {
+        for v6 in [false, true] {
+            for (slot, backend) in world::backends(Addresses { v6 }) {
+                self.write_backend(slot, &backend)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn write_backend(&mut self, slot: u32, backend: &Backend) -> Result<()> {
+        let value: [u8; 64] = bytes(backend)?;
+        Ok(self
+            .map::<Array<_, [u8; 64]>>(map::BACKENDS)?
+            .set(slot, &value, 0)?)
+    }
+
+    fn forget(&mut self) -> Result<()> {
+        for name in [map::FLOWS4, map::HANDSHAKES4] {
+            let mut map = self.map::<BpfHashMap<_, [u8; 16], [u8; 64]>>(name)?;
+            let keys: Vec<_> = map.keys().collect::<Result<_, _>>()?;
+            keys.iter().try_for_each(|key| map.remove(key))?;
+        }
+        for name in [map::FLOWS6, map::HANDSHAKES6] {
+            let mut map = self.map::<BpfHashMap<_, [u8; 40], [u8; 88]>>(name)?;
+            let keys: Vec<_> = map.keys().collect::<Result<_, _>>()?;
+            keys.iter().try_for_each(|key| map.remove(key))?;
+        }
+        let cursors = PerCpuValues::try_from(vec![0_u32; cpus()?])?;
+        let service = u32::from(world::port::ROUND_ROBIN);
+        self.map::<PerCpuArray<_, u32>>(map::CURSORS)?
+            .set(service, cursors, 0)?;
+        let rejects = PerCpuValues::try_from(vec![0_u64; cpus()?])?;
+        self.map::<PerCpuArray<_, u64>>(map::REJECTS)?
+            .set(0, rejects, 0)?;
+        Ok(())
+    }
+
+    fn drops(&mut self) -> Result<Vec<u64>> {
+        let drops = self.map::<PerCpuArray<_, u64>>(map::DROPS)?;
+        (0..Drop::SLOTS)
+            .map(|index| Ok(drops.get(&index, 0)?.iter().sum()))
+            .collect()
+    }
+
+    fn run_program(&mut self, from_client: bool, packet: &[u8]) -> Result<(Action, Vec<u8>)> {
+        let ingress = if from_client {
+            self.client_side
+        } else {
+            self.backend_side
+        };
+        let mut out = vec![0; packet.len() + 512];
+        match self.hook {
+            Hook::Xdp => {
+                let program: &mut Xdp = self
+                    .ebpf
+                    .program_mut("lbd_xdp")
+                    .context("no lbd_xdp")?
+                    .try_into()?;
+                // struct xdp_md: data, data_end, data_meta, ingress_ifindex, queue, egress
+                let words = [0, packet.len() as u32, 0, ingress, 0, 0];
+                let context: Vec<u8> = words.iter().flat_map(|word| word.to_ne_bytes()).collect();
+                let mut context_out = vec![0; context.len()];
+                let result = program.test_run(TestRunOptions {
+                    data_in: Some(packet),
+                    data_out: Some(&mut out),
+                    ctx_in: Some(&context),
+                    ctx_out: Some(&mut context_out),
+                    ..TestRunOptions::new()
+                })?;
+                // Metadata comes out in front of the packet: a note for the TC hook.
+                let note = u32::from_ne_bytes(context_out[..4].try_into()?) as usize;
+                let packet = out[note..result.data_size_out as usize].to_vec();
+                let action = match (result.return_value, note) {
+                    (1, _) => Action::Drop,
+                    (2, 0) => Action::Pass,
+                    (2, _) => Action::Resolve,
+                    (3, _) => Action::Transmit,
+                    (4, _) => Action::Redirect,
+                    (other, _) => bail!("XDP action {other}"),
+                };
+                Ok((action, packet))
+            }
+            Hook::Tc => {
+                let program: &mut SchedClassifier = self
+                    .ebpf
+                    .program_mut("lbd_tc")
+                    .context("no lbd_tc")?
+                    .try_into()?;
+                // struct __sk_buff with only ifindex set, the eleventh word.
+                let mut context = vec![0; 192];
+                context[40..44].copy_from_slice(&ingress.to_ne_bytes());
+                let result = program.test_run(TestRunOptions {
+                    data_in: Some(packet),
+                    data_out: Some(&mut out),
+                    ctx_in: Some(&context),
+                    ..TestRunOptions::new()
+                })?;
+                let action = match result.return_value {
+                    0 => Action::Pass,
+                    2 => Action::Drop,
+                    7 => Action::Send,
+                    other => bail!("TC action {other}"),
+                };
+                Ok((action, out[..result.data_size_out as usize].to_vec()))
+            }
+        }
+    }
+}
+
+impl Runner for Kernel {
+    fn reset(&mut self) {
+        self.config = world::CONFIG;
+        let done = self
+            .write_config()
+            .and_then(|()| self.write_backends())
+            .and_then(|()| self.forget());
+        done.expect("resetting the kernel's maps");
+    }
+
+    fn run(&mut self, from_client: bool, packet: &[u8]) -> Outcome {
+        let before = self.drops().expect("reading the drop counters");
+        let (action, packet) = self
+            .run_program(from_client, packet)
+            .unwrap_or_else(|error| panic!("{} bytes: {error:?}", packet.len()));
+        let after = self.drops().expect("reading the drop counters");
+        let rose = |reason: &Drop| after[*reason as usize] > before[*reason as usize];
+        let counted = Drop::ALL.into_iter().filter(rose).collect();
+        Outcome {
+            action,
+            packet,
+            counted,
+        }
+    }
+
+    fn set_backend(&mut self, slot: u32, state: u32, generation: u32) {
+        let v6 = slot >= world::V6_SLOTS;
+        let found = world::backends(Addresses { v6 })
+            .into_iter()
+            .find(|(s, _)| *s == slot);
+        let (_, backend) = found.expect("a slot of the world");
+        let backend = Backend {
+            state,
+            generation,
+            ..backend
+        };
+        self.write_backend(slot, &backend)
+            .expect("writing a backend");
+    }
+
+    fn next_epoch(&mut self) {
+        self.config.epoch += 1;
+        self.write_config().expect("writing the config");
+    }
+
+    fn set_rejects(&mut self, per_second: u32) {
+        self.config.rejects_per_second = per_second;
+        self.write_config().expect("writing the config");
+    }
+}
+
+/// Loads all programs with maps big enough for the world, and for the benchmark's flows.
+pub fn load() -> Result<Ebpf> {
+    let mut loader = EbpfLoader::new();
+    for (name, size) in [
+        (map::SERVICES4, 256),
+        (map::SERVICES6, 256),
+        (map::TABLES, 2048),
+        (map::BACKENDS, world::slot::COUNT),
+        (map::COUNTERS, world::slot::COUNT),
+        (map::CURSORS, 1024),
+        (map::FLOWS4, 1 << 18),
+        (map::FLOWS6, 1 << 18),
+        (map::HANDSHAKES4, 1 << 16),
+        (map::HANDSHAKES6, 1 << 16),
+    ] {
+        loader.map_max_entries(name, size);
+    }
+    loader.override_global("AYA_LOG_LEVEL", &0_u8, false);
+    let mut ebpf = loader.load(lb_userspace::datapath::OBJECT)?;
+    for name in ["lbd_xdp", "lbd_clock"] {
+        let program: &mut Xdp = ebpf
+            .program_mut(name)
+            .with_context(|| format!("no {name}"))?
+            .try_into()?;
+        program.load().with_context(|| name.to_owned())?;
+    }
+    for name in ["lbd_tc", "lbd_handover"] {
+        let program: &mut SchedClassifier = ebpf
+            .program_mut(name)
+            .with_context(|| format!("no {name}"))?
+            .try_into()?;
+        program.load().with_context(|| name.to_owned())?;
+    }
+    Ok(ebpf)
+}
+
+fn cpus() -> Result<usize> {
+    match nr_cpus() {
+        Ok(count) => Ok(count.get() as usize),
+        Err((path, error)) => bail!("{path}: {error}"),
+    }
+}
+
+fn bytes<T: lb_common::abi::Pod, const N: usize>(value: &T) -> Result<[u8; N]> {
+    as_bytes(value).try_into().context("size of a map's entry")
+}
+
+/// Makes the standard world's network in a new namespace of the calling thread, which is also
+/// pinned to one CPU, so that per-CPU state is one. Returns the two devices.
+fn build_namespace() -> Result<(u32, u32)> {
+    // SAFETY: plain system calls on the calling thread.
+    unsafe {
+        let mut set: libc::cpu_set_t = std::mem::zeroed();
+        libc::CPU_SET(0, &mut set);
+        ensure!(
+            libc::sched_setaffinity(0, size_of_val(&set), &set) == 0,
+            "pinning to CPU 0"
+        );
+        if libc::unshare(libc::CLONE_NEWNET) != 0 {
+            return Err(std::io::Error::last_os_error()).context("unshare: run this as root");
+        }
+    }
+    let mac = |mac: Mac| mac.map(|byte| format!("{byte:02x}")).join(":");
+    let client_side = mac(world::CLIENT_SIDE_MAC);
+    let backend_side = mac(world::BACKEND_SIDE_MAC);
+    ip("link set lo up")?;
+    ip(&format!(
+        "link add c0 address {client_side} type veth peer name c1"
+    ))?;
+    ip(&format!(
+        "link add b0 address {backend_side} type veth peer name b1"
+    ))?;
+    for name in ["all", "default", "c0", "b0"] {
+        std::fs::write(format!("/proc/sys/net/ipv4/conf/{name}/forwarding"), "1")?;
+        std::fs::write(format!("/proc/sys/net/ipv6/conf/{name}/forwarding"), "1")?;
+        std::fs::write(format!("/proc/sys/net/ipv6/conf/{name}/accept_dad"), "0")?;
+    }
+    for name in ["c0", "c1", "b0", "b1"] {
+        ip(&format!("link set {name} up"))?;
+    }
+    ip("addr add 198.51.100.254/24 dev c0")?;
+    ip("addr add 2001:db8:c::fe/64 dev c0 nodad")?;
+    ip("route add blackhole 10.9.0.0/16")?;
+    ip("route add blackhole 2001:db8:9::/48")?;
+    for v6 in [false, true] {
+        let a = Addresses { v6 };
+        let length = if v6 { "64 nodad" } else { "24" };
+        ip(&format!("addr add {}/{length} dev b0", a.node(0).ip()))?;
+        for client in [a.client(0), a.neighbour_of_clients(0)] {
+            let to = mac(world::CLIENT_MAC);
+            ip(&format!(
+                "neigh replace {} lladdr {to} dev c0 nud permanent",
+                client.ip()
+            ))?;
+        }
+        for last in 1..32 {
+            let to = mac(world::BACKEND_MAC);
+            let backend = a.backend(last, 0).ip();
+            ip(&format!(
+                "neigh replace {backend} lladdr {to} dev b0 nud permanent"
+            ))?;
+        }
+    }
+    let index = |name: &std::ffi::CStr| {
+        // SAFETY: a terminated string.
+        unsafe { libc::if_nametoindex(name.as_ptr()) }
+    };
+    Ok((index(c"c0"), index(c"b0")))
+}
+
+fn ip(arguments: &str) -> Result<()> {
+    let output = Command::new("ip")
+        .args(arguments.split_whitespace())
+        .output()
+        .context("ip")?;
+    ensure!(
+        output.status.success(),
+        "ip {arguments}: {}",
+        String::from_utf8_lossy(&output.stderr).trim()
+    );
+    Ok(())
+}

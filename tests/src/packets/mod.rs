@@ -1,0 +1,156 @@
+//! Packet cases as data: name, what is installed, packets in, verdicts and packets out. Each case
+//! runs on the byte slice, on XDP and on TC, and must come out the same.
+
+pub mod build;
+pub mod cases;
+pub mod kernel;
+pub mod slice;
+pub mod world;
+
+use lb_common::abi::Drop;
+
+/// One row of the table.
+pub struct Case {
+    pub name: String,
+    pub steps: Vec<Step>,
+}
+
+/// What happens in a case, in order.
+#[derive(Clone, Debug)]
+pub enum Step {
+    /// A packet comes in from the clients' side.
+    FromClient(Vec<u8>, Expect),
+    /// A packet comes in from the backends' side.
+    FromBackend(Vec<u8>, Expect),
+    /// A slot's state and generation change.
+    Backend {
+        slot: u32,
+        state: u32,
+        generation: u32,
+    },
+    /// Routes changed: the epoch goes up.
+    Epoch,
+    /// Rate limit of answers, per second and CPU.
+    Rejects(u32),
+}
+
+/// What must become of a packet.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Expect {
+    /// To the kernel, untouched.
+    Pass,
+    /// Sent back out of the device it came by.
+    Transmit(Vec<u8>),
+    /// Sent out of the other device.
+    Redirect(Vec<u8>),
+    /// Given to the kernel's stack, translated.
+    Stack(Vec<u8>),
+    /// Given to the kernel, which resolves the neighbour.
+    Resolve(Vec<u8>),
+    Dropped(Drop),
+}
+
+/// A place where cases run.
+pub trait Runner {
+    /// Forgets all flows and installs the standard world ([`world`]).
+    fn reset(&mut self);
+    fn run(&mut self, from_client: bool, packet: &[u8]) -> Outcome;
+    fn set_backend(&mut self, slot: u32, state: u32, generation: u32);
+    fn next_epoch(&mut self);
+    fn set_rejects(&mut self, per_second: u32);
+}
+
+/// What became of a packet.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Outcome {
+    pub action: Action,
+    pub packet: Vec<u8>,
+    /// Drop counters that rose.
+    pub counted: Vec<Drop>,
+}
+
+/// Actions as far as all runners can tell them apart.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Action {
+    /// To the kernel's stack, or (XDP) to the hook that resolves neighbours.
+    Pass,
+    Transmit,
+    Redirect,
+    Resolve,
+    Drop,
+    /// TC knows one action for sending, whichever the device.
+    Send,
+}
+
+impl Expect {
+    /// Says how `outcome` differs from what is expected of `sent`; `None` if it does not.
+    pub fn difference(&self, sent: &[u8], outcome: &Outcome) -> Option<String> {
+        use Action::{Pass, Redirect, Resolve, Send, Transmit};
+        let (actions, packet): (&[Action], Option<&[u8]>) = match self {
+            Self::Pass => (&[Pass], Some(sent)),
+            Self::Transmit(packet) => (&[Transmit, Send], Some(packet)),
+            Self::Redirect(packet) => (&[Redirect, Send], Some(packet)),
+            Self::Stack(packet) => (&[Pass], Some(packet)),
+            Self::Resolve(packet) => (&[Resolve, Pass, Send], Some(packet)),
+            Self::Dropped(reason) => {
+                if outcome.action == Action::Drop && outcome.counted.last() == Some(reason) {
+                    return None;
+                }
+                return Some(format!(
+                    "expected a drop for {reason:?}, got {:?} counting {:?}",
+                    outcome.action, outcome.counted
+                ));
+            }
+        };
+        if !actions.contains(&outcome.action) {
+            return Some(format!(
+                "expected one of {actions:?}, got {:?} counting {:?}",
+                outcome.action, outcome.counted
+            ));
+        }
+        let packet = packet?;
+        (packet != outcome.packet).then(|| {
+            format!(
+                "expected bytes\n  {}\ngot\n  {}",
+                hex(packet),
+                hex(&outcome.packet)
+            )
+        })
+    }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// Runs a case; the error says which step went wrong and how.
+pub fn run(case: &Case, runner: &mut dyn Runner) -> Result<(), String> {
+    runner.reset();
+    for (number, step) in case.steps.iter().enumerate() {
+        let (from_client, packet, expect) = match step {
+            Step::FromClient(packet, expect) => (true, packet, expect),
+            Step::FromBackend(packet, expect) => (false, packet, expect),
+            Step::Backend {
+                slot,
+                state,
+                generation,
+            } => {
+                runner.set_backend(*slot, *state, *generation);
+                continue;
+            }
+            Step::Epoch => {
+                runner.next_epoch();
+                continue;
+            }
+            Step::Rejects(per_second) => {
+                runner.set_rejects(*per_second);
+                continue;
+            }
+        };
+        let outcome = runner.run(from_client, packet);
+        if let Some(difference) = expect.difference(packet, &outcome) {
+            return Err(format!("{}, step {}: {difference}", case.name, number + 1));
+        }
+    }
+    Ok(())
+}

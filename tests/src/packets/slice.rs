@@ -1,0 +1,390 @@
+//! Runs cases on a byte slice, with tables in memory: no kernel involved.
+
+use std::{
+    cell::{Cell, RefCell},
+    collections::HashMap,
+};
+
+use lb_common::{
+    abi::{
+        Address, Backend, Config, Drop, Flow, FlowKey, NextHop, Pod, Service, ServiceKey, V4, V6,
+        as_bytes, from_bytes, protocol,
+    },
+    path::{
+        self, Covered, Delta, FamilyTables, Frame, Handover, InsertError, Milestone, Route, Tables,
+        Verdict, Work,
+    },
+};
+
+use super::world::{self, Addresses, Mac};
+use super::{Action, Outcome, Runner};
+
+/// Device numbers; any two will do.
+const CLIENT_SIDE: u32 = 11;
+const BACKEND_SIDE: u32 = 12;
+
+/// A packet in a vector.
+pub struct SliceFrame {
+    pub bytes: Vec<u8>,
+    pub ingress: u32,
+}
+
+impl Frame for SliceFrame {
+    fn length(&self) -> usize {
+        self.bytes.len()
+    }
+
+    fn ingress(&self) -> u32 {
+        self.ingress
+    }
+
+    fn load<T: Pod>(&self, offset: usize) -> Option<T> {
+        from_bytes(self.bytes.get(offset..)?)
+    }
+
+    fn store<T: Pod>(&mut self, offset: usize, value: &T, _: Covered) -> Option<()> {
+        let bytes = as_bytes(value);
+        self.bytes
+            .get_mut(offset..offset + bytes.len())?
+            .copy_from_slice(bytes);
+        Some(())
+    }
+
+    fn repair_transport(
+        &mut self,
+        offset: usize,
+        addresses: Delta,
+        ports: Delta,
+        udp: bool,
+    ) -> Option<()> {
+        let found = self.load::<u16>(offset)?;
+        if udp && found == 0 {
+            return Some(());
+        }
+        let repaired = match addresses.and(ports).apply(found) {
+            0 if udp => 0xffff,
+            repaired => repaired,
+        };
+        self.store(offset, &repaired, Covered::Neutral)
+    }
+
+    fn grow_head(&mut self, by: usize) -> Option<()> {
+        self.bytes.splice(0..0, std::iter::repeat_n(0, by));
+        Some(())
+    }
+
+    fn set_length(&mut self, length: usize) -> Option<()> {
+        self.bytes.resize(length, 0);
+        Some(())
+    }
+}
+
+/// Entries are leaked on purpose: references to them must outlive the maps' changes, as in the
+/// kernel, and a test process is short.
+struct Family<A: Address> {
+    services: HashMap<ServiceKey<A>, Service>,
+    flows: RefCell<HashMap<FlowKey<A>, &'static Flow<A>>>,
+    handshakes: RefCell<HashMap<FlowKey<A>, &'static Flow<A>>>,
+}
+
+impl<A: Address> Default for Family<A> {
+    fn default() -> Self {
+        Self {
+            services: HashMap::new(),
+            flows: RefCell::default(),
+            handshakes: RefCell::default(),
+        }
+    }
+}
+
+/// Tables in memory.
+pub struct Memory {
+    config: Config,
+    ports: HashMap<u32, u64>,
+    v4: Family<V4>,
+    v6: Family<V6>,
+    tables: HashMap<u32, Vec<u32>>,
+    backends: HashMap<u32, Backend>,
+    cursors: RefCell<HashMap<u32, u32>>,
+    drops: RefCell<Vec<Drop>>,
+    rejects: Cell<u32>,
+    random: Cell<u32>,
+}
+
+impl Memory {
+    fn standard() -> Self {
+        let mut memory = Self {
+            config: world::CONFIG,
+            ports: world::port_words().into_iter().collect(),
+            v4: Family::default(),
+            v6: Family::default(),
+            tables: HashMap::new(),
+            backends: HashMap::new(),
+            cursors: RefCell::default(),
+            drops: RefCell::default(),
+            rejects: Cell::new(0),
+            random: Cell::new(1),
+        };
+        for v6 in [false, true] {
+            memory.install(Addresses { v6 });
+        }
+        memory
+    }
+
+    fn install(&mut self, addresses: Addresses) {
+        self.backends.extend(world::backends(addresses));
+        for listen in world::listens() {
+            let protocol = if listen.udp {
+                protocol::UDP
+            } else {
+                protocol::TCP
+            };
+            let service = world::service(listen.port);
+            let table = 2 * service.id + u32::from(addresses.v6);
+            let service = Service { table, ..service };
+            let port = lb_common::abi::Be16::new(listen.port);
+            let words = world::words(addresses.vip(0).ip());
+            if addresses.v6 {
+                let key = ServiceKey::new(V6::from_words(&words), port, protocol);
+                self.v6.services.insert(key, service);
+            } else {
+                let key = ServiceKey::new(V4::from_words(&words), port, protocol);
+                self.v4.services.insert(key, service);
+            }
+            if let Some(slots) = listen.table {
+                let offset = if addresses.v6 { world::V6_SLOTS } else { 0 };
+                let mut entries = vec![slots.len() as u32];
+                entries.extend(slots.iter().map(|slot| slot + offset));
+                self.tables.insert(table, entries);
+            }
+        }
+    }
+}
+
+impl Tables for Memory {
+    fn config(&self) -> Option<&Config> {
+        Some(&self.config)
+    }
+
+    fn now(&self) -> u32 {
+        1000
+    }
+
+    fn random(&self) -> u32 {
+        self.random.set(
+            self.random
+                .get()
+                .wrapping_mul(1_664_525)
+                .wrapping_add(1_013_904_223),
+        );
+        self.random.get()
+    }
+
+    fn port_word(&self, index: u32) -> u64 {
+        self.ports.get(&index).copied().unwrap_or(0)
+    }
+
+    fn backend(&self, slot: u32) -> Option<&Backend> {
+        self.backends.get(&slot)
+    }
+
+    fn table_entry(&self, table: u32, index: u32) -> Option<u32> {
+        self.tables.get(&table)?.get(index as usize).copied()
+    }
+
+    fn cursor(&self, service: u32) -> u32 {
+        let mut cursors = self.cursors.borrow_mut();
+        let cursor = cursors.entry(service).or_insert(0);
+        *cursor += 1;
+        *cursor - 1
+    }
+
+    fn count_packet(&self, _: u32, _: bool, _: u64) {}
+
+    fn count_connection(&self, _: u32, _: Milestone) {}
+
+    fn count_drop(&self, reason: Drop) {
+        self.drops.borrow_mut().push(reason);
+    }
+
+    fn take_reject(&self, _: u32, per_second: u32) -> bool {
+        self.rejects.set(self.rejects.get() + 1);
+        self.rejects.get() <= per_second
+    }
+}
+
+macro_rules! family_tables {
+    ($family:ty, $field:ident) => {
+        impl FamilyTables<$family> for Memory {
+            fn service(&self, key: &ServiceKey<$family>) -> Option<&Service> {
+                self.$field.services.get(key)
+            }
+
+            fn flow(&self, key: &FlowKey<$family>) -> Option<&Flow<$family>> {
+                self.$field.flows.borrow().get(key).copied()
+            }
+
+            fn insert_flow(
+                &self,
+                key: &FlowKey<$family>,
+                flow: &Flow<$family>,
+            ) -> Result<(), InsertError> {
+                let flow = Box::leak(Box::new(flow.clone()));
+                self.$field.flows.borrow_mut().insert(*key, flow);
+                Ok(())
+            }
+
+            fn remove_flow(&self, key: &FlowKey<$family>) {
+                self.$field.flows.borrow_mut().remove(key);
+            }
+
+            fn handshake(&self, key: &FlowKey<$family>) -> Option<&Flow<$family>> {
+                self.$field.handshakes.borrow().get(key).copied()
+            }
+
+            fn insert_handshake(
+                &self,
+                key: &FlowKey<$family>,
+                flow: &Flow<$family>,
+                overwrite: bool,
+            ) -> Result<(), InsertError> {
+                let mut handshakes = self.$field.handshakes.borrow_mut();
+                if !overwrite && handshakes.contains_key(key) {
+                    return Err(InsertError::Exists);
+                }
+                handshakes.insert(*key, Box::leak(Box::new(flow.clone())));
+                Ok(())
+            }
+
+            fn remove_handshake(&self, key: &FlowKey<$family>) {
+                self.$field.handshakes.borrow_mut().remove(key);
+            }
+
+            fn work(&self) -> Option<&mut Work<$family>> {
+                let zeroes = vec![0; size_of::<Work<$family>>()];
+                from_bytes::<Work<$family>>(&zeroes).map(|work| Box::leak(Box::new(work)))
+            }
+
+            fn route(&self, _: u32, flow: &Flow<$family>, _: u8) -> Route {
+                route(flow.dst.ip())
+            }
+        }
+    };
+}
+
+family_tables!(V4, v4);
+family_tables!(V6, v6);
+
+/// The standard world's routes.
+fn route(dst: std::net::IpAddr) -> Route {
+    let same = |address: std::net::SocketAddr| address.ip() == dst;
+    for a in [Addresses { v6: false }, Addresses { v6: true }] {
+        if same(a.black_hole(0)) {
+            return Route::Refused;
+        }
+        if same(a.node(0)) {
+            return Route::Stack;
+        }
+        if same(a.backend(99, 0)) {
+            return Route::Unresolved {
+                ifindex: BACKEND_SIDE,
+            };
+        }
+        if (1..64).any(|last| same(a.backend(last, 0))) {
+            return neighbour(BACKEND_SIDE, world::TO_BACKEND);
+        }
+    }
+    neighbour(CLIENT_SIDE, world::TO_CLIENT)
+}
+
+fn neighbour(ifindex: u32, (dst, src): (Mac, Mac)) -> Route {
+    let bytes = [dst, src].concat();
+    let macs = from_bytes(&bytes).unwrap_or_default();
+    Route::Neighbour(NextHop {
+        ifindex,
+        epoch: 0,
+        macs,
+        direct: 1,
+    })
+}
+
+/// The byte slice as a place for cases.
+pub struct Slice {
+    memory: Memory,
+}
+
+impl Default for Slice {
+    fn default() -> Self {
+        Self {
+            memory: Memory::standard(),
+        }
+    }
+}
+
+impl Runner for Slice {
+    fn reset(&mut self) {
+        self.memory = Memory::standard();
+    }
+
+    fn run(&mut self, from_client: bool, packet: &[u8]) -> Outcome {
+        let ingress = if from_client {
+            CLIENT_SIDE
+        } else {
+            BACKEND_SIDE
+        };
+        let mut frame = SliceFrame {
+            bytes: packet.to_vec(),
+            ingress,
+        };
+        self.memory.drops.borrow_mut().clear();
+        let action = match path::process(&mut frame, &self.memory) {
+            Ok(
+                Verdict::Pass
+                | Verdict::Kernel {
+                    how: Handover::Stack,
+                    ..
+                },
+            ) => Action::Pass,
+            Ok(Verdict::Transmit) => Action::Transmit,
+            Ok(
+                Verdict::Redirect { .. }
+                | Verdict::Kernel {
+                    how: Handover::Output,
+                    ..
+                },
+            ) => Action::Redirect,
+            Ok(Verdict::Kernel {
+                how: Handover::Resolve,
+                ..
+            }) => Action::Resolve,
+            Err(reason) => {
+                self.memory.count_drop(reason);
+                Action::Drop
+            }
+        };
+        let counted = self.memory.drops.borrow().clone();
+        Outcome {
+            action,
+            packet: frame.bytes,
+            counted,
+        }
+    }
+
+    fn set_backend(&mut self, slot: u32, state: u32, generation: u32) {
+        if let Some(backend) = self.memory.backends.get_mut(&slot) {
+            *backend = Backend {
+                state,
+                generation,
+                ..*backend
+            };
+        }
+    }
+
+    fn next_epoch(&mut self) {
+        self.memory.config.epoch += 1;
+    }
+
+    fn set_rejects(&mut self, per_second: u32) {
+        self.memory.config.rejects_per_second = per_second;
+    }
+}

@@ -1,0 +1,329 @@
+//! The standard world of the packet cases.
+//!
+//! ```text
+//!   clients 198.51.100.0/24            node                 backends 10.1.0.0/24
+//!   2001:db8:c::/64        ──── CLIENT_SIDE │ BACKEND_SIDE ──── 2001:db8:b::/64
+//! ```
+//! VIPs are 192.0.2.10 and 2001:db8:1::10. 10.9.0.0/16 and 2001:db8:9::/48 are black holes.
+
+use std::net::{IpAddr, SocketAddr};
+
+use lb_common::abi::{
+    Backend, Be16, Config, PortKind, Service, backend_flag, backend_state, no_backend, policy,
+    port_bit, protocol,
+};
+
+pub type Mac = [u8; 6];
+
+pub const CLIENT_MAC: Mac = [2, 0, 0, 0, 0, 1];
+pub const BACKEND_MAC: Mac = [2, 0, 0, 0, 0, 2];
+/// MACs of the node's two devices.
+pub const CLIENT_SIDE_MAC: Mac = [2, 0, 0, 0, 0, 3];
+pub const BACKEND_SIDE_MAC: Mac = [2, 0, 0, 0, 0, 4];
+
+/// Destination and source of a frame from a client, to a client, and so on.
+pub const FROM_CLIENT: (Mac, Mac) = (CLIENT_SIDE_MAC, CLIENT_MAC);
+pub const TO_CLIENT: (Mac, Mac) = (CLIENT_MAC, CLIENT_SIDE_MAC);
+pub const FROM_BACKEND: (Mac, Mac) = (BACKEND_SIDE_MAC, BACKEND_MAC);
+pub const TO_BACKEND: (Mac, Mac) = (BACKEND_MAC, BACKEND_SIDE_MAC);
+
+/// The one port of the SNAT pool, so that a draw from it has one result.
+pub const SNAT_PORT: u16 = 40_000;
+
+/// Addresses by family.
+#[derive(Clone, Copy, Debug)]
+pub struct Addresses {
+    pub v6: bool,
+}
+
+impl Addresses {
+    fn pick(self, v4: &str, v6: &str) -> IpAddr {
+        let text = if self.v6 { v6 } else { v4 };
+        text.parse()
+            .unwrap_or_else(|_| panic!("{text} is an address"))
+    }
+
+    pub fn client(self, port: u16) -> SocketAddr {
+        SocketAddr::new(self.pick("198.51.100.7", "2001:db8:c::7"), port)
+    }
+
+    pub fn vip(self, port: u16) -> SocketAddr {
+        SocketAddr::new(self.pick("192.0.2.10", "2001:db8:1::10"), port)
+    }
+
+    /// An address of the node that is no VIP.
+    pub fn node(self, port: u16) -> SocketAddr {
+        SocketAddr::new(self.pick("10.1.0.254", "2001:db8:b::fe"), port)
+    }
+
+    pub fn backend(self, last: u8, port: u16) -> SocketAddr {
+        let text = if self.v6 {
+            format!("2001:db8:b::{last:x}")
+        } else {
+            format!("10.1.0.{last}")
+        };
+        SocketAddr::new(
+            text.parse()
+                .unwrap_or_else(|_| panic!("{text} is an address")),
+            port,
+        )
+    }
+
+    pub fn neighbour_of_clients(self, port: u16) -> SocketAddr {
+        SocketAddr::new(self.pick("198.51.100.77", "2001:db8:c::77"), port)
+    }
+
+    pub fn black_hole(self, port: u16) -> SocketAddr {
+        SocketAddr::new(self.pick("10.9.0.1", "2001:db8:9::1"), port)
+    }
+}
+
+/// A service of the world, by the VIP's port.
+pub struct Listen {
+    pub port: u16,
+    pub udp: bool,
+    pub policy: u8,
+    pub no_backend: u8,
+    /// Slots in its table; `None` for no table at all.
+    pub table: Option<Vec<u32>>,
+}
+
+/// Ports of the world's services.
+pub mod port {
+    pub const WEB: u16 = 80;
+    pub const SNAT: u16 = 443;
+    pub const EMPTY_REJECT: u16 = 81;
+    pub const EMPTY_DROP: u16 = 82;
+    pub const DOWN: u16 = 83;
+    pub const DRAINING: u16 = 84;
+    pub const FOREIGN_SLOT: u16 = 85;
+    pub const UNRESOLVED: u16 = 86;
+    pub const BLACK_HOLE: u16 = 87;
+    pub const LOCAL: u16 = 88;
+    pub const HAIRPIN: u16 = 89;
+    pub const ROUND_ROBIN: u16 = 90;
+    pub const MAGLEV: u16 = 91;
+    pub const NO_TABLE: u16 = 92;
+    /// Half its table is down.
+    pub const HALF: u16 = 93;
+    /// The same backend as [`WEB`].
+    pub const WEB_AGAIN: u16 = 94;
+    pub const DNS: u16 = 53;
+    pub const DNS_SNAT: u16 = 54;
+    pub const DNS_EMPTY: u16 = 55;
+    pub const DNS_DROP: u16 = 56;
+    pub const DNS_DOWN: u16 = 57;
+    pub const DNS_TWO: u16 = 58;
+}
+
+/// Slots of IPv4 backends; IPv6 ones lie [`V6_SLOTS`] higher.
+pub mod slot {
+    pub const WEB: u32 = 1;
+    pub const SNAT: u32 = 2;
+    pub const DOWN: u32 = 3;
+    pub const DRAINING: u32 = 4;
+    pub const UNRESOLVED: u32 = 5;
+    pub const BLACK_HOLE: u32 = 6;
+    pub const LOCAL: u32 = 7;
+    pub const HAIRPIN: u32 = 8;
+    pub const ROUND_A: u32 = 9;
+    pub const ROUND_B: u32 = 10;
+    pub const MAGLEV_A: u32 = 11;
+    pub const MAGLEV_B: u32 = 12;
+    pub const DNS: u32 = 13;
+    pub const DNS_SNAT: u32 = 14;
+    pub const DNS_DOWN: u32 = 15;
+    pub const HALF_DOWN: u32 = 16;
+    pub const HALF_UP: u32 = 17;
+    pub const WEB_AGAIN: u32 = 18;
+    pub const DNS_TWO_A: u32 = 19;
+    pub const DNS_TWO_B: u32 = 20;
+    pub const COUNT: u32 = 64;
+}
+
+pub const V6_SLOTS: u32 = 32;
+
+pub const CONFIG: Config = Config {
+    epoch: 1,
+    hz: 250,
+    rejects_per_second: 1000,
+    snat_first: SNAT_PORT,
+    snat_count: 1,
+    reserved: [0; 4],
+};
+
+pub fn listens() -> Vec<Listen> {
+    use policy::{MAGLEV, ROUND_ROBIN};
+    let tcp = |port, slots: &[u32]| Listen {
+        port,
+        udp: false,
+        policy: MAGLEV,
+        no_backend: no_backend::REJECT,
+        table: Some(slots.to_vec()),
+    };
+    let udp = |port, slots: &[u32]| Listen {
+        udp: true,
+        ..tcp(port, slots)
+    };
+    vec![
+        tcp(port::WEB, &[slot::WEB; 7]),
+        tcp(port::SNAT, &[slot::SNAT; 7]),
+        tcp(port::EMPTY_REJECT, &[]),
+        Listen {
+            no_backend: no_backend::DROP,
+            ..tcp(port::EMPTY_DROP, &[])
+        },
+        tcp(port::DOWN, &[slot::DOWN; 7]),
+        tcp(port::DRAINING, &[slot::DRAINING; 7]),
+        tcp(port::FOREIGN_SLOT, &[slot::WEB; 7]),
+        tcp(port::UNRESOLVED, &[slot::UNRESOLVED; 7]),
+        tcp(port::BLACK_HOLE, &[slot::BLACK_HOLE; 7]),
+        tcp(port::LOCAL, &[slot::LOCAL; 7]),
+        tcp(port::HAIRPIN, &[slot::HAIRPIN; 7]),
+        Listen {
+            policy: ROUND_ROBIN,
+            ..tcp(port::ROUND_ROBIN, &[slot::ROUND_A, slot::ROUND_B])
+        },
+        tcp(
+            port::MAGLEV,
+            &[
+                slot::MAGLEV_A,
+                slot::MAGLEV_B,
+                slot::MAGLEV_A,
+                slot::MAGLEV_B,
+                slot::MAGLEV_A,
+            ],
+        ),
+        Listen {
+            table: None,
+            ..tcp(port::NO_TABLE, &[])
+        },
+        tcp(port::HALF, &[slot::HALF_DOWN, slot::HALF_UP]),
+        tcp(port::WEB_AGAIN, &[slot::WEB_AGAIN; 7]),
+        udp(port::DNS, &[slot::DNS; 7]),
+        udp(port::DNS_SNAT, &[slot::DNS_SNAT; 7]),
+        udp(port::DNS_EMPTY, &[]),
+        Listen {
+            no_backend: no_backend::DROP,
+            ..udp(port::DNS_DROP, &[])
+        },
+        udp(port::DNS_DOWN, &[slot::DNS_DOWN; 7]),
+        udp(port::DNS_TWO, &[slot::DNS_TWO_A, slot::DNS_TWO_B]),
+    ]
+}
+
+/// Number of a service, by its port: listens of both families share it.
+pub fn service(port: u16) -> Service {
+    let listen = listens().into_iter().find(|listen| listen.port == port);
+    let listen = listen.unwrap_or_else(|| panic!("no service on port {port}"));
+    Service {
+        id: u32::from(port),
+        table: 0,
+        policy: listen.policy,
+        forwarding: 0,
+        no_backend: listen.no_backend,
+        ..Service::default()
+    }
+}
+
+pub fn words(address: IpAddr) -> [u32; 4] {
+    match address {
+        IpAddr::V4(v4) => [u32::from_ne_bytes(v4.octets()), 0, 0, 0],
+        IpAddr::V6(v6) => lb_common::abi::V6::from(v6).0,
+    }
+}
+
+/// Where the slots' backends listen, and the slots themselves.
+pub fn backends(addresses: Addresses) -> Vec<(u32, Backend)> {
+    let a = addresses;
+    let offset = if a.v6 { V6_SLOTS } else { 0 };
+    let entry = |slot: u32, service: u16, address: SocketAddr| {
+        let udp = matches!(service, port::DNS..=port::DNS_TWO);
+        let backend = Backend {
+            generation: 1,
+            state: backend_state::ACTIVE,
+            address: words(address.ip()),
+            port: Be16::new(address.port()).0,
+            family: if a.v6 { 6 } else { 4 },
+            protocol: if udp { protocol::UDP } else { protocol::TCP },
+            service: u32::from(service),
+            ..Backend::default()
+        };
+        (slot + offset, backend)
+    };
+    let snat = |(slot, backend): (u32, Backend)| {
+        let source = words(a.node(0).ip());
+        (
+            slot,
+            Backend {
+                source,
+                flags: backend_flag::SNAT,
+                ..backend
+            },
+        )
+    };
+    let state = |(slot, backend): (u32, Backend), state| (slot, Backend { state, ..backend });
+    vec![
+        entry(slot::WEB, port::WEB, a.backend(1, 8080)),
+        snat(entry(slot::SNAT, port::SNAT, a.backend(2, 8443))),
+        state(
+            entry(slot::DOWN, port::DOWN, a.backend(3, 8080)),
+            backend_state::DOWN,
+        ),
+        state(
+            entry(slot::DRAINING, port::DRAINING, a.backend(4, 8080)),
+            backend_state::DRAINING,
+        ),
+        entry(slot::UNRESOLVED, port::UNRESOLVED, a.backend(99, 8080)),
+        entry(slot::BLACK_HOLE, port::BLACK_HOLE, a.black_hole(8080)),
+        entry(slot::LOCAL, port::LOCAL, a.node(8080)),
+        entry(slot::HAIRPIN, port::HAIRPIN, a.neighbour_of_clients(8080)),
+        entry(slot::ROUND_A, port::ROUND_ROBIN, a.backend(9, 8080)),
+        entry(slot::ROUND_B, port::ROUND_ROBIN, a.backend(10, 8080)),
+        entry(slot::MAGLEV_A, port::MAGLEV, a.backend(11, 8080)),
+        entry(slot::MAGLEV_B, port::MAGLEV, a.backend(12, 8080)),
+        entry(slot::DNS, port::DNS, a.backend(13, 5353)),
+        snat(entry(slot::DNS_SNAT, port::DNS_SNAT, a.backend(14, 5353))),
+        state(
+            entry(slot::DNS_DOWN, port::DNS_DOWN, a.backend(15, 5353)),
+            backend_state::DOWN,
+        ),
+        state(
+            entry(slot::HALF_DOWN, port::HALF, a.backend(16, 8080)),
+            backend_state::DOWN,
+        ),
+        entry(slot::HALF_UP, port::HALF, a.backend(17, 8080)),
+        entry(slot::WEB_AGAIN, port::WEB_AGAIN, a.backend(1, 8080)),
+        entry(slot::DNS_TWO_A, port::DNS_TWO, a.backend(19, 5353)),
+        entry(slot::DNS_TWO_B, port::DNS_TWO, a.backend(20, 5353)),
+    ]
+}
+
+/// The port bitmaps' words, by index.
+pub fn port_words() -> Vec<(u32, u64)> {
+    let mut words = std::collections::BTreeMap::new();
+    let mut set = |kind, port| {
+        let (index, bit) = port_bit(kind, port);
+        *words.entry(index).or_insert(0) |= bit;
+    };
+    for listen in listens() {
+        set(
+            if listen.udp {
+                PortKind::ServiceUdp
+            } else {
+                PortKind::ServiceTcp
+            },
+            listen.port,
+        );
+    }
+    for (_, backend) in backends(Addresses { v6: false }) {
+        let udp = backend.protocol == protocol::UDP;
+        let kind = if udp {
+            PortKind::BackendUdp
+        } else {
+            PortKind::BackendTcp
+        };
+        set(kind, Be16(backend.port).get());
+    }
+    words.into_iter().collect()
+}
