@@ -1,8 +1,8 @@
 //! What the tests, the benchmark and the demo share: packet cases ([`packets`]), and the harness of
-//! the network tests: hosts and cables ([`net`]), servers behind the
-//! load balancer ([`servers`]), clients in front of it ([`clients`]), and the daemon ([`daemon`]).
+//! the network tests: hosts and cables ([`net`]), servers behind the load balancer ([`servers`]),
+//! clients in front of it ([`clients`]), and the daemon ([`daemon`]).
 //!
-//! Everything a test builds hangs on file descriptors and child processes of the test process.
+//! Everything a network test builds hangs on file descriptors and child processes of the test process.
 //! When it ends, by whatever means, the kernel takes it all away.
 
 pub mod bulk;
@@ -14,6 +14,7 @@ pub mod host;
 pub mod net;
 pub mod packets;
 pub mod servers;
+pub mod veth;
 pub mod world;
 
 use std::{

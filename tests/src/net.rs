@@ -3,9 +3,13 @@
 use std::{
     fmt,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    os::fd::OwnedFd,
 };
 
-use crate::host::{Host, cable};
+use crate::{
+    host::{Host, cable},
+    veth::pass_everything,
+};
 
 /// Client source addresses: enough that 20,000 connections do not exhaust the ports of one.
 pub const CLIENT_ADDRESSES: u8 = 8;
@@ -87,6 +91,8 @@ pub struct Network {
     pub backends: Vec<Host>,
     switch: Option<Host>,
     topology: Topology,
+    /// XDP programs at the far ends of the node's cables.
+    far_ends: Vec<OwnedFd>,
 }
 
 impl Network {
@@ -100,6 +106,7 @@ impl Network {
             backends,
             switch: None,
             topology,
+            far_ends: Vec::new(),
         };
         network.plug()?;
         network.configure_node()?;
@@ -161,28 +168,36 @@ impl Network {
     }
 
     fn plug(&mut self) -> anyhow::Result<()> {
-        if self.topology.layout == Layout::Direct {
+        if self.topology.layout != Layout::OneArm {
             cable(&self.client, "eth0", &self.node, "client")?;
-            for (i, backend) in self.backends.iter().enumerate() {
-                cable(&self.node, &format!("b{}", i + 1), backend, "eth0")?;
-            }
-            return Ok(());
+            self.far_ends.push(pass_everything(&self.client, "eth0")?);
         }
+        if self.topology.layout != Layout::Direct {
+            return self.plug_switch();
+        }
+        for (i, backend) in (1..).zip(&self.backends) {
+            cable(&self.node, &format!("b{i}"), backend, "eth0")?;
+            self.far_ends.push(pass_everything(backend, "eth0")?);
+        }
+        Ok(())
+    }
+
+    fn plug_switch(&mut self) -> anyhow::Result<()> {
         let switch = Host::new("switch")?;
         switch.sysctl(&[("ipv6/conf/default/disable_ipv6", "1")])?;
         switch.ip("link add name bridge type bridge mcast_snooping 0\nlink set dev bridge up")?;
         let mut ports = vec![("node".to_owned(), &self.node, "lan")];
-        for (i, backend) in self.backends.iter().enumerate() {
-            ports.push((format!("p{}", i + 1), backend, "eth0"));
+        for (i, backend) in (1..).zip(&self.backends) {
+            ports.push((format!("p{i}"), backend, "eth0"));
         }
-        match self.topology.layout {
-            Layout::OneArm => ports.push(("client".to_owned(), &self.client, "eth0")),
-            _ => cable(&self.client, "eth0", &self.node, "client")?,
+        if self.topology.layout == Layout::OneArm {
+            ports.push(("client".to_owned(), &self.client, "eth0"));
         }
         for (port, host, device) in ports {
             cable(&switch, &port, host, device)?;
             switch.ip(&format!("link set dev {port} master bridge"))?;
         }
+        self.far_ends.push(pass_everything(&switch, "node")?);
         self.switch = Some(switch);
         Ok(())
     }

@@ -18,6 +18,10 @@ pub const HTTP_PORT: u16 = 8080;
 /// `NAME PEER text`, PEER being the address the agent saw it come from.
 pub const ECHO_PORT: u16 = 7000;
 
+/// Ports from [`ECHO_PORT`] up at which the echo server listens: with SNAT, one backend address has
+/// only as many connections as there are source ports.
+pub const ECHO_PORTS: u16 = 3;
+
 /// The server process of one backend. Killed when dropped.
 pub struct Agent {
     host: Host,

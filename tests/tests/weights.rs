@@ -43,10 +43,9 @@ fn weights_hold(xdp: &'static str) {
         let mut config = Config::new(network, xdp);
         for (n, (policy, _)) in (0..).zip(POLICIES) {
             for protocol in protocols {
-                let name = format!("{policy}-{protocol}").to_lowercase();
-                let mut service = Service::new(&name, protocol)
+                let mut service = Service::new(&service_name(policy, protocol), protocol)
                     .listen(network, n, ECHO_PORT)
-                    .backends(network, ECHO_PORT, &WEIGHTS);
+                    .backends(network, ECHO_PORT + u16::from(n), &WEIGHTS);
                 service.policy = policy;
                 config = config.service(service);
             }
@@ -93,4 +92,22 @@ fn weights_hold(xdp: &'static str) {
         }
     }
     assert!(wrong.is_empty(), "{wrong:#?}");
+    counters_agree(&world);
+}
+
+/// What lbctl tells of each service is what the clients counted: all connections, of both families.
+fn counters_agree(world: &World) {
+    for service in world.daemon.services().unwrap() {
+        let name = &service.name;
+        assert_eq!(service.total_connections, 2 * CONNECTIONS as u64, "{name}");
+        let backends = world.daemon.backends().unwrap();
+        let own = backends.iter().filter(|b| b.service == *name);
+        assert_eq!(own.clone().map(|b| b.failed_connections).sum::<u64>(), 0);
+        let total: u64 = own.map(|b| b.total_connections).sum();
+        assert_eq!(total, 2 * CONNECTIONS as u64, "{name}");
+    }
+}
+
+fn service_name(policy: &str, protocol: Protocol) -> String {
+    format!("{policy}-{protocol}").to_lowercase()
 }

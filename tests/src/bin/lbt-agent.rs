@@ -5,7 +5,7 @@ use std::{net::SocketAddr, rc::Rc};
 use anyhow::Context;
 use lb_tests::{
     bulk::{self, CHUNK},
-    servers::{ECHO_PORT, HTTP_PORT},
+    servers::{ECHO_PORT, ECHO_PORTS, HTTP_PORT},
 };
 use sha2::{Digest, Sha256};
 use tokio::{
@@ -20,17 +20,18 @@ const LINE_LIMIT: u64 = 16 * 1024;
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> anyhow::Result<()> {
     let name = std::env::args().nth(1).context("usage: lbt-agent NAME")?;
-    let (http, echo) = (listen(HTTP_PORT)?, listen(ECHO_PORT)?);
-    let datagrams = UdpSocket::bind(any(ECHO_PORT)).await?;
-    println!("ready");
     let name: Rc<str> = name.into();
-    task::LocalSet::new()
-        .run_until(async {
-            task::spawn_local(accept(http, name.clone(), serve_http));
-            task::spawn_local(accept(echo, name.clone(), serve_echo));
-            echo_datagrams(datagrams, &name).await
-        })
-        .await
+    let servers = task::LocalSet::new();
+    let http = listen(HTTP_PORT)?;
+    servers.spawn_local(accept(http, name.clone(), serve_http));
+    for port in ECHO_PORT..ECHO_PORT + ECHO_PORTS {
+        let (lines, datagrams) = (listen(port)?, UdpSocket::bind(any(port)).await?);
+        servers.spawn_local(accept(lines, name.clone(), serve_echo));
+        servers.spawn_local(echo_datagrams(datagrams, name.clone()));
+    }
+    println!("ready");
+    servers.await;
+    Ok(())
 }
 
 /// All addresses of both families.
@@ -80,7 +81,7 @@ async fn serve_echo(connection: TcpStream, peer: SocketAddr, name: Rc<str>) -> a
     }
 }
 
-async fn echo_datagrams(socket: UdpSocket, name: &str) -> anyhow::Result<()> {
+async fn echo_datagrams(socket: UdpSocket, name: Rc<str>) {
     let mut buffer = vec![0; CHUNK];
     loop {
         // Errors are of one peer (an ICMP message), not of the socket.
