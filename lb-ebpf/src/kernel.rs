@@ -148,8 +148,8 @@ impl Tables for Kernel {
 #[inline(always)]
 fn neighbour(fib: &bpf_fib_lookup) -> NextHop {
     // SAFETY: the kernel filled in this variant of the union, whose MACs lie at even addresses.
-    // Volatile, or LLVM joins the halves to words across the stack's alignment, which the
-    // verifier refuses.
+    // Volatile, or LLVM may join the halves to words that a verifier which is strict about
+    // alignment refuses.
     let half = |mac: &[u8; 6], index: usize| unsafe {
         mac.as_ptr().cast::<u16>().add(index).read_volatile() as u32
     };
@@ -176,9 +176,29 @@ fn neighbour(fib: &bpf_fib_lookup) -> NextHop {
     }
 }
 
-/// Asks the routing table with the parts of `fib` that differ by family filled in.
+/// Asks the routing table about `flow`; `fill` enters its addresses.
 #[inline(always)]
-fn lookup(context: *mut c_void, fib: &mut bpf_fib_lookup) -> Route {
+fn lookup<A: Address>(
+    context: *mut c_void,
+    family: u8,
+    ingress: u32,
+    flow: &Flow<A>,
+    protocol: u8,
+    fill: impl FnOnce(&mut bpf_fib_lookup),
+) -> Route {
+    // Off the stack, where 64 bytes are too many.
+    let Some(fib) = maps::FIB.get_ptr_mut(0) else {
+        return Route::Stack;
+    };
+    // SAFETY: a per-CPU element that only this function uses, a plain C struct of integers.
+    let fib = unsafe { &mut *fib };
+    *fib = unsafe { core::mem::zeroed() };
+    fib.family = family;
+    fib.l4_protocol = protocol;
+    fib.sport = flow.src_port.0;
+    fib.dport = flow.dst_port.0;
+    fib.ifindex = ingress;
+    fill(fib);
     // SAFETY: `fib` is a whole parameter block and the length is its own.
     let answer = unsafe { fib_lookup(context, fib, size_of::<bpf_fib_lookup>() as i32, 0) };
     // Where forwarding is off, in tunnels and for local addresses, the stack knows what to do.
@@ -192,19 +212,6 @@ fn lookup(context: *mut c_void, fib: &mut bpf_fib_lookup) -> Route {
         }
         _ => Route::Stack,
     }
-}
-
-/// What both families ask alike.
-#[inline(always)]
-fn question<A: Address>(family: u8, ingress: u32, flow: &Flow<A>, protocol: u8) -> bpf_fib_lookup {
-    // SAFETY: a plain C struct of integers.
-    let mut fib: bpf_fib_lookup = unsafe { core::mem::zeroed() };
-    fib.family = family;
-    fib.l4_protocol = protocol;
-    fib.sport = flow.src_port.0;
-    fib.dport = flow.dst_port.0;
-    fib.ifindex = ingress;
-    fib
 }
 
 macro_rules! family_tables {
@@ -275,10 +282,10 @@ macro_rules! family_tables {
 
             #[inline(always)]
             fn route(&self, ingress: u32, flow: &Flow<$family>, protocol: u8) -> Route {
-                let mut fib = question($af, ingress, flow, protocol);
-                fib.__bindgen_anon_3.$src = flow.src.0;
-                fib.__bindgen_anon_4.$dst = flow.dst.0;
-                lookup(self.context, &mut fib)
+                lookup(self.context, $af, ingress, flow, protocol, |fib| {
+                    fib.__bindgen_anon_3.$src = flow.src.0;
+                    fib.__bindgen_anon_4.$dst = flow.dst.0;
+                })
             }
         }
     };

@@ -1,5 +1,6 @@
 //! Every map. Sizes are minimal here; the daemon sets them at load time from its config.
 
+use aya_ebpf::bindings::bpf_fib_lookup;
 use aya_ebpf::btf_maps::{Array, ArrayOfMaps, HashMap, LruHashMap, PerCpuArray};
 use aya_ebpf::macros::btf_map;
 use lb_common::abi::{
@@ -77,3 +78,7 @@ pub(crate) static WORK4: PerCpuArray<Work<V4>, 1> = PerCpuArray::new();
 /// As [`WORK4`].
 #[btf_map]
 pub(crate) static WORK6: PerCpuArray<Work<V6>, 1> = PerCpuArray::new();
+
+/// Question to the routing table and its answer. Writer: the packet path.
+#[btf_map]
+pub(crate) static FIB: PerCpuArray<bpf_fib_lookup, 1> = PerCpuArray::new();

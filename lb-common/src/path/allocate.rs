@@ -44,31 +44,32 @@ pub(super) fn reverse<A: Address, T: FamilyTables<A>>(
         key.protocol,
     );
     fill(flow, reverse, key, drawn, flow_state::REVERSE);
-    let start = tables.random();
-    for attempt in 0..ATTEMPTS {
-        if attempt > 0 || snat {
-            let place = start.wrapping_add(attempt);
-            let Some(port) = pool_port(tables, config, key.protocol, place) else {
-                continue;
-            };
-            reverse.dst_port = port;
-        }
-        if !is_free(tables, reverse, key, other) {
-            continue;
-        }
-        flow.port_delta = port_delta(reverse, key);
+    if !snat && is_free(tables, reverse, key, other) {
         match tables.insert_handshake(reverse, flow, false) {
             Ok(()) => return Ok(()),
             Err(InsertError::Full) => return Err(Drop::HandshakeTableFull),
-            Err(InsertError::Exists) => {
-                // Ours from a first packet whose forward entry was evicted, or another's.
-                let ours = tables
-                    .handshake(reverse)
-                    .is_some_and(|found| found.opposite(key.protocol) == *key);
-                if ours && tables.insert_handshake(reverse, flow, true).is_ok() {
-                    return Ok(());
-                }
-            }
+            Err(InsertError::Exists) => {}
+        }
+        // Ours, from a first packet whose forward entry was evicted, or another connection's.
+        let ours = tables
+            .handshake(reverse)
+            .is_some_and(|found| found.opposite(key.protocol) == *key);
+        if ours && tables.insert_handshake(reverse, flow, true).is_ok() {
+            return Ok(());
+        }
+    }
+    let start = tables.random();
+    for attempt in 0..ATTEMPTS {
+        let Some(port) = pool_port(tables, config, key.protocol, start.wrapping_add(attempt))
+        else {
+            continue;
+        };
+        reverse.dst_port = port;
+        flow.port_delta = port_delta(reverse, key);
+        if is_free(tables, reverse, key, other)
+            && tables.insert_handshake(reverse, flow, false).is_ok()
+        {
+            return Ok(());
         }
     }
     Err(Drop::SourcePortsExhausted)

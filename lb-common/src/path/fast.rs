@@ -14,12 +14,9 @@ pub fn fast<A: Family, F: Frame, T: FamilyTables<A>>(
     network: usize,
 ) -> Result<Step, Drop> {
     const PASS: Result<Step, Drop> = Ok(Step::Done(Verdict::Pass));
-    let Some((key, packet)) = parse::packet::<A, F>(frame, network) else {
+    let Some((key, packet)) = parse::packet::<A, F, T>(frame, tables, network) else {
         return PASS;
     };
-    if !packet.is_wanted(tables, &key) {
-        return PASS;
-    }
     // The end of a connection, and its beginning, change state.
     if packet.has(tcp::SYN | tcp::FIN | tcp::RST) {
         return Ok(Step::Slow);

@@ -3,7 +3,7 @@
 use super::wire::{ETHERTYPE_IPV4, ETHERTYPE_IPV6, ETHERTYPE_QINQ, ETHERTYPE_VLAN, Ethernet};
 use super::wire::{Tcp, Udp};
 use super::{Family, Frame, Tables};
-use crate::abi::{Address, Be16, FlowKey, PortKind, port_bit, protocol};
+use crate::abi::{Be16, FlowKey, PortKind, port_bit, protocol};
 
 /// Where the network header begins.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -83,62 +83,67 @@ impl Packet {
     pub(super) const fn has(&self, flags: u8) -> bool {
         self.flags & flags != 0
     }
-
-    /// Whether either port is one of a service or of a backend: the cheap question that turns
-    /// foreign traffic away before any hash lookup.
-    #[inline(always)]
-    pub(super) fn is_wanted<A: Address, T: Tables>(&self, tables: &T, key: &FlowKey<A>) -> bool {
-        let (service, backend) = if self.is_udp() {
-            (PortKind::ServiceUdp, PortKind::BackendUdp)
-        } else {
-            (PortKind::ServiceTcp, PortKind::BackendTcp)
-        };
-        let (index, bit) = port_bit(service, key.dst_port.get());
-        if tables.port_word(index) & bit != 0 {
-            return true;
-        }
-        let (index, bit) = port_bit(backend, key.src_port.get());
-        tables.port_word(index) & bit != 0
-    }
 }
 
-/// Parses a TCP or UDP packet whose IP header begins at `network`. `None` for everything the
-/// path leaves alone: other protocols, fragments, headers that contradict themselves or the frame.
+/// Whether either port is one of a service or of a backend: the cheap question that turns foreign
+/// traffic away before anything else is asked.
 #[inline(always)]
-pub(super) fn packet<A: Family, F: Frame>(
+fn is_wanted<T: Tables>(tables: &T, protocol: u8, [src, dst]: [Be16; 2]) -> bool {
+    let (service, backend) = if protocol == protocol::UDP {
+        (PortKind::ServiceUdp, PortKind::BackendUdp)
+    } else {
+        (PortKind::ServiceTcp, PortKind::BackendTcp)
+    };
+    let (index, bit) = port_bit(service, dst.get());
+    if tables.port_word(index) & bit != 0 {
+        return true;
+    }
+    let (index, bit) = port_bit(backend, src.get());
+    tables.port_word(index) & bit != 0
+}
+
+/// Parses a TCP or UDP packet on a port that a service or a backend uses; its IP header begins at
+/// `network`. `None` for everything the path leaves alone: other ports and protocols, fragments,
+/// headers that contradict themselves or the frame.
+#[inline(always)]
+pub(super) fn packet<A: Family, F: Frame, T: Tables>(
     frame: &F,
+    tables: &T,
     network: usize,
 ) -> Option<(FlowKey<A>, Packet)> {
     let header = A::read(frame, network)?;
+    if header.protocol != protocol::TCP && header.protocol != protocol::UDP {
+        return None;
+    }
     let transport = network + header.length;
+    let ports = frame.load::<[Be16; 2]>(transport)?;
+    if !is_wanted(tables, header.protocol, ports) {
+        return None;
+    }
     // Shorter frames are truncated packets; longer ones carry Ethernet padding.
     if network + header.total_length > frame.length() {
         return None;
     }
     let transport_length = header.total_length.checked_sub(header.length)?;
-    let (ports, flags) = match header.protocol {
-        protocol::TCP => {
-            let tcp = frame.load::<Tcp>(transport)?;
-            let data_offset = (tcp.data_offset >> 4) as usize * 4;
-            if data_offset < size_of::<Tcp>() || data_offset > transport_length {
-                return None;
-            }
-            ([tcp.src_port, tcp.dst_port], tcp.flags)
+    let mut flags = 0;
+    if header.protocol == protocol::TCP {
+        let tcp = frame.load::<Tcp>(transport)?;
+        let data_offset = (tcp.data_offset >> 4) as usize * 4;
+        if data_offset < size_of::<Tcp>() || data_offset > transport_length {
+            return None;
         }
-        protocol::UDP => {
-            let udp = frame.load::<Udp>(transport)?;
-            let length = udp.length.get() as usize;
-            if length < size_of::<Udp>() || length > transport_length {
-                return None;
-            }
-            // RFC 8200 8.1: over IPv6 a UDP checksum of zero is no valid packet.
-            if A::IS_V6 && udp.checksum == 0 {
-                return None;
-            }
-            ([udp.src_port, udp.dst_port], 0)
+        flags = tcp.flags;
+    } else {
+        let udp = frame.load::<Udp>(transport)?;
+        let length = udp.length.get() as usize;
+        if length < size_of::<Udp>() || length > transport_length {
+            return None;
         }
-        _ => return None,
-    };
+        // RFC 8200 8.1: over IPv6 a UDP checksum of zero is no valid packet.
+        if A::IS_V6 && udp.checksum == 0 {
+            return None;
+        }
+    }
     let [src_port, dst_port] = ports;
     let key = FlowKey::new(header.src, src_port, header.dst, dst_port, header.protocol);
     let packet = Packet {

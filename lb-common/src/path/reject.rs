@@ -18,7 +18,7 @@ pub fn answer<A: Family, F: Frame, T: FamilyTables<A>>(
     tables: &T,
     network: usize,
 ) -> Result<Verdict, Drop> {
-    let Some((key, packet)) = parse::packet::<A, F>(frame, network) else {
+    let Some((key, packet)) = parse::packet::<A, F, T>(frame, tables, network) else {
         return Ok(Verdict::Pass);
     };
     let Some(config) = tables.config() else {

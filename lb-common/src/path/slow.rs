@@ -36,7 +36,7 @@ pub fn slow<A: Family, F: Frame, T: FamilyTables<A>>(
     let (Some(work), Some(config)) = (tables.work(), tables.config()) else {
         return PASS;
     };
-    let Some((key, packet)) = parse::packet::<A, F>(frame, network) else {
+    let Some((key, packet)) = parse::packet::<A, F, T>(frame, tables, network) else {
         return PASS;
     };
     work.key = key;

@@ -3,6 +3,7 @@
 use std::{future::Future, sync::Arc};
 
 use hyper::{Method, StatusCode, body::Bytes};
+use serde::Deserialize;
 use tokio::net::UnixListener;
 
 use super::types::{Fault, FaultCode, Request, Response};
@@ -12,6 +13,9 @@ use crate::{
 };
 
 pub const PATH: &str = "/v1/call";
+
+/// Values in a request: six for each backend of the largest service, and some.
+const MAX_VALUES: usize = 200_000;
 
 /// Carries out requests.
 pub trait Service: Send + Sync + 'static {
@@ -51,17 +55,39 @@ impl<S: Service> Site for Api<S> {
 
 /// Errors say what a request looks like, or which verb, field or value is wrong.
 fn parse(body: &[u8]) -> Result<Request, String> {
-    let value: serde_json::Value = serde_json::from_slice(body).map_err(|error| {
-        format!(r#"the body is no JSON: {error}; expected an object such as {{"verb":"status"}}"#)
-    })?;
-    let Some(fields) = value.as_object() else {
-        return Err(r#"expected an object such as {"verb":"status"}"#.to_owned());
-    };
-    let place = match fields.get("verb").and_then(|verb| verb.as_str()) {
-        Some(verb) => format!("verb `{}`: ", verb.chars().take(40).collect::<String>()),
-        None => String::new(),
-    };
-    serde_json::from_value(value).map_err(|error| format!("{place}{error}"))
+    if values(body) > MAX_VALUES {
+        return Err(format!("the body holds more than {MAX_VALUES} values"));
+    }
+    serde_json::from_slice(body).map_err(|error| match verb(body) {
+        Some(verb) => format!("verb `{verb}`: {error}"),
+        None => format!(r#"{error}; expected an object such as {{"verb":"status"}}"#),
+    })
+}
+
+/// Upper bound of the values in a JSON text, of which each takes up to forty times its length in
+/// memory while serde looks for the verb.
+fn values(json: &[u8]) -> usize {
+    let (mut values, mut in_string, mut escaped) = (1, false, false);
+    for byte in json {
+        match byte {
+            _ if escaped => escaped = false,
+            b'\\' if in_string => escaped = true,
+            b'"' => in_string = !in_string,
+            b'[' | b'{' | b',' if !in_string => values += 1,
+            _ => {}
+        }
+    }
+    values
+}
+
+/// The verb of a request that may be wrong otherwise, short enough for a message.
+fn verb(body: &[u8]) -> Option<String> {
+    #[derive(Deserialize)]
+    struct Verb {
+        verb: String,
+    }
+    let Verb { verb } = serde_json::from_slice(body).ok()?;
+    Some(verb.chars().take(40).collect())
 }
 
 fn status(code: FaultCode) -> StatusCode {
@@ -71,5 +97,23 @@ fn status(code: FaultCode) -> StatusCode {
         FaultCode::Conflict => StatusCode::CONFLICT,
         FaultCode::Refused => StatusCode::FORBIDDEN,
         FaultCode::Failed => StatusCode::INTERNAL_SERVER_ERROR,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_stands_in_a_string_is_no_value() {
+        assert_eq!(values(br#"{"a":[1,2],"b":{}}"#), 6);
+        assert_eq!(values(br#"{"text":"[1,2,{\",,,"}"#), 2);
+    }
+
+    #[test]
+    fn a_body_of_nothing_but_values_is_refused() {
+        let bomb = format!(r#"{{"verb":"export","a":[{}1]}}"#, "[],".repeat(MAX_VALUES));
+        let error = parse(bomb.as_bytes()).unwrap_err();
+        assert!(error.contains("more than 200000 values"), "{error}");
     }
 }

@@ -247,7 +247,7 @@ pub(super) struct Unset {
 pub(super) struct Status {
     #[arg(short, long, value_enum, default_value = "table")]
     pub(super) output: Format,
-    /// Wait this long for the daemon to be well; the exit code is 8 if it is not by then
+    /// Wait up to this long for the daemon to be well; exit code 8 if it is not even ready by then
     #[arg(long, value_name = "TIME", value_parser = duration_text::parse)]
     pub(super) wait: Option<Duration>,
 }

@@ -56,10 +56,10 @@ pub(super) async fn run(
             output::object("Status", fields, args.output, out)?;
         }
     }
-    Ok(match (is_well(&status), waited) {
-        (true, _) => Exit::Ok,
-        (false, None) => Exit::Degraded,
-        (false, Some(_)) => Exit::Timeout,
+    Ok(match (is_well(&status), status.ready, waited) {
+        (true, ..) => Exit::Ok,
+        (false, false, Some(_)) => Exit::Timeout,
+        (false, ..) => Exit::Degraded,
     })
 }
 

@@ -18,7 +18,7 @@ use super::{
     drains::Drains,
     events::{Event, Events, Reason},
     faults,
-    inputs::{Input, Inputs, Message, Routes, Scanned},
+    inputs::{Input, Inputs, Message, Routed, Scanned},
     kernel::{self, Kernel},
     view::{Counts, View},
     world::{Transition, World},
@@ -28,13 +28,14 @@ use crate::{
     config,
     health::{Checks, Report},
     model::Config,
+    plan::Placement,
     state::Store,
 };
 
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 
-/// Flow scans take at most one part in this many of a CPU.
-const SCAN_SHARE: u32 = 20;
+/// Flow scans and route look-ups take at most one part in this many of a CPU each.
+const BACKGROUND_SHARE: u32 = 20;
 const SCAN_EVERY: Duration = Duration::from_secs(1);
 
 pub(super) struct Actor {
@@ -105,10 +106,10 @@ impl Actor {
                 }
                 Input::NetworkChanged => {
                     self.raise_epoch();
-                    self.look_up_routes();
+                    self.inputs.routes_due = Some(self.inputs.routes_rest);
                 }
-                Input::Routed(Some(routes)) => self.take_routes(routes),
-                Input::Routed(None) => tracing::error!("looking up routes panicked"),
+                Input::RoutesDue => self.look_up_routes(),
+                Input::Routed(routed) => self.take_routes(routed),
                 Input::ScanDue => self.scan(),
                 Input::Scanned(scanned) => self.take_scan(scanned),
                 Input::VerifyDue => self.verify(),
@@ -125,7 +126,14 @@ impl Actor {
         }
         // Routes may have changed while no daemon watched.
         self.raise_epoch();
-        let _ = self.apply();
+        if self.apply().is_ok() {
+            let Placement { services, slots } = &*self.kernel.placement;
+            tracing::info!(
+                services = services.len(),
+                backends = slots.len(),
+                "the kernel is up to date"
+            );
+        }
         self.checks.set_targets(&self.world.targets());
     }
 
@@ -153,6 +161,7 @@ impl Actor {
         if transitions.is_empty() {
             return;
         }
+        self.kernel.evict(&transitions);
         let _ = self.apply();
         for event in transitions.iter().filter_map(transition_event) {
             self.tell(event);
@@ -175,7 +184,7 @@ impl Actor {
         let datapath = self.kernel.datapath.clone();
         self.world
             .relayer(layers, |address| kernel::route(&*datapath, address));
-        self.kernel.note_moves();
+        self.kernel.note_moves(self.note.scans_begun);
         let refused_before = self.kernel.refused.clone();
         let applied = self.apply();
         self.checks.set_targets(&self.world.targets());
@@ -253,26 +262,29 @@ impl Actor {
     }
 
     fn look_up_routes(&mut self) {
-        if self.inputs.routes.is_some() {
-            return;
-        }
         let addresses = self.world.routed();
         let datapath = self.kernel.datapath.clone();
         self.inputs.routes = Some(spawn_blocking(move || {
-            addresses
+            let began = Instant::now();
+            let routes = addresses
                 .into_iter()
                 .filter_map(|address| Some((address, kernel::route(&*datapath, address)?)))
-                .collect()
+                .collect();
+            Routed {
+                took: began.elapsed(),
+                routes,
+            }
         }));
     }
 
-    fn take_routes(&mut self, routes: Routes) {
+    fn take_routes(&mut self, routed: Option<Routed>) {
+        let Some(Routed { took, routes }) = routed else {
+            tracing::error!("looking up routes panicked");
+            return;
+        };
+        self.inputs.routes_rest = Instant::now() + took * BACKGROUND_SHARE;
         let transitions = self.world.reroute(routes);
-        // Source addresses may differ where no state does.
-        let _ = self.apply();
-        for event in transitions.iter().filter_map(transition_event) {
-            self.tell(event);
-        }
+        self.follow(transitions);
     }
 
     fn scan(&mut self) {
@@ -292,7 +304,7 @@ impl Actor {
 
     fn take_scan(&mut self, scanned: Option<Scanned>) {
         let took = scanned.as_ref().map_or(Duration::ZERO, |s| s.took);
-        self.inputs.scan_due = Instant::now() + SCAN_EVERY.max(took * SCAN_SHARE);
+        self.inputs.scan_due = Instant::now() + SCAN_EVERY.max(took * BACKGROUND_SHARE);
         let (number, scan) = match scanned {
             Some(Scanned {
                 number,
@@ -320,9 +332,8 @@ impl Actor {
         {
             self.tell(event);
         }
-        self.kernel.scan = Some(Arc::new(scan));
-        if self.kernel.has_retired_slots() {
-            self.kernel.note_moves();
+        self.kernel.take_scan(number, scan);
+        if self.kernel.has_empty_slots() {
             let _ = self.apply();
         }
     }
@@ -343,7 +354,7 @@ impl Actor {
             }
         }
         if self.world.has_unreachable() {
-            self.look_up_routes();
+            self.inputs.routes_due = Some(self.inputs.routes_rest);
         }
     }
 

@@ -349,5 +349,4 @@ fn listens_are_free<'a>(
 }
 
 #[cfg(test)]
-#[path = "changes_tests.rs"]
 mod tests;

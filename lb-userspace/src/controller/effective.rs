@@ -46,7 +46,7 @@ pub(super) struct Facts<'a> {
 pub(super) struct Effective {
     pub state: BackendState,
     pub admit: Admit,
-    /// What the table is built with; 0 while the backend takes no new connections.
+    /// As people see it: 0 while the backend takes no new connections.
     pub weight: u32,
     /// Why, the decisive reason first.
     pub reasons: Vec<String>,
@@ -68,11 +68,11 @@ pub(super) fn effective(facts: Facts<'_>) -> Effective {
 }
 
 pub(super) fn desired(facts: Facts<'_>) -> DesiredBackend {
-    let Effective { admit, weight, .. } = effective(facts);
     DesiredBackend {
         address: facts.spec.address,
-        weight,
-        admit,
+        // Also of one that takes no connections: the size of a table must not follow failures.
+        weight: weight(facts.spec.weight, facts.said.weight),
+        admit: effective(facts).admit,
         snat: match facts.via {
             Via::Node(source) => Some(source),
             Via::Client | Via::Nowhere => None,

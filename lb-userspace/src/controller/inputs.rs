@@ -53,7 +53,11 @@ pub(super) struct Scanned {
     pub result: anyhow::Result<FlowScan>,
 }
 
-pub(super) type Routes = HashMap<IpAddr, Route>;
+/// How the node reaches addresses now.
+pub(super) struct Routed {
+    pub took: Duration,
+    pub routes: HashMap<IpAddr, Route>,
+}
 
 pub(super) enum Input {
     Reports(Vec<Report>),
@@ -63,7 +67,8 @@ pub(super) enum Input {
     NetworkChanged,
     /// `None` if the pass panicked.
     Scanned(Option<Scanned>),
-    Routed(Option<Routes>),
+    Routed(Option<Routed>),
+    RoutesDue,
     ScanDue,
     VerifyDue,
     RetryDue,
@@ -74,7 +79,10 @@ pub(super) struct Inputs {
     pub messages: mpsc::UnboundedReceiver<Message>,
     pub network: Arc<Notify>,
     pub scan: Option<JoinHandle<Scanned>>,
-    pub routes: Option<JoinHandle<Routes>>,
+    pub routes: Option<JoinHandle<Routed>>,
+    pub routes_due: Option<Instant>,
+    /// When routes may be looked up again.
+    pub routes_rest: Instant,
     pub scan_due: Instant,
     pub retry_due: Option<Instant>,
     settled: Option<Instant>,
@@ -96,6 +104,8 @@ impl Inputs {
             network,
             scan: None,
             routes: None,
+            routes_due: None,
+            routes_rest: now,
             scan_due: now,
             retry_due: None,
             settled: None,
@@ -118,9 +128,13 @@ impl Inputs {
                 () = self.network.notified() => {
                     self.settled.get_or_insert_with(|| Instant::now() + SETTLE);
                 }
-                () = at(self.settled), if self.routes.is_none() => {
+                () = at(self.settled) => {
                     self.settled = None;
                     return Input::NetworkChanged;
+                }
+                () = at(self.routes_due), if self.routes.is_none() => {
+                    self.routes_due = None;
+                    return Input::RoutesDue;
                 }
                 scanned = joined(&mut self.scan) => {
                     self.scan = None;

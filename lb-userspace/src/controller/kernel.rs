@@ -3,14 +3,16 @@
 
 use std::{collections::HashSet, net::IpAddr, sync::Arc, time::Instant};
 
+use lb_common::abi::{Backend, backend_state};
+
 use super::{
     totals::{Life, Totals},
-    world::World,
+    world::{Transition, World},
 };
 use crate::{
     datapath::{Datapath, FlowScan, Route},
     model::BackendRef,
-    plan::{Installed, Placement},
+    plan::{Admit, Installed, Placement},
     reconcile::Reconciler,
 };
 
@@ -31,6 +33,8 @@ pub(super) struct Kernel {
     reconciler: Reconciler,
     /// Backends came or went since the last pass that succeeded.
     moved: bool,
+    /// Number of the last scan begun when backends came or went.
+    moved_at: u64,
 }
 
 impl Kernel {
@@ -45,6 +49,7 @@ impl Kernel {
             failure: None,
             seconds: Vec::new(),
             moved: true,
+            moved_at: 0,
         })
     }
 
@@ -52,14 +57,38 @@ impl Kernel {
         self.reconciler.installed()
     }
 
-    /// Says that the next pass adds or removes objects, or frees slots.
-    pub(super) fn note_moves(&mut self) {
+    /// Says that the next pass adds or removes objects, the last scan begun being `scan`.
+    pub(super) fn note_moves(&mut self, scan: u64) {
         self.moved = true;
+        self.moved_at = scan;
     }
 
-    /// Some slots have flows and no backend any more.
-    pub(super) fn has_retired_slots(&self) -> bool {
-        !self.totals.is_settled() || self.installed().backends.len() > self.placement.slots.len()
+    /// Takes in the scan begun as the `number`th. Slots are freed only by a scan that began after
+    /// they lost their backend; earlier ones may have missed a connection.
+    pub(super) fn take_scan(&mut self, number: u64, scan: FlowScan) {
+        self.scan = Some(Arc::new(scan));
+        if number > self.moved_at {
+            self.reconciler.scanned();
+        }
+        // The next pass frees them.
+        self.moved |= self.has_empty_slots();
+    }
+
+    /// Some slot has neither backend nor flows any more.
+    pub(super) fn has_empty_slots(&self) -> bool {
+        let Some(scan) = &self.scan else {
+            return false;
+        };
+        let in_use = |backend: &Backend| backend.state != backend_state::FREE;
+        let backends = &self.installed().backends;
+        if backends.values().filter(|b| in_use(b)).count() == self.placement.slots.len() {
+            return false;
+        }
+        let placed: HashSet<u32> = self.placement.slots.values().copied().collect();
+        backends.iter().any(|(slot, backend)| {
+            let present = scan.present.get(slot).copied().unwrap_or(0);
+            in_use(backend) && !placed.contains(slot) && present == 0
+        })
     }
 
     /// Brings the kernel to what `world` desires. A failure is kept in [`Kernel::failure`].
@@ -89,6 +118,30 @@ impl Kernel {
             self.moved = false;
         }
         Ok(())
+    }
+
+    /// Stops new connections to backends that failed, at once: the pass that must follow takes
+    /// milliseconds where there are many services.
+    pub(super) fn evict(&self, transitions: &[Transition]) {
+        if self.failure.is_some() {
+            // What was placed may not be what the kernel holds.
+            return;
+        }
+        let failed = |t: &&Transition| t.after.admit == Admit::Down;
+        for transition in transitions.iter().filter(failed) {
+            let slot = self.placement.slots.get(&transition.backend);
+            let Some((slot, held)) =
+                slot.and_then(|s| Some((*s, self.installed().backends.get(s)?)))
+            else {
+                continue;
+            };
+            let down = Backend {
+                state: backend_state::DOWN,
+                ..*held
+            };
+            // If this fails, so does the pass, which is retried.
+            let _ = self.datapath.set_backend(slot, &down);
+        }
     }
 
     /// Reads the kernel back and repairs it; what was repaired, in words.
@@ -131,6 +184,7 @@ impl Kernel {
             .installed()
             .backends
             .iter()
+            .filter(|(_, backend)| backend.state != backend_state::FREE)
             .map(|(&slot, backend)| Life {
                 slot,
                 generation: backend.generation,

@@ -138,12 +138,8 @@ impl Handle {
 
     /// After [`Handle::stop`], a snapshot of nothing.
     pub async fn snapshot(&self) -> Snapshot {
-        let (reply, answer) = oneshot::channel();
-        let sent = self.messages.send(Message::Snapshot { reply });
-        let (view, seconds) = match (sent, answer.await) {
-            (Ok(()), Ok(answer)) => answer,
-            _ => (View::stopped(), Vec::new()),
-        };
+        let answer = self.ask(|reply| Message::Snapshot { reply }).await;
+        let (view, seconds) = answer.unwrap_or_else(|_| (View::stopped(), Vec::new()));
         let datapath = self.datapath.clone();
         let taken = spawn_blocking(move || take_snapshot(&view, &*datapath, seconds)).await;
         taken.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))

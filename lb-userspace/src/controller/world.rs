@@ -44,7 +44,7 @@ pub(super) struct Observed {
     pub probes: BTreeMap<&'static str, u64>,
 }
 
-/// A backend whose state changed.
+/// A backend of which the kernel must hear.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) struct Transition {
     pub backend: BackendRef,
@@ -161,7 +161,7 @@ impl World {
         );
     }
 
-    /// Takes in one probe's result; `Some` if the backend's state changed with it. Reports about
+    /// Takes in one probe's result; `Some` if the verdict changed with it. Reports about
     /// backends that are gone or no longer probed are ignored.
     pub(super) fn observe(&mut self, report: Report) -> Option<Transition> {
         let Report {
@@ -197,6 +197,7 @@ impl World {
     }
 
     /// Takes in how the node reaches addresses now; those not in `routes` keep what was known.
+    /// Gives the backends that are reached otherwise than before.
     pub(super) fn reroute(&mut self, routes: HashMap<IpAddr, Route>) -> Vec<Transition> {
         self.routes.extend(routes);
         let mut transitions = Vec::new();
@@ -212,13 +213,11 @@ impl World {
                 Arc::make_mut(service).observed[place].via = via;
                 let after = effective::effective(service.fact(place));
                 desired.backends[place] = effective::desired(service.fact(place));
-                if before.state != after.state {
-                    transitions.push(Transition {
-                        backend: service.reference(&service.merged.spec.backends[place]),
-                        before,
-                        after,
-                    });
-                }
+                transitions.push(Transition {
+                    backend: service.reference(&service.merged.spec.backends[place]),
+                    before,
+                    after,
+                });
             }
         }
         transitions
@@ -243,7 +242,8 @@ impl World {
 
     /// Some backend has no route.
     pub(super) fn has_unreachable(&self) -> bool {
-        self.routes.values().any(|route| route.source.is_none())
+        let lost = |route: &Route| route.source.is_none() && !route.returns_here;
+        self.routes.values().any(lost)
     }
 
     /// Addresses whose routes matter.
@@ -386,5 +386,4 @@ impl Former {
 }
 
 #[cfg(test)]
-#[path = "world_tests.rs"]
 mod tests;

@@ -1,13 +1,30 @@
-use std::io;
+use std::{io, str::FromStr};
 
 use clap::ValueEnum;
 use tracing_subscriber::EnvFilter;
+
+use crate::datapath::kernel::Level;
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
 pub(super) enum LogFormat {
     Text,
     /// One JSON object a line
     Json,
+}
+
+/// `off` or a level.
+#[derive(Clone, Copy)]
+pub(super) struct DatapathLog(pub(super) Option<Level>);
+
+impl FromStr for DatapathLog {
+    type Err = String;
+
+    fn from_str(word: &str) -> Result<Self, String> {
+        match word {
+            "off" => Ok(Self(None)),
+            level => level.parse().map(|level| Self(Some(level))),
+        }
+    }
 }
 
 /// Logs to stderr, coloured on a terminal only.

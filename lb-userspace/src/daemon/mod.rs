@@ -10,7 +10,7 @@ use std::{
     sync::Arc,
 };
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 use clap::Parser;
 use tokio::{net::TcpListener, task::JoinSet};
 use tracing::{error, info, warn};
@@ -20,14 +20,14 @@ use crate::{
     config::{self, Parsed},
     controller::{self, Handle},
     datapath::{
-        Datapath,
-        kernel::{self, Kernel},
+        kernel::{self, Kernel, Options},
+        watch,
     },
     http::Limits,
     metrics,
     model::Config,
 };
-use logging::LogFormat;
+use logging::{DatapathLog, LogFormat};
 use signals::{Signal, Signals};
 
 /// Exit code of `--check` for a config with faults.
@@ -58,6 +58,15 @@ struct Args {
     /// error, warn, info, debug, trace, or a filter such as info,lb_userspace::health=debug
     #[arg(long, env = "RUST_LOG", value_name = "LEVEL", default_value = "info")]
     log_level: String,
+
+    /// What the kernel programs log: off, error, warn, info, debug or trace. Costs speed
+    #[arg(
+        long,
+        env = "LBD_DATAPATH_LOG",
+        value_name = "LEVEL",
+        default_value = "off"
+    )]
+    datapath_log: DatapathLog,
 }
 
 /// Runs the command line.
@@ -72,7 +81,7 @@ pub fn run() -> ExitCode {
     }
     let end = match args.cleanup {
         true => cleanup(&args.config),
-        false => start(&args.config),
+        false => start(&args.config, args.datapath_log),
     };
     match end {
         Ok(()) => ExitCode::SUCCESS,
@@ -116,23 +125,13 @@ fn cleanup(file: &Path) -> anyhow::Result<()> {
             }
         }
     };
-    if socket::answers(&config.admin.socket) {
-        bail!(
-            "lbd is running (it answers on {}) and would put everything back; stop it first",
-            config.admin.socket.display()
-        );
-    }
-    let removed = kernel::cleanup(&config.node)?;
-    if removed.is_empty() {
-        println!("nothing to remove");
-    }
-    for one in removed {
-        println!("{one}");
+    for removed in kernel::cleanup(&config.node)? {
+        println!("{removed}");
     }
     Ok(())
 }
 
-fn start(file: &Path) -> anyhow::Result<()> {
+fn start(file: &Path, DatapathLog(log_level): DatapathLog) -> anyhow::Result<()> {
     let Parsed { config, warnings } = load(file)?;
     for warning in warnings {
         let (line, column) = (warning.line, warning.column);
@@ -143,10 +142,10 @@ fn start(file: &Path) -> anyhow::Result<()> {
         .enable_all()
         .build()
         .context("cannot start the runtime")?
-        .block_on(live(config, file))
+        .block_on(live(config, file, Options { log_level }))
 }
 
-async fn live(config: Config, file: &Path) -> anyhow::Result<()> {
+async fn live(config: Config, file: &Path, options: Options) -> anyhow::Result<()> {
     let mut signals = Signals::new()?;
     // What may be taken by somebody else is taken before the data path is touched.
     let admin = config.admin.clone();
@@ -158,10 +157,7 @@ async fn live(config: Config, file: &Path) -> anyhow::Result<()> {
     let version = env!("CARGO_PKG_VERSION");
     info!(version, config = %file.display(), services = config.services.len(), "starting");
 
-    let datapath = Arc::new(Kernel::start(&config.node)?);
-    for (device, how) in datapath.attachments() {
-        info!(device, how, "attached");
-    }
+    let datapath = Arc::new(Kernel::start_with(&config.node, options)?);
     let controller = controller::start(config, Some(file.to_owned()), datapath)?;
 
     let (listener, socket_file) = socket::listen(&admin.socket)?;
@@ -174,6 +170,8 @@ async fn live(config: Config, file: &Path) -> anyhow::Result<()> {
             error!(%error, "metrics are not served");
         }
     });
+    let source = controller.clone();
+    servers.spawn(watch::watch(move || source.network_changed()));
     info!(socket = %admin.socket.display(), http = %admin.http, "serving");
 
     until_stopped(&mut signals, &controller).await;

@@ -48,14 +48,17 @@ impl Hooks {
     /// Loads the programs that get attached. Links are pinned beside the versions of the maps, so
     /// that a later version finds them.
     pub(super) fn load(mut ebpf: Ebpf, pin_root: &Path) -> Result<Self> {
-        load::xdp(&mut ebpf, program::XDP)?;
-        load::classifier(&mut ebpf, program::TC)?;
-        load::classifier(&mut ebpf, program::HANDOVER)?;
+        load::load_programs(&mut ebpf)?;
         Ok(Self {
             ebpf,
             links: Links::create(pin_root)?,
             tcx: sys::has_tcx(),
         })
+    }
+
+    #[cfg(test)]
+    pub(super) fn without_tcx(self) -> Self {
+        Self { tcx: false, ..self }
     }
 
     /// Brings a device to what `mode` asks for; does nothing where all is well. Says what it
@@ -80,7 +83,7 @@ impl Hooks {
         };
         let changes = at_xdp
             .into_iter()
-            .chain(at_tc.map(|how| format!("{how} with {name}")));
+            .chain(at_tc.map(|what| format!("{what} with {name}")));
         let changes = changes.map(|change| format!("{}: {change}", device.name));
         Ok((served, changes.collect()))
     }

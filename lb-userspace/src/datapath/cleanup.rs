@@ -18,9 +18,13 @@ use crate::model::Node;
 /// A daemon is still running, or the kernel refuses.
 pub fn cleanup(node: &Node) -> Result<Vec<String>> {
     let mut done = Vec::new();
+    preflight::require_privileges()?;
     let undo = Undo::open(&node.state_dir)?;
-    // Filters first: where links exist they are detached by removing their pins.
-    let root = preflight::PinRoot::claim_existing(&node.bpffs)?;
+    // Whatever lies in a directory of that name elsewhere is not ours.
+    let root = match preflight::require_bpffs(&node.bpffs) {
+        Ok(()) => preflight::PinRoot::claim_existing(&node.bpffs)?,
+        Err(_) => None,
+    };
     for device in devices::list()? {
         if clsact::release(&device, &undo)? {
             done.push(format!("removed the TC filter of {}", device.name));

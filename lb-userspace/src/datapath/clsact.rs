@@ -26,7 +26,6 @@ const EGRESS: u32 = 0xffff_fff3;
 struct Filter {
     priority: u16,
     handle: u32,
-    name: String,
     program: u32,
 }
 
@@ -38,7 +37,7 @@ pub(super) fn serve(
     undo: &mut Undo,
 ) -> Result<Option<String>> {
     let id = program.info()?.id();
-    let link = match ours(device.index)?.into_iter().next() {
+    let (link, change) = match ours(device.index)?.into_iter().next() {
         Some(filter) if filter.program == id => return Ok(None),
         Some(filter) => {
             let existing = SchedClassifierLink::attached(
@@ -48,7 +47,10 @@ pub(super) fn serve(
                 filter.handle.into(),
                 None,
             )?;
-            program.attach_to_link(existing)
+            (
+                program.attach_to_link(existing),
+                "replaced the program at tc",
+            )
         }
         None => {
             add_clsact(device, undo)?;
@@ -56,13 +58,13 @@ pub(super) fn serve(
                 parent: TcAttachType::Ingress.into(),
                 options: NlOptions::default(),
             };
-            program.attach(device.index, ingress)
+            (program.attach(device.index, ingress), "attached at tc")
         }
     };
     let link = link.with_context(|| format!("attaching to TC ingress of {}", device.name))?;
     // The filter stays when the daemon goes.
     std::mem::forget(program.take_link(link)?);
-    Ok(Some("tc filter".to_owned()))
+    Ok(Some(change.to_owned()))
 }
 
 /// Removes our filters, and the discipline if we added it and nobody else uses it.
@@ -149,7 +151,6 @@ fn filter(message: &Message) -> Option<Filter> {
     Some(Filter {
         priority: (number::<u32>(body, 16)? >> 16) as u16,
         handle: number(body, 8)?,
-        name,
         program: number(attribute(options, TCA_BPF_ID)?, 0)?,
     })
 }

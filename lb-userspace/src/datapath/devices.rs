@@ -219,7 +219,10 @@ fn next_hops(mut bytes: &[u8]) -> Vec<u32> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::AutoWord;
+    use crate::{
+        datapath::testing::{ip_commands, isolated},
+        model::AutoWord,
+    };
 
     fn some(index: u32, name: &str, kind: Option<&str>, up: bool) -> Device {
         Device {
@@ -289,5 +292,39 @@ mod tests {
             .to_string();
         assert!(error.contains("no device eth9"), "{error}");
         assert!(error.contains("lo, eth0, eth1"), "{error}");
+    }
+
+    #[test]
+    fn default_routes_are_found() {
+        isolated(|_| {
+            ip_commands(
+                "link add west type veth peer name east
+                 link set west up
+                 link set east up
+                 addr add 10.0.0.1/24 dev west
+                 addr add 10.1.0.1/24 dev east",
+            );
+            let index = |name| {
+                list()
+                    .unwrap()
+                    .into_iter()
+                    .find(|d| d.name == name)
+                    .unwrap()
+                    .index
+            };
+            assert_eq!(with_default_route().unwrap(), BTreeSet::new());
+            ip_commands("route add default via 10.0.0.2");
+            assert_eq!(with_default_route().unwrap(), [index("west")].into());
+            ip_commands(
+                "route del default
+                 route add default nexthop via 10.0.0.2 nexthop via 10.1.0.2",
+            );
+            assert_eq!(
+                with_default_route().unwrap(),
+                [index("west"), index("east")].into()
+            );
+            ip_commands("route del default\n-6 route add default dev east");
+            assert_eq!(with_default_route().unwrap(), [index("east")].into());
+        });
     }
 }

@@ -1,7 +1,7 @@
 //! The real kernel: loads, pins, attaches and adopts programs and maps through aya.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeSet,
     net::{IpAddr, SocketAddr},
     sync::{Mutex, MutexGuard, PoisonError},
 };
@@ -11,22 +11,21 @@ use lb_common::abi::{
     ABI_VERSION, Address, Backend, BackendCounters, Be16, Config, Pod, Service, ServiceKey, V4, V6,
     backend_state, protocol,
 };
-use tracing::{info, warn};
+use tracing::warn;
 
 use super::{
     Capacity, Datapath, FlowScan, Listen, OBJECT, Route,
-    attach::{Hooks, Served},
+    attach::Hooks,
+    attachments::Attachments,
     clock::Clock,
-    devices::{self, Device},
     load, log,
     maps::{Hash, Maps},
     ports, preflight, route,
     scan::Scanner,
-    sysctl,
     undo::Undo,
 };
 pub use super::{cleanup::cleanup, log::Level};
-use crate::model::{Node, Protocol};
+use crate::model::{Limits, Node, Protocol};
 
 /// Answers (RST, ICMP) per second and CPU: enough for people, too few to be a weapon.
 const REJECTS_PER_SECOND: u32 = 1000;
@@ -44,18 +43,10 @@ pub struct Kernel {
     maps: Maps,
     clock: Clock,
     hz: u32,
-    node: Node,
+    limits: Limits,
     scanner: Scanner,
-    attached: Mutex<Attached>,
+    attachments: Mutex<Attachments>,
     _root: preflight::PinRoot,
-}
-
-/// Where the programs are attached.
-struct Attached {
-    hooks: Hooks,
-    undo: Undo,
-    devices: BTreeMap<u32, (String, Result<Served, String>)>,
-    missing: Vec<String>,
 }
 
 impl Kernel {
@@ -75,111 +66,55 @@ impl Kernel {
         preflight::require_bpffs(&node.bpffs)?;
         preflight::create_directory(&node.state_dir)?;
         let root = preflight::PinRoot::claim(&node.bpffs)?;
+        warn_of_other_versions(&root)?;
         let pins = root.path.join(ABI_VERSION.to_string());
         preflight::create_directory(&pins)?;
 
         let mut ebpf = load::load_maps(OBJECT, &pins, &node.limits, options.log_level)?;
         if options.log_level.is_some() {
-            log::follow(&mut ebpf)?;
+            let followed = log::follow(&mut ebpf);
+            followed.unwrap_or_else(|error| warn!("the programs' logs are not shown: {error:#}"));
         }
         let maps = Maps::open(&pins)?;
         let clock = Clock::new(load::clock(&mut ebpf)?);
-        // The other programs are verified while the clock is being measured.
+        // The others are verified while the clock is being measured.
         let begin = clock.read()?;
         let hooks = Hooks::load(ebpf, &root.path)?;
         let hz = clock.calibrate(begin)?;
         write_config(&maps, hz)?;
+        let attachments = Attachments::start(hooks, Undo::open(&node.state_dir)?, node)?;
         let kernel = Self {
             maps,
             clock,
             hz,
-            node: node.clone(),
+            limits: node.limits.clone(),
             scanner: Scanner::default(),
-            attached: Mutex::new(Attached {
-                hooks,
-                undo: Undo::open(&node.state_dir)?,
-                devices: BTreeMap::new(),
-                missing: Vec::new(),
-            }),
+            attachments: Mutex::new(attachments),
             _root: root,
         };
-        kernel.attach()?;
+        kernel.refresh_devices(&kernel.lock_attachments())?;
         Ok(kernel)
     }
 
-    fn attach(&self) -> Result<()> {
-        let mut attached = self.attached();
-        let all = devices::list()?;
-        let default_route = devices::with_default_route()?;
-        let (chosen, missing) = devices::select(
-            &self.node.interfaces,
-            &all,
-            &default_route,
-            &BTreeSet::new(),
-        );
-        devices::require(&chosen, &missing, &all)?;
-        for line in attached.serve(&chosen, &all, &self.node)? {
-            info!("{line}");
-        }
-        for (name, served) in attached.devices.values() {
-            match served {
-                Ok(Served::Tc(Some(reason))) => warn!("{name}: XDP is not used: {reason}"),
-                Ok(_) => {}
-                Err(error) => anyhow::bail!("{error}"),
-            }
-        }
-        self.refresh_devices(&all, &attached)
-    }
-
-    /// Tells the packet path which devices XDP may redirect into.
-    fn refresh_devices(&self, all: &[Device], attached: &Attached) -> Result<()> {
-        let native = attached
-            .devices
-            .values()
-            .any(|(_, served)| *served == Ok(Served::Native));
-        let direct = devices::direct(all, devices::redirect_targets(), native);
+    /// Tells the packet path which devices XDP may redirect into, and says whether that is news.
+    fn refresh_devices(&self, attachments: &Attachments) -> Result<bool> {
         let map = &self.maps.devices;
-        let mut known = BTreeSet::new();
-        for (ifindex, _) in map.all()? {
-            if direct.contains(&ifindex) {
-                known.insert(ifindex);
-            } else {
-                map.remove(&ifindex)?;
-            }
+        // What finds no room is served through the kernel.
+        let targets = attachments.redirect_targets()?;
+        let targets: BTreeSet<_> = targets.into_iter().take(map.capacity() as usize).collect();
+        let known: BTreeSet<_> = map.all()?.into_iter().map(|(ifindex, _)| ifindex).collect();
+        for ifindex in known.difference(&targets) {
+            map.remove(ifindex)?;
         }
-        for ifindex in direct.difference(&known).take(map.capacity() as usize) {
+        for ifindex in targets.difference(&known) {
             map.set(ifindex, &DIRECT)?;
         }
-        Ok(())
+        Ok(known != targets)
     }
 
-    fn attached(&self) -> MutexGuard<'_, Attached> {
-        self.attached.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Attached {
-    /// Serves the chosen devices and releases all others; says what it changed. A device that
-    /// cannot be served keeps its error.
-    fn serve(&mut self, chosen: &[&Device], all: &[Device], node: &Node) -> Result<Vec<String>> {
-        let mut changes = Vec::new();
-        let mut served = BTreeMap::new();
-        for device in chosen {
-            let outcome = match self.hooks.serve(device, node.xdp, &mut self.undo) {
-                Ok((how, changed)) => {
-                    changes.extend(changed);
-                    Ok(how)
-                }
-                Err(error) => Err(format!("{error:#}")),
-            };
-            let forward = sysctl::let_forward(&device.name, &mut self.undo)?;
-            changes.extend(forward);
-            served.insert(device.index, (device.name.clone(), outcome));
-        }
-        let keep = served.keys().copied().collect();
-        changes.extend(self.hooks.release_others(&keep, all, &self.undo)?);
-        self.devices = served;
-        Ok(changes)
+    fn lock_attachments(&self) -> MutexGuard<'_, Attachments> {
+        let lock = self.attachments.lock();
+        lock.unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -188,7 +123,7 @@ impl Datapath for Kernel {
     /// brought up to date before it.
     fn set_config(&self, config: &Config) -> Result<()> {
         if self.maps.config.get(0)?.epoch != config.epoch {
-            self.refresh_devices(&devices::list()?, &self.attached())?;
+            self.refresh_devices(&self.lock_attachments())?;
         }
         self.maps.config.set(0, config)
     }
@@ -273,56 +208,37 @@ impl Datapath for Kernel {
 
     fn capacity(&self) -> Capacity {
         Capacity {
-            services: (self.maps.tables.len() / 2).min(self.node.limits.services),
+            services: (self.maps.tables.len() / 2).min(self.limits.services),
             backends: self.maps.backends.len(),
         }
     }
 
     fn repair_attachments(&self) -> Result<Vec<String>> {
-        let mut attached = self.attached();
-        let all = devices::list()?;
-        let default_route = devices::with_default_route()?;
-        let before = attached.devices.clone();
-        let serving = before.keys().copied().collect();
-        let (chosen, missing) =
-            devices::select(&self.node.interfaces, &all, &default_route, &serving);
-        let repaired = attached.serve(&chosen, &all, &self.node)?;
-        for (index, (name, now)) in &attached.devices {
-            let was = before.get(index).map(|(_, was)| was);
-            match now {
-                Err(error) if was != Some(now) => warn!("{name}: not served: {error}"),
-                Ok(Served::Tc(Some(reason))) if was != Some(now) => {
-                    warn!("{name}: XDP is not used: {reason}");
-                }
-                _ => {}
-            }
+        let mut attachments = self.lock_attachments();
+        let repaired = attachments.repair()?;
+        if self.refresh_devices(&attachments)? {
+            // Cached next hops say whether XDP may redirect.
+            let mut config = self.maps.config.get(0)?;
+            config.epoch = next_epoch(config.epoch);
+            self.maps.config.set(0, &config)?;
         }
-        if !missing.is_empty() && missing != attached.missing {
-            warn!(
-                "not served, because there is no such device: {}",
-                missing.join(", ")
-            );
-        }
-        attached.missing = missing;
-        self.refresh_devices(&all, &attached)?;
         Ok(repaired)
     }
 
     fn attachments(&self) -> Vec<(String, String)> {
-        let attached = self.attached();
-        let present = attached.devices.values().map(|(name, served)| {
-            let how = match served {
-                Ok(served) => served.name(),
-                Err(error) => format!("not served: {error}"),
-            };
-            (name.clone(), how)
-        });
-        let missing = attached
-            .missing
-            .iter()
-            .map(|name| (name.clone(), "missing".to_owned()));
-        present.chain(missing).collect()
+        self.lock_attachments().describe()
     }
+}
+
+fn warn_of_other_versions(root: &preflight::PinRoot) -> Result<()> {
+    for version in root.versions()?.into_iter().filter(|v| *v != ABI_VERSION) {
+        warn!(
+            "{}/{version} holds the maps of another version of lbd: the connections it balanced \
+             are not known to this one; `rm -r` frees their memory",
+            root.path.display()
+        );
+    }
+    Ok(())
 }
 
 /// The epoch goes on from the former daemon's, so that next hops cached in its time are looked up
@@ -334,7 +250,7 @@ fn write_config(maps: &Maps, hz: u32) -> Result<()> {
     maps.config.set(
         0,
         &Config {
-            epoch: former.epoch.wrapping_add(1).max(1),
+            epoch: next_epoch(former.epoch),
             hz,
             rejects_per_second: REJECTS_PER_SECOND,
             snat_first,
@@ -342,6 +258,10 @@ fn write_config(maps: &Maps, hz: u32) -> Result<()> {
             reserved: [0; 4],
         },
     )
+}
+
+fn next_epoch(epoch: u32) -> u32 {
+    epoch.wrapping_add(1).max(1)
 }
 
 enum Key {

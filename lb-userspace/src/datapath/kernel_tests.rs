@@ -5,10 +5,13 @@ use std::{collections::BTreeSet, net::SocketAddr, path::Path};
 use lb_common::abi::{Backend, Config, Service, backend_state};
 
 use super::{
-    Datapath, Listen,
+    Datapath, Listen, OBJECT,
+    attach::Hooks,
+    devices,
     kernel::{Kernel, cleanup},
-    sys,
+    load, sys,
     testing::{TempDir, ip_commands, isolated, sh},
+    undo::Undo,
 };
 use crate::model::{Interfaces, Limits, Node, Protocol, XdpMode};
 
@@ -191,6 +194,116 @@ fn a_detached_program_is_attached_again() {
     });
 }
 
+/// As on a kernel before 6.6.
+#[test]
+fn without_tcx_filters_do() {
+    isolated(|bpffs| {
+        let world = World::new(bpffs, &["one"], XdpMode::Auto);
+        sh("tc qdisc add dev two clsact");
+        let pins = bpffs.join("lbd");
+        std::fs::create_dir_all(pins.join("1")).unwrap();
+        let load = || {
+            let limits = &world.node.limits;
+            let ebpf = load::load_maps(OBJECT, &pins.join("1"), limits, None).unwrap();
+            Hooks::load(ebpf, &pins).unwrap().without_tcx()
+        };
+        let device = |name| {
+            devices::list()
+                .unwrap()
+                .into_iter()
+                .find(|d| d.name == name)
+                .unwrap()
+        };
+        let shown = |name| sh(&format!("tc filter show dev {name} ingress"));
+        let mut undo = Undo::open(&world.node.state_dir).unwrap();
+
+        let mut hooks = load();
+        for name in ["one", "two"] {
+            let (_, changed) = hooks.serve(&device(name), XdpMode::Off, &mut undo).unwrap();
+            assert_eq!(changed, [format!("{name}: attached at tc with lbd_tc")]);
+            assert!(shown(name).contains("lbd_tc"), "{}", shown(name));
+        }
+        let before = shown("one");
+        drop(hooks);
+        assert_eq!(shown("one"), before);
+
+        let mut hooks = load();
+        let mut changes = |xdp| hooks.serve(&device("one"), xdp, &mut undo).unwrap().1;
+        assert_eq!(
+            changes(XdpMode::Off),
+            ["one: replaced the program at tc with lbd_tc"]
+        );
+        assert!(changes(XdpMode::Off).is_empty());
+        let expected = [
+            "one: attached at xdp native",
+            "one: replaced the program at tc with lbd_handover",
+        ];
+        assert_eq!(changes(XdpMode::Native), expected);
+        assert_eq!(shown("one").matches("bpf chain 0 handle").count(), 1);
+        sh("tc filter del dev one ingress");
+        assert_eq!(
+            changes(XdpMode::Native),
+            ["one: attached at tc with lbd_handover"]
+        );
+        drop(hooks);
+
+        cleanup(&world.node).unwrap();
+        let disciplines = sh("tc qdisc show");
+        assert!(
+            !disciplines.contains("clsact ffff: dev one"),
+            "{disciplines}"
+        );
+        assert!(
+            disciplines.contains("clsact ffff: dev two"),
+            "{disciplines}"
+        );
+        assert_eq!(shown("two"), "");
+        assert_eq!(cleanup(&world.node).unwrap(), ["nothing to remove"]);
+    });
+}
+
+/// A veth takes redirected frames once its peer runs XDP or GRO.
+#[test]
+fn devices_that_take_redirected_frames_are_known() {
+    isolated(|bpffs| {
+        let world = World::new(bpffs, &["one"], XdpMode::Native);
+        let kernel = world.start();
+        let index = |name| {
+            devices::list()
+                .unwrap()
+                .into_iter()
+                .find(|d| d.name == name)
+                .unwrap()
+                .index
+        };
+        let direct = || {
+            let map = sys::Map::from_pin(&bpffs.join("lbd/1/DEVICES")).unwrap();
+            let mut bytes = 0;
+            map.lookup_batch(64, |keys, _| Ok(bytes += keys.len()))
+                .unwrap();
+            bytes / 4
+        };
+        let targets = || devices::redirect_targets().unwrap();
+        assert!(targets().contains(&index("far")) && !targets().contains(&index("two")));
+        let before = direct();
+        sh("ethtool -K farther gro on");
+        assert!(targets().contains(&index("two")));
+        let epoch = kernel.config().unwrap().epoch;
+        kernel.repair_attachments().unwrap();
+        assert_eq!(direct(), before + 1);
+        assert_eq!(kernel.config().unwrap().epoch, epoch + 1);
+        sh("ethtool -K farther gro off");
+        let epoch = kernel.config().unwrap().epoch;
+        kernel
+            .set_config(&Config {
+                epoch: epoch + 1,
+                ..kernel.config().unwrap()
+            })
+            .unwrap();
+        assert_eq!(direct(), before);
+    });
+}
+
 fn pin_of(world: &World, hook: &str) -> String {
     format!("{}-{hook}", world.link("one", hook).unwrap().ifindex)
 }
@@ -339,6 +452,15 @@ fn cleanup_removes_everything_once() {
     isolated(|bpffs| {
         let world = World::new(bpffs, &["one"], XdpMode::Auto);
         sh("echo 0 > /proc/sys/net/ipv4/conf/one/forwarding");
+        let elsewhere = TempDir::new();
+        std::fs::create_dir(elsewhere.0.join("lbd")).unwrap();
+        std::fs::write(elsewhere.0.join("lbd/file"), "someone's").unwrap();
+        let mistaken = Node {
+            bpffs: elsewhere.0.clone(),
+            ..world.node.clone()
+        };
+        assert_eq!(cleanup(&mistaken).unwrap(), ["nothing to remove"]);
+        assert!(elsewhere.0.join("lbd/file").exists());
         assert_eq!(cleanup(&world.node).unwrap(), ["nothing to remove"]);
         let kernel = world.start();
         assert_eq!(sh("cat /proc/sys/net/ipv4/conf/one/forwarding").trim(), "1");

@@ -1,12 +1,12 @@
 //! Loads the object: maps new or adopted, programs verified.
 
-use std::path::Path;
+use std::{path::Path, thread};
 
 use anyhow::{Context, Error, Result, anyhow};
 use aya::{
     Ebpf, EbpfError, EbpfLoader,
     maps::MapError,
-    programs::{ProgramFd, SchedClassifier, Xdp},
+    programs::{Program, ProgramFd, SchedClassifier, Xdp},
 };
 use lb_common::abi::map;
 use tracing::warn;
@@ -61,35 +61,49 @@ pub(super) fn load_maps(
     loader.load(object).map_err(|error| explain(error, pins))
 }
 
-/// Loads an XDP program and returns it.
+/// Verifies and loads all programs that are not loaded yet, each on a thread of its own: the
+/// verifier takes longer than everything else at start.
+pub(super) fn load_programs(ebpf: &mut Ebpf) -> Result<()> {
+    thread::scope(|scope| {
+        let load = |(name, program): (&str, &mut Program)| {
+            let loaded = match program {
+                Program::Xdp(program) if program.fd().is_err() => program.load(),
+                Program::SchedClassifier(program) if program.fd().is_err() => program.load(),
+                _ => Ok(()),
+            };
+            loaded.with_context(|| format!("loading program {name}"))
+        };
+        let threads: Vec<_> = ebpf
+            .programs_mut()
+            .map(|program| scope.spawn(move || load(program)))
+            .collect();
+        threads.into_iter().try_for_each(|thread| {
+            let failed = |_| Err(anyhow!("the thread that loads a program died"));
+            thread.join().unwrap_or_else(failed)
+        })
+    })
+}
+
+/// A loaded XDP program.
 pub(super) fn xdp<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut Xdp> {
-    let program = ebpf.program_mut(name);
-    let program = program.with_context(|| format!("the object has no program {name}"))?;
-    let program: &mut Xdp = program.try_into()?;
-    if program.fd().is_err() {
-        program
-            .load()
-            .with_context(|| format!("loading program {name}"))?;
-    }
-    Ok(program)
+    Ok(program(ebpf, name)?.try_into()?)
 }
 
-/// Loads a TC program and returns it.
+/// A loaded TC program.
 pub(super) fn classifier<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut SchedClassifier> {
-    let program = ebpf.program_mut(name);
-    let program = program.with_context(|| format!("the object has no program {name}"))?;
-    let program: &mut SchedClassifier = program.try_into()?;
-    if program.fd().is_err() {
-        program
-            .load()
-            .with_context(|| format!("loading program {name}"))?;
-    }
-    Ok(program)
+    Ok(program(ebpf, name)?.try_into()?)
 }
 
-/// The clock, loaded.
+fn program<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut Program> {
+    let program = ebpf.program_mut(name);
+    program.with_context(|| format!("the object has no program {name}"))
+}
+
+/// Loads the clock.
 pub(super) fn clock(ebpf: &mut Ebpf) -> Result<ProgramFd> {
-    Ok(xdp(ebpf, program::CLOCK)?.fd()?.try_clone()?)
+    let clock = xdp(ebpf, program::CLOCK)?;
+    clock.load().context("loading program lbd_clock")?;
+    Ok(clock.fd()?.try_clone()?)
 }
 
 /// Entries of the maps whose size the node's limits give.

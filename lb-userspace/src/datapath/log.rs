@@ -1,6 +1,6 @@
 //! What the programs log, for those who look for a fault: off unless asked for.
 
-use std::{os::fd::AsRawFd, thread};
+use std::{os::fd::AsRawFd, str::FromStr, thread};
 
 use anyhow::{Context, Result};
 use aya::Ebpf;
@@ -12,19 +12,16 @@ use log::{Log, Metadata, Record};
 pub struct Level(log::Level);
 
 impl Level {
-    /// Reads `LBD_DATAPATH_LOG`: one of error, warn, info, debug, trace.
+    /// Reads `LBD_DATAPATH_LOG`, for programs without a command line of their own.
     ///
     /// # Errors
-    /// The variable is set to another word.
+    /// The variable is set to a word that is no level.
     pub fn from_env() -> Result<Option<Self>> {
         match std::env::var("LBD_DATAPATH_LOG") {
-            Ok(word) if !word.is_empty() => word
-                .parse()
-                .map(|level| Some(Self(level)))
-                .ok()
-                .context(format!(
-                    "LBD_DATAPATH_LOG={word}: expected error, warn, info, debug or trace"
-                )),
+            Ok(word) if !word.is_empty() && word != "off" => {
+                let level = word.parse().map_err(anyhow::Error::msg);
+                level.map(Some).context("LBD_DATAPATH_LOG")
+            }
             _ => Ok(None),
         }
     }
@@ -32,6 +29,15 @@ impl Level {
     /// As `AYA_LOG_LEVEL` in the object counts: 1 for errors to 5 for everything.
     pub(super) fn number(self) -> &'static u8 {
         &[1, 2, 3, 4, 5][self.0 as usize - 1]
+    }
+}
+
+impl FromStr for Level {
+    type Err = String;
+
+    fn from_str(word: &str) -> std::result::Result<Self, String> {
+        let level = word.parse().map(Self);
+        level.map_err(|_| format!("`{word}`: expected error, warn, info, debug or trace"))
     }
 }
 

@@ -4,11 +4,11 @@ use std::{io, marker::PhantomData, path::Path};
 
 use anyhow::{Context, Result, ensure};
 use lb_common::abi::{
-    Backend, BackendCounters, Config, Flow, FlowKey, Pod, Service, ServiceKey, TABLE_HEADER, V4,
-    V6, as_bytes, from_bytes, map,
+    Backend, BackendCounters, Config, Flow, FlowKey, Pod, Service, ServiceKey, V4, V6, as_bytes,
+    from_bytes, map,
 };
 
-use super::sys;
+use super::{sys, tables::Tables};
 
 /// Entries per batch call: 512 KiB of buffers for the widest map.
 const CHUNK: usize = 4096;
@@ -38,9 +38,11 @@ impl Maps {
             ports: open(map::PORTS)?.into(),
             services4: open(map::SERVICES4)?.into(),
             services6: open(map::SERVICES6)?.into(),
-            tables: Tables {
-                outer: open(map::TABLES)?.into(),
-            },
+            tables: Tables::new(
+                sys::Map::from_pin(&directory.join(map::TABLES)).with_context(|| {
+                    format!("map {}: open it in {}", map::TABLES, directory.display())
+                })?,
+            ),
             backends: open(map::BACKENDS)?.into(),
             counters: PerCpu(open(map::COUNTERS)?.into()),
             flows4: open(map::FLOWS4)?.into(),
@@ -170,59 +172,6 @@ impl<V: Pod> PerCpu<V> {
     pub(super) fn clear(&self, index: u32) -> Result<()> {
         let zeros = vec![0; self.0.map.inner.value_bytes()];
         self.0.map.set(as_bytes(&index), &zeros)
-    }
-}
-
-/// The selection tables: an array of arrays, each as long as its table.
-pub(super) struct Tables {
-    outer: Array<u32>,
-}
-
-impl Tables {
-    pub(super) fn len(&self) -> u32 {
-        self.outer.len()
-    }
-
-    /// Fills a new inner array and puts it in the place of the former: packets draw from the one
-    /// or the other, never from a mixture.
-    pub(super) fn set(&self, table: u32, slots: &[u32]) -> Result<()> {
-        let entries = slots.len() as u32 + TABLE_HEADER;
-        let inner = sys::Map::inner_array(entries)
-            .with_context(|| format!("map {}: create an inner array", self.outer.map.name))?;
-        let keys: Vec<u8> = (0..entries).flat_map(u32::to_ne_bytes).collect();
-        let header = std::iter::once(slots.len() as u32);
-        let values = header.chain(slots.iter().copied());
-        let values: Vec<u8> = values.flat_map(u32::to_ne_bytes).collect();
-        inner
-            .update_batch(&keys, &values)
-            .with_context(|| format!("map {}: fill an inner array", self.outer.map.name))?;
-        let fd = std::os::fd::AsRawFd::as_raw_fd(&std::os::fd::AsFd::as_fd(&inner)) as u32;
-        self.outer.set(table, &fd)
-    }
-
-    pub(super) fn remove(&self, table: u32) -> Result<()> {
-        let removed = self.outer.map.inner.delete(as_bytes(&table));
-        removed.with_context(|| self.outer.map.failed("delete"))?;
-        Ok(())
-    }
-
-    pub(super) fn get(&self, table: u32) -> Result<Option<Vec<u32>>> {
-        // Read from outside, an outer map tells the inner map's id.
-        let Some(id) = self.outer.map.get::<u32>(as_bytes(&table))? else {
-            return Ok(None);
-        };
-        let inner = Named {
-            name: self.outer.map.name,
-            inner: match sys::Map::from_id(id) {
-                Ok(inner) => inner,
-                Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-                Err(error) => return Err(error).context(self.outer.map.failed("open inner array")),
-            },
-        };
-        let mut slots = inner.values::<u32>(inner.inner.info.max_entries as usize)?;
-        let header: Vec<u32> = slots.drain(..TABLE_HEADER as usize).collect();
-        slots.truncate(header[0] as usize);
-        Ok(Some(slots))
     }
 }
 

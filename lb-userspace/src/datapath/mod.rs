@@ -6,6 +6,7 @@ pub mod memory;
 pub mod watch;
 
 mod attach;
+mod attachments;
 mod cleanup;
 mod clock;
 mod clsact;
@@ -23,6 +24,7 @@ mod route;
 mod scan;
 mod sys;
 mod sysctl;
+mod tables;
 #[cfg(test)]
 mod testing;
 mod undo;

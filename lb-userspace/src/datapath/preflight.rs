@@ -39,6 +39,14 @@ impl PinRoot {
         }
     }
 
+    /// The versions of lbd that have maps here.
+    pub(super) fn versions(&self) -> Result<Vec<u32>> {
+        let entries = fs::read_dir(&self.path);
+        let entries = entries.with_context(|| format!("reading {}", self.path.display()))?;
+        let number = |entry: fs::DirEntry| entry.file_name().to_str()?.parse().ok();
+        Ok(entries.filter_map(Result::ok).filter_map(number).collect())
+    }
+
     fn lock(path: PathBuf) -> Result<Self> {
         let open = fs::OpenOptions::new()
             .read(true)

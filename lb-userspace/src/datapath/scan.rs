@@ -67,7 +67,9 @@ where
             let state = flow.state.get();
             if flows::is_connection(state) {
                 *scan.present.entry(flow.slot).or_default() += 1;
-                *scan.active.entry(flow.slot).or_default() += u64::from(flows::is_active(state));
+                if flows::is_active(state) {
+                    *scan.active.entry(flow.slot).or_default() += 1;
+                }
             }
         }
         Ok(())
@@ -107,5 +109,121 @@ fn fill<K: Pod, V: Pod>(map: &Hash<K, V>, entries: u64) -> MapFill {
         map: map.name(),
         entries,
         capacity: map.capacity().into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use lb_common::abi::{Be16, NextHop, V4, flow_state, protocol};
+
+    use super::*;
+    use crate::{
+        datapath::{OBJECT, load, testing::isolated},
+        model::Limits,
+    };
+
+    const HZ: u32 = 100;
+    const SERVICE: V4 = V4(0x0a0a_0a0a);
+
+    fn with_maps(test: impl FnOnce(&Maps) + Send) {
+        isolated(|bpffs| {
+            let limits = Limits {
+                connections: 100_000,
+                handshakes: 10,
+                services: 10,
+                backends: 10,
+            };
+            load::load_maps(OBJECT, bpffs, &limits, None).unwrap();
+            test(&Maps::open(bpffs).unwrap());
+        });
+    }
+
+    /// Enters both directions of a TCP connection of client number `client`; returns their keys.
+    fn connect(
+        maps: &Maps,
+        client: u32,
+        slot: u32,
+        (state, last_seen, answered): (u32, u32, u32),
+    ) -> (FlowKey<V4>, FlowKey<V4>) {
+        let port = Be16::new;
+        let key = FlowKey::new(V4(client), port(9), SERVICE, port(80), protocol::TCP);
+        let flow = |src, src_port, dst, dst_port, last_seen, direction| Flow {
+            src,
+            dst,
+            src_port,
+            dst_port,
+            address_delta: 0,
+            port_delta: 0,
+            slot,
+            generation: 1,
+            next_hop: Cell::new(NextHop::default()),
+            last_seen: Cell::new(last_seen * HZ),
+            state: Cell::new(state | direction | flow_state::ESTABLISHED),
+            created: 0,
+            reserved: 0,
+        };
+        let forward = flow(V4(client), port(9), V4(7), port(8080), last_seen, 0);
+        let reverse = flow(
+            SERVICE,
+            port(80),
+            V4(client),
+            port(9),
+            answered,
+            flow_state::REVERSE,
+        );
+        let opposite = forward.opposite(protocol::TCP);
+        maps.flows4.set(&key, &forward).unwrap();
+        maps.flows4.set(&opposite, &reverse).unwrap();
+        (key, opposite)
+    }
+
+    fn now(second: u32) -> Now {
+        Now {
+            jiffies: second * HZ,
+            hz: HZ,
+        }
+    }
+
+    #[test]
+    fn connections_are_counted_and_aged() {
+        with_maps(|maps| {
+            let reset = flow_state::RESET;
+            connect(maps, 1, 1, (0, 100, 100));
+            connect(maps, 2, 1, (reset, 7530, 7535));
+            connect(maps, 3, 2, (0, 100, 7000));
+            connect(maps, 4, 2, (reset, 7000, 7530));
+            let (orphan, lost) = connect(maps, 5, 2, (0, 50, 50));
+            maps.flows4.remove(&orphan).unwrap();
+            let scanner = Scanner::default();
+
+            let scan = scanner.scan(maps, now(7540)).unwrap();
+            // Client 1 went (7440 s), so did 4 (10 s after its reset) and the half of 5.
+            assert_eq!(scan.aged, 5);
+            assert_eq!(scan.present, [(1, 1), (2, 1)].into());
+            assert_eq!(scan.active, [(2, 1)].into());
+            assert!(maps.flows4.get(&lost).unwrap().is_none());
+            let fill = scan.fill.iter().find(|f| f.map == "FLOWS4").unwrap();
+            assert_eq!((fill.entries, fill.capacity), (4, 200_000));
+            assert_eq!(maps.flows4.count().unwrap(), 4);
+
+            let scan = scanner.scan(maps, now(7540)).unwrap();
+            assert_eq!((scan.aged, scan.fill.len()), (0, 6));
+        });
+    }
+
+    #[test]
+    fn many_chunks_are_seen_once() {
+        with_maps(|maps| {
+            for client in 0..10_000 {
+                connect(maps, client, client % 3, (0, client, client));
+            }
+            let scanner = Scanner::default();
+            let scan = scanner.scan(maps, now(0)).unwrap();
+            assert_eq!(scan.active.values().sum::<u64>(), 10_000);
+            let scan = scanner.scan(maps, now(7440 + 4999)).unwrap();
+            assert_eq!((scan.aged, scan.present.values().sum()), (10_000, 5000));
+        });
     }
 }

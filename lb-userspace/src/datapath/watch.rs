@@ -19,9 +19,9 @@ const GROUPS: [u32; 6] = [
 
 /// Calls `on_change` after every change of a link, an address, a route, or a neighbour's link-layer
 /// address, once for all that came together. Runs until dropped.
-pub async fn watch(on_change: impl Fn() + Send + 'static) {
+pub async fn watch(mut on_change: impl Fn() + Send + 'static) {
     loop {
-        if let Err(error) = listen(&on_change).await {
+        if let Err(error) = listen(&mut on_change).await {
             if is_overrun(&error) {
                 debug!("the kernel sent more network changes than were read");
             } else {
@@ -34,7 +34,7 @@ pub async fn watch(on_change: impl Fn() + Send + 'static) {
     }
 }
 
-async fn listen(on_change: &impl Fn()) -> Result<()> {
+async fn listen(on_change: &mut (impl Fn() + Send)) -> Result<()> {
     let socket = Socket::subscribe(&GROUPS).context("opening a netlink socket")?;
     // SAFETY: the socket keeps its descriptor open, and the same, as long as it lives.
     let socket = unsafe { AsyncFd::register(socket) }?;
@@ -162,6 +162,10 @@ mod tests {
         }));
     }
 
+    fn spawnable<T: Send + 'static>(future: T) -> T {
+        future
+    }
+
     #[test]
     fn the_kernel_is_heard() {
         isolated(|_| {
@@ -171,9 +175,9 @@ mod tests {
                 .unwrap();
             let heard = Arc::new(AtomicUsize::new(0));
             let counter = heard.clone();
-            let listener = watch(move || {
+            let listener = spawnable(watch(move || {
                 counter.fetch_add(1, Ordering::Relaxed);
-            });
+            }));
             let script = async {
                 let count = || heard.load(Ordering::Relaxed);
                 let settle = || sleep(Duration::from_millis(50));

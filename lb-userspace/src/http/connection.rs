@@ -29,7 +29,7 @@ const HEADERS: usize = 64;
 const SMALL_BODY: u64 = 64 << 10;
 /// Larger bodies in memory at a time; with [`Limits::body`] this bounds what strangers can make
 /// the daemon hold.
-const LARGE_BODIES: usize = 2;
+const LARGE_BODIES: usize = 1;
 /// For the answer to leave, and for what the peer still sends to be read away.
 const CLOSE_TIME: Duration = Duration::from_secs(5);
 
@@ -124,7 +124,7 @@ impl<S: Site> Server<S> {
             Ok((collect(body, self.limits.body).await?, permit))
         };
         timeout(limit, read).await.unwrap_or_else(|_| {
-            let words = format!("the body did not arrive within {limit:?}");
+            let words = format!("the body was not read within {limit:?}");
             Err(Reply::fault(
                 StatusCode::REQUEST_TIMEOUT,
                 FaultCode::Invalid,

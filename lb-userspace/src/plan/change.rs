@@ -76,7 +76,8 @@ pub fn changes(from: &Installed, to: Target<'_>) -> Vec<Change> {
             installed.next_if(|(is, _)| *is < slot)
         }));
         let former = installed.next_if(|(is, _)| *is == slot).map(|(_, b)| b);
-        if former == Some(backend) {
+        // A slot never used reads as zeros.
+        if former.copied().unwrap_or_default() == *backend {
             continue;
         }
         let set = Change::SetBackend {

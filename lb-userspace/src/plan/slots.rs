@@ -32,77 +32,94 @@ pub(super) struct Placement {
 pub(super) fn assign(input: Input<'_>, placed: &[Placed<'_>], refused: &mut Vec<String>) -> Slots {
     let known = Known::new(input);
     let mut free = FreeSlots::new(input);
-    let mut entries: Vec<(u32, Backend)> = Vec::with_capacity(input.installed.backends.len());
-    let mut wanted = vec![false; free.used.len()];
-    let mut placement = HashMap::with_capacity(input.installed.backends.len());
-    let mut members = Vec::with_capacity(placed.len());
+    let mut slots = Slots {
+        backends: Vec::with_capacity(input.installed.backends.len()),
+        members: Vec::with_capacity(placed.len()),
+        placement: HashMap::with_capacity(input.installed.backends.len()),
+        retired: HashSet::new(),
+    };
     for service in placed {
         let known = known.of_service(service.id);
-        let mut own = Vec::with_capacity(service.desired.backends.len());
+        let mut members = Vec::with_capacity(service.desired.backends.len());
         for backend in &service.desired.backends {
+            let entry = entry(service, backend);
             let name = BackendRef {
                 service: service.desired.name.clone(),
                 address: backend.address,
             };
-            let Entry::Vacant(place) = placement.entry(name) else {
-                refused.push(format!(
-                    "backend {}/{}: listed twice; the first one counts",
-                    service.desired.name, backend.address
-                ));
-                continue;
+            let place = match slots.placement.entry(name) {
+                Entry::Vacant(place) => place,
+                Entry::Occupied(first) => {
+                    let name = first.key();
+                    refused.push(format!(
+                        "backend {name}: listed twice; the first one counts"
+                    ));
+                    continue;
+                }
             };
-            let entry = entry(service, backend);
-            let Some((slot, generation)) = find(known, &entry).or_else(|| free.next(input)) else {
-                refused.push(format!(
+            match find(known, &entry).or_else(|| free.next(input)) {
+                Some((slot, generation)) => {
+                    place.insert(slot);
+                    slots.backends.push((
+                        slot,
+                        Backend {
+                            generation,
+                            ..entry
+                        },
+                    ));
+                    members.push(Placement::new(backend, slot));
+                }
+                None => refused.push(format!(
                     "backend {}: the kernel maps have room for {} backends; raise \
                      node.limits.backends",
                     place.key(),
                     input.capacity.backends
-                ));
+                )),
+            }
+        }
+        slots.members.push(members);
+    }
+    slots.add_abandoned(input);
+    slots.backends.sort_unstable_by_key(|(slot, _)| *slot);
+    slots
+}
+
+impl Slots {
+    /// Adds the slots in use that no backend was given.
+    fn add_abandoned(&mut self, input: Input<'_>) {
+        let mut wanted = vec![false; input.capacity.backends as usize];
+        for (slot, _) in &self.backends {
+            wanted[*slot as usize] = true;
+        }
+        let is_wanted = |slot: u32| wanted.get(slot as usize).is_some_and(|w| *w);
+        let has_flows = |slot| match input.present {
+            Some(present) => present.get(slot).is_some_and(|n| *n > 0),
+            None => true,
+        };
+        for (slot, backend) in &input.installed.backends {
+            if is_wanted(*slot) || backend.state == backend_state::FREE {
                 continue;
-            };
-            wanted[slot as usize] = true;
-            entries.push((
+            }
+            if input.retired.contains(slot) && !has_flows(slot) {
+                self.backends.push((*slot, emptied(backend)));
+            } else {
+                self.retired.insert(*slot);
+                self.backends.push((*slot, retire(backend)));
+            }
+        }
+    }
+}
+
+impl Placement {
+    fn new(backend: &DesiredBackend, slot: u32) -> Self {
+        Self {
+            member: Member {
+                address: backend.address,
                 slot,
-                Backend {
-                    generation,
-                    ..entry
-                },
-            ));
-            place.insert(slot);
-            own.push(Placement {
-                member: Member {
-                    address: backend.address,
-                    slot,
-                    weight: backend.weight,
-                },
-                eligible: backend.admit == Admit::Active && backend.weight > 0,
-            });
+                weight: backend.weight,
+            },
+            eligible: backend.admit == Admit::Active && backend.weight > 0,
         }
-        members.push(own);
-    }
-    let mut retired = HashSet::new();
-    for (slot, backend) in &input.installed.backends {
-        let is_wanted = wanted.get(*slot as usize).is_some_and(|w| *w);
-        if is_wanted || backend.state == backend_state::FREE {
-            continue;
-        }
-        let unused = input
-            .present
-            .is_some_and(|p| p.get(slot).is_none_or(|n| *n == 0));
-        if unused && input.retired.contains(slot) {
-            entries.push((*slot, emptied(backend)));
-        } else {
-            retired.insert(*slot);
-            entries.push((*slot, retire(backend)));
-        }
-    }
-    entries.sort_unstable_by_key(|(slot, _)| *slot);
-    Slots {
-        backends: entries,
-        members,
-        placement,
-        retired,
     }
 }
 
@@ -125,6 +142,7 @@ fn retire(backend: &Backend) -> Backend {
 
 /// What the slot of a backend holds, but for the generation.
 fn entry(service: &Placed<'_>, desired: &DesiredBackend) -> Backend {
+    // A packet cannot come from another family's address.
     let source = desired
         .snat
         .filter(|s| is_v6(*s) == is_v6(desired.address.ip()));

@@ -40,27 +40,36 @@ pub(super) fn tables<'a>(
                 continue;
             };
             let index = table_index(service.id, family[0].member.address.ip());
-            let installed = input.installed.tables.get(&index);
-            let table = match installed {
-                Some(slots) if input.recipes.get(&index) == Some(&recipe) => keep(slots),
-                _ => {
-                    let slots = select::build_sized(recipe.policy, &recipe.members, recipe.size);
-                    match installed {
-                        Some(same) if *same == slots => {
-                            confirmed.push((index, recipe));
-                            keep(same)
-                        }
-                        _ => Table {
-                            slots: Cow::Owned(slots),
-                            recipe: Some(recipe),
-                        },
-                    }
-                }
-            };
+            let table = table(input, index, recipe, confirmed);
             tables.insert(index, table);
         }
     }
     tables
+}
+
+/// Builds a table, unless the installed one is known to be right.
+fn table<'a>(
+    input: Input<'a>,
+    index: u32,
+    recipe: Recipe,
+    confirmed: &mut Vec<(u32, Recipe)>,
+) -> Table<'a> {
+    let installed = input.installed.tables.get(&index);
+    let known = installed.filter(|_| input.recipes.get(&index) == Some(&recipe));
+    if let Some(slots) = known {
+        return keep(slots);
+    }
+    let slots = select::build_sized(recipe.policy, &recipe.members, recipe.size);
+    match installed {
+        Some(same) if *same == slots => {
+            confirmed.push((index, recipe));
+            keep(same)
+        }
+        _ => Table {
+            slots: Cow::Owned(slots),
+            recipe: Some(recipe),
+        },
+    }
 }
 
 fn keep(slots: &[u32]) -> Table<'_> {

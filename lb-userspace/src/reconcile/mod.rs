@@ -25,7 +25,7 @@ pub struct Reconciler {
     installed: Installed,
     /// What the installed tables were built from, where known.
     recipes: HashMap<u32, Recipe>,
-    /// Slots of removed backends, with the number of the last scan before they were retired.
+    /// Slots of removed backends, with the number of scans when they were retired.
     retired: HashMap<u32, u64>,
     scans: u64,
     names: Names,
@@ -59,15 +59,16 @@ impl Reconciler {
         &self.installed
     }
 
-    /// Says that the flows were scanned anew, before [`Self::apply`] is given the counts. A slot is
-    /// freed only by a scan that began after its backend was removed; without this call, any pass
-    /// after the one that removed it may free it, by counts that are older.
+    /// Says that the counts given to [`Self::apply`] from now on are those of a scan that began
+    /// after the last pass. Slots of backends removed by then may be freed; without this call none
+    /// is, because a connection may have begun after its slot was counted.
     pub fn scanned(&mut self) {
         self.scans += 1;
     }
 
     /// Makes the kernel hold `desired`. `present` counts the flow entries per slot as of the last
-    /// scan (`None` before the first): the slot of a removed backend is freed once it has none.
+    /// scan (`None` before the first): the slot of a removed backend is freed once it has none (see
+    /// [`Self::scanned`]).
     ///
     /// When a write fails, everything that does not depend on it is written all the same; the
     /// error names what was not, and the next call tries again.
@@ -141,8 +142,7 @@ impl Reconciler {
     }
 
     fn retired_before_scan(&self) -> HashSet<u32> {
-        let before = |at: &u64| *at < self.scans || self.scans == 0;
-        let slots = self.retired.iter().filter(|(_, at)| before(at));
+        let slots = self.retired.iter().filter(|(_, at)| **at < self.scans);
         slots.map(|(slot, _)| *slot).collect()
     }
 }

@@ -230,6 +230,7 @@ mod order {
         desired.services[0].backends.clear();
         let applied = reconciler.apply(&desired, None).unwrap();
         assert!(applied.refused.len() == 1, "slots of web are not free yet");
+        reconciler.scanned();
         reconciler
             .apply(&Desired::default(), Some(&HashMap::new()))
             .unwrap();
@@ -321,6 +322,21 @@ mod verification {
             backend_state::FREE
         );
         assert_eq!(repaired, right);
+        assert!(reconciler.verify().unwrap().is_empty());
+    }
+
+    #[test]
+    fn an_entry_without_generation_is_removed_once() {
+        let memory = memory();
+        let mut reconciler = Reconciler::new(memory.clone()).unwrap();
+        memory.tamper(|maps| {
+            let foreign = Backend {
+                state: backend_state::ACTIVE,
+                ..Backend::default()
+            };
+            maps.backends.insert(9, foreign);
+        });
+        assert_eq!(reconciler.verify().unwrap().len(), 1);
         assert!(reconciler.verify().unwrap().is_empty());
     }
 

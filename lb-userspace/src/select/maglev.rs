@@ -107,11 +107,12 @@ impl Preference {
     }
 }
 
-/// Hash of what a backend is on every node: its address and port.
+/// Hash of what a backend is on every node: its address and port. The constant is arbitrary, and
+/// moves every flow when changed.
 fn identity(address: SocketAddr) -> u64 {
     let mixed = match address.ip() {
         IpAddr::V4(ip) => V4::from(ip).mix(),
         IpAddr::V6(ip) => V6::from(ip).mix(),
     };
-    spread(spread(mixed ^ 0x51_7cc1_b727_220a).wrapping_add(u64::from(address.port())))
+    spread(spread(mixed ^ 0x517c_c1b7_2722_0a95).wrapping_add(u64::from(address.port())))
 }

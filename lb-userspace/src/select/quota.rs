@@ -1,7 +1,6 @@
 /// Shares `entries` out by weight, by the method of largest remainders: every quota is within one
 /// entry of its exact share, and a weight so small that its share is less than one entry still
-/// gets one. Equal remainders favour the earlier. Weights must not be 0, nor
-/// more than the entries.
+/// gets one. Equal remainders favour the earlier. Weights must not be 0, nor more than the entries.
 pub(super) fn quotas(weights: &[u32], entries: usize) -> Vec<u32> {
     let mut quotas = vec![0; weights.len()];
     let mut left = entries as u64;

@@ -18,7 +18,7 @@ use crate::{
 };
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(256))]
+    #![proptest_config(ProptestConfig::with_cases(1000))]
 
     #[test]
     fn any_history_ends_as_a_fresh_install(steps in prop::collection::vec(step(), 0..25), last in desired()) {

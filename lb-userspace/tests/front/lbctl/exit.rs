@@ -91,7 +91,7 @@ async fn status_tells_degraded_from_well() {
     assert_eq!(code(&output), 3);
     assert!(stdout(&output).ends_with("Problems:\n  - eth1: no such device\n"));
     let output = lbctl(&daemon.socket, "status --wait 300ms -o json").await;
-    assert_eq!(code(&output), 8);
+    assert_eq!(code(&output), 3);
 }
 
 #[tokio::test]

@@ -1,0 +1,294 @@
+use super::*;
+use crate::{
+    api::types::FaultCode,
+    controller::testing::{backend, config, service},
+    model::Override,
+    state::State,
+};
+
+/// `web` in the file with one backend of each layer, `dns` added by lbctl.
+fn layers() -> Layers {
+    Layers {
+        file: config([service("web", "192.0.2.1:80", &["10.0.0.1:80"])]),
+        state: State {
+            services: vec![service(
+                "dns",
+                "192.0.2.1:53",
+                &["10.0.0.9:53", "10.0.0.8:53"],
+            )],
+            backends: vec![AddedBackend {
+                service: "web".to_owned(),
+                backend: backend("10.0.0.2:80", 10),
+            }],
+            overrides: [overridden("web/10.0.0.2:80"), overridden("dns/10.0.0.9:53")].into(),
+        },
+    }
+}
+
+fn overridden(backend: &str) -> (BackendRef, Override) {
+    let said = Override {
+        weight: Some(WeightOverride::Absolute(1)),
+        mode: Some(Mode::Drain),
+    };
+    (reference(backend), said)
+}
+
+fn reference(backend: &str) -> BackendRef {
+    backend.parse().unwrap()
+}
+
+fn lines(change: &Change) -> Vec<String> {
+    differences(&layers(), &change.layers)
+        .iter()
+        .map(ToString::to_string)
+        .collect()
+}
+
+fn with_file(services: impl IntoIterator<Item = ServiceSpec>) -> Result {
+    reload(&layers(), config(services))
+}
+
+#[test]
+fn faults_say_what_where_and_what_to_do() {
+    use FaultCode as C;
+    let old = layers();
+    let mut invalid = service("Wrong_Name", "192.0.2.9:80", &[]);
+    invalid.listen.push("127.0.0.1:80".parse().unwrap());
+    let cases: [(Result, C, &[&str]); 15] = [
+        (
+            add_service(&old, service("web", "192.0.2.9:80", &[])),
+            C::Conflict,
+            &["`web`", "config file"],
+        ),
+        (
+            add_service(&old, service("dns", "192.0.2.9:80", &[])),
+            C::Conflict,
+            &["`dns`", "lbctl apply"],
+        ),
+        (
+            add_service(&old, service("new", "192.0.2.1:80", &[])),
+            C::Conflict,
+            &["192.0.2.1:80/tcp", "`web` of the config file"],
+        ),
+        (
+            add_service(&old, invalid),
+            C::Invalid,
+            &["Wrong_Name", "loopback"],
+        ),
+        (
+            remove_service(&old, "web"),
+            C::Refused,
+            &["config file", "lbctl reload"],
+        ),
+        (
+            remove_service(&old, "dnss"),
+            C::NotFound,
+            &["did you mean `dns`?"],
+        ),
+        (
+            add_backend(&old, "wbe", backend("10.0.0.3:80", 1)),
+            C::NotFound,
+            &["did you mean `web`?", "web, dns"],
+        ),
+        (
+            add_backend(&old, "web", backend("10.0.0.2:80", 1)),
+            C::Conflict,
+            &["web/10.0.0.2:80", "lbctl set weight"],
+        ),
+        (
+            add_backend(&old, "web", backend("0.0.0.0:80", 1)),
+            C::Invalid,
+            &["unspecified"],
+        ),
+        (
+            remove_backend(&old, &reference("web/10.0.0.1:80")),
+            C::Refused,
+            &["config file", "lbctl reload", "lbctl maint web/10.0.0.1:80"],
+        ),
+        (
+            remove_backend(&old, &reference("web/10.0.0.7:80")),
+            C::NotFound,
+            &["no backend 10.0.0.7:80", "it has 10.0.0.1:80, 10.0.0.2:80"],
+        ),
+        (
+            set_weight(
+                &old,
+                &reference("web/10.0.0.1:80"),
+                WeightOverride::Percent(1001),
+            ),
+            C::Invalid,
+            &["1001%", "at most 1000%"],
+        ),
+        (
+            set_mode(&old, &reference("web/10.0.0.7:80"), Mode::Drain),
+            C::NotFound,
+            &["10.0.0.7:80"],
+        ),
+        (
+            unset(&old, &reference("web/10.0.0.7:80"), UnsetWhat::All),
+            C::NotFound,
+            &["10.0.0.7:80"],
+        ),
+        (
+            apply(&old, vec![service("web", "192.0.2.9:80", &[])]),
+            C::Conflict,
+            &["owns web", "lbctl reload"],
+        ),
+    ];
+    for (number, (result, code, words)) in cases.into_iter().enumerate() {
+        let fault = result.expect_err(&format!("case {number}"));
+        assert_eq!(fault.code, code, "case {number}: {}", fault.message);
+        for word in words {
+            assert!(
+                fault.message.contains(word),
+                "case {number}: {}",
+                fault.message
+            );
+        }
+    }
+}
+
+#[test]
+fn objects_come_and_go_with_their_overrides() {
+    let old = layers();
+    let added = add_service(&old, service("new", "192.0.2.9:80", &["10.0.0.1:80"])).unwrap();
+    assert_eq!(
+        lines(&added),
+        ["+ service new", "+ backend new/10.0.0.1:80"]
+    );
+
+    let removed = remove_service(&old, "dns").unwrap();
+    assert_eq!(removed.layers.state.services, []);
+    assert_eq!(
+        removed.layers.state.overrides,
+        [overridden("web/10.0.0.2:80")].into()
+    );
+
+    for service in ["web", "dns"] {
+        let added = add_backend(&old, service, backend("10.0.0.3:80", 5)).unwrap();
+        assert_eq!(lines(&added), [format!("+ backend {service}/10.0.0.3:80")]);
+        assert_eq!(added.layers.file, old.file);
+    }
+    for gone in ["web/10.0.0.2:80", "dns/10.0.0.9:53"] {
+        let removed = remove_backend(&old, &reference(gone)).unwrap();
+        assert_eq!(lines(&removed), [format!("- backend {gone}")]);
+        assert!(
+            !removed
+                .layers
+                .state
+                .overrides
+                .contains_key(&reference(gone))
+        );
+    }
+}
+
+#[test]
+fn overrides_are_set_and_unset_one_by_one() {
+    let one = reference("web/10.0.0.1:80");
+    let half = set_weight(&layers(), &one, WeightOverride::Percent(50)).unwrap();
+    assert_eq!(half.message, "weight of web/10.0.0.1:80 set to 50% of 100");
+    let both = set_mode(&half.layers, &one, Mode::Drain).unwrap();
+    let said = |change: &Change| change.layers.state.overrides.get(&one).cloned();
+    let weight = Some(WeightOverride::Percent(50));
+    let mode = Some(Mode::Drain);
+    assert_eq!(said(&both), Some(Override { weight, mode }));
+    let drained = unset(&both.layers, &one, UnsetWhat::Weight).unwrap();
+    assert_eq!(said(&drained), Some(Override { weight: None, mode }));
+    let nothing = unset(&drained.layers, &one, UnsetWhat::Mode).unwrap();
+    assert_eq!(said(&nothing), None);
+    let again = unset(&nothing.layers, &one, UnsetWhat::All).unwrap();
+    assert_eq!(again.layers, nothing.layers);
+}
+
+#[test]
+fn overrides_of_backends_long_gone_can_be_unset() {
+    let mut old = layers();
+    old.state.overrides.extend([overridden("gone/10.0.0.1:80")]);
+    let kept = set_mode(&old, &reference("web/10.0.0.1:80"), Mode::Ready).unwrap();
+    assert!(
+        kept.layers
+            .state
+            .overrides
+            .contains_key(&reference("gone/10.0.0.1:80"))
+    );
+    let dropped = unset(&old, &reference("gone/10.0.0.1:80"), UnsetWhat::All).unwrap();
+    assert_eq!(dropped.layers, layers());
+}
+
+#[test]
+fn apply_replaces_and_adds_all_or_nothing() {
+    let mut dns = service("dns", "192.0.2.1:53", &["10.0.0.9:53"]);
+    dns.backends[0].weight = 7;
+    let new = service("new", "192.0.2.9:80", &[]);
+    let change = apply(&layers(), vec![dns.clone(), new.clone()]).unwrap();
+    assert_eq!(
+        lines(&change),
+        [
+            "- backend dns/10.0.0.8:53",
+            "~ backend dns/10.0.0.9:53: weight 100 → 7",
+            "+ service new"
+        ]
+    );
+    assert_eq!(change.layers.state.services, [dns, new]);
+
+    let taken = service("new", "192.0.2.1:80", &[]);
+    let fault = apply(&layers(), vec![taken]).unwrap_err();
+    assert_eq!(fault.code, FaultCode::Conflict, "{}", fault.message);
+    let swapped = service("new", "192.0.2.1:53", &[]);
+    let moved = service("dns", "192.0.2.1:54", &[]);
+    apply(&layers(), vec![swapped, moved]).unwrap();
+}
+
+#[test]
+fn reload_that_collides_with_the_cli_layer_changes_nothing() {
+    for services in [
+        service("dns", "192.0.2.7:80", &[]),
+        service("other", "192.0.2.1:53", &[]),
+    ] {
+        let fault = with_file([services]).unwrap_err();
+        assert_eq!(fault.code, FaultCode::Conflict, "{}", fault.message);
+        assert!(
+            fault.message.contains("lbctl remove service dns"),
+            "{}",
+            fault.message
+        );
+    }
+}
+
+#[test]
+fn reload_takes_over_what_lbctl_added() {
+    let web = service("web", "192.0.2.1:80", &["10.0.0.1:80", "10.0.0.2:80"]);
+    let change = with_file([web]).unwrap();
+    assert_eq!(change.layers.state.backends, []);
+    assert_eq!(
+        lines(&change),
+        ["~ backend web/10.0.0.2:80: weight 10 → 100"]
+    );
+    let kept = overridden("web/10.0.0.2:80");
+    assert!(
+        change.layers.state.overrides.contains_key(&kept.0),
+        "same backend"
+    );
+}
+
+#[test]
+fn reload_forgets_additions_to_a_service_that_is_gone() {
+    let change = with_file([]).unwrap();
+    assert_eq!(change.layers.state.backends, []);
+    assert_eq!(
+        change.layers.state.overrides,
+        [overridden("dns/10.0.0.9:53")].into()
+    );
+}
+
+#[test]
+fn reload_names_settings_that_take_a_restart() {
+    let mut file = layers().file;
+    file.admin.socket = "/tmp/other.sock".into();
+    let change = reload(&layers(), file).unwrap();
+    assert!(
+        change.message.contains("restart of lbd: admin.socket"),
+        "{}",
+        change.message
+    );
+}

@@ -1,0 +1,190 @@
+use std::net::SocketAddr;
+
+use super::*;
+use crate::{
+    controller::testing::{backend, config, service},
+    model::{BackendState, Health},
+    plan::Admit,
+};
+
+const ONE: &str = "web/10.0.0.1:80";
+
+fn layers(modes: &[(&str, Mode)]) -> Layers {
+    let said = |mode| Override {
+        mode: Some(mode),
+        weight: None,
+    };
+    Layers {
+        file: config([service(
+            "web",
+            "192.0.2.1:80",
+            &["10.0.0.1:80", "10.0.0.2:80"],
+        )]),
+        state: State {
+            overrides: modes
+                .iter()
+                .map(|(backend, mode)| (backend.parse().unwrap(), said(*mode)))
+                .collect(),
+            ..State::default()
+        },
+    }
+}
+
+fn near(_: IpAddr) -> Option<Route> {
+    Some(Route {
+        source: None,
+        returns_here: true,
+    })
+}
+
+fn world(modes: &[(&str, Mode)]) -> World {
+    World::new(layers(modes), &HashMap::new(), near)
+}
+
+fn report(backend: &str, healthy: bool) -> Report {
+    Report {
+        backend: backend.parse().unwrap(),
+        verdict: Verdict {
+            healthy: Some(healthy),
+            successes_in_row: u32::from(healthy),
+            failures_in_row: u32::from(!healthy),
+            last_result: Some("as told".to_owned()),
+            last_probe: None,
+        },
+        changed: true,
+        result: if healthy { "success" } else { "refused" },
+        duration: Default::default(),
+    }
+}
+
+fn state(world: &World, place: usize) -> BackendState {
+    effective::effective(world.services[0].fact(place)).state
+}
+
+fn admit(world: &World, place: usize) -> Admit {
+    world.desired().services[0].backends[place].admit
+}
+
+#[test]
+fn verdicts_move_backends_and_only_them() {
+    let mut world = world(&[]);
+    assert_eq!(
+        (state(&world, 0), admit(&world, 0)),
+        (BackendState::Unknown, Admit::Draining)
+    );
+    let transition = world.observe(report(ONE, true)).unwrap();
+    assert_eq!(transition.before.state, BackendState::Unknown);
+    assert_eq!(transition.after.state, BackendState::Healthy);
+    assert_eq!(admit(&world, 0), Admit::Active);
+    assert_eq!(admit(&world, 1), Admit::Draining);
+    assert_eq!(world.observe(report(ONE, true)), None, "nothing new");
+    world.observe(report(ONE, false)).unwrap();
+    assert_eq!(admit(&world, 0), Admit::Down);
+    let probes = &world.services[0].observed[0].probes;
+    assert_eq!(probes, &[("success", 2), ("refused", 1)].into());
+}
+
+#[test]
+fn a_failing_backend_keeps_its_weight_in_the_table() {
+    let mut world = world(&[]);
+    world.observe(report(ONE, false)).unwrap();
+    assert_eq!(world.desired().services[0].backends[0].weight, 100);
+}
+
+#[test]
+fn reports_of_strangers_are_ignored() {
+    let mut world = world(&[("web/10.0.0.2:80", Mode::Maintenance)]);
+    for backend in ["web/10.0.0.9:80", "gone/10.0.0.1:80", "web/10.0.0.2:80"] {
+        assert_eq!(world.observe(report(backend, true)), None, "{backend}");
+    }
+    assert!(world.services[0].observed[1].probes.is_empty());
+}
+
+#[test]
+fn other_layers_keep_what_was_observed() {
+    let mut world = world(&[]);
+    world.observe(report(ONE, true)).unwrap();
+    let mut more = layers(&[]);
+    more.file.services[0]
+        .backends
+        .push(backend("10.0.0.3:80", 1));
+    more.file.services[0].health.rise = 9;
+    world.relayer(more, near);
+    assert_eq!(state(&world, 0), BackendState::Healthy);
+    assert_eq!(state(&world, 2), BackendState::Unknown);
+    assert_eq!(world.services[0].observed[0].probes["success"], 1);
+}
+
+#[test]
+fn a_backend_back_from_maintenance_must_prove_itself() {
+    let mut world = world(&[]);
+    world.observe(report(ONE, true)).unwrap();
+    world.relayer(layers(&[(ONE, Mode::Maintenance)]), near);
+    assert_eq!(state(&world, 0), BackendState::Maintenance);
+    let probed = |world: &World| world.targets().contains_key(&ONE.parse().unwrap());
+    assert!(!probed(&world));
+    world.relayer(layers(&[]), near);
+    assert!(probed(&world));
+    assert_eq!(state(&world, 0), BackendState::Unknown);
+}
+
+#[test]
+fn a_check_that_begins_takes_nobody_down() {
+    let unchecked = Health {
+        check: HealthCheck::None,
+        ..Health::default()
+    };
+    let mut first = layers(&[]);
+    first.file.services[0].health = unchecked;
+    let mut world = World::new(first, &HashMap::new(), near);
+    assert_eq!(world.targets(), BTreeMap::new());
+    assert_eq!(state(&world, 0), BackendState::Healthy);
+    world.relayer(layers(&[]), near);
+    assert_eq!(state(&world, 0), BackendState::Healthy);
+    assert_eq!(world.targets()[&ONE.parse().unwrap()].inherited, Some(true));
+}
+
+#[test]
+fn routes_decide_on_source_addresses() {
+    let source: IpAddr = "192.0.2.254".parse().unwrap();
+    let far = Route {
+        source: Some(source),
+        returns_here: false,
+    };
+    let lost = Route {
+        source: None,
+        returns_here: false,
+    };
+    let ip = |address: &str| address.parse::<SocketAddr>().unwrap().ip();
+    let (one, two) = (ip("10.0.0.1:80"), ip("10.0.0.2:80"));
+    let mut world = World::new(layers(&[]), &[(ONE.parse().unwrap(), true)].into(), near);
+    assert_eq!(world.routed(), [one, two].into());
+
+    let transitions = world.reroute([(one, far)].into());
+    assert_eq!(transitions.len(), 1);
+    assert_eq!(transitions[0].before, transitions[0].after);
+    let snat = |world: &World, place: usize| world.desired().services[0].backends[place].snat;
+    assert_eq!((snat(&world, 0), snat(&world, 1)), (Some(source), None));
+
+    let transitions = world.reroute([(one, lost)].into());
+    assert_eq!(transitions.len(), 1);
+    assert_eq!(transitions[0].after.state, BackendState::Unhealthy);
+    assert_eq!(admit(&world, 0), Admit::Down);
+    assert!(world.has_unreachable());
+
+    world.reroute([(one, far)].into());
+    assert_eq!(admit(&world, 0), Admit::Active);
+    assert_eq!(
+        world.reroute(HashMap::new()),
+        [],
+        "no answer changes nothing"
+    );
+    assert_eq!(admit(&world, 0), Admit::Active);
+}
+
+#[test]
+fn overrides_without_a_backend_are_told_of() {
+    let world = world(&[("web/10.0.0.9:80", Mode::Drain)]);
+    assert_eq!(world.conflicts().len(), 1, "{:?}", world.conflicts());
+    assert!(world.conflicts()[0].contains("lbctl unset web/10.0.0.9:80"));
+}

@@ -1,0 +1,161 @@
+//! The selection tables: an array of arrays, each as long as its table.
+
+use std::{
+    io,
+    os::fd::{AsFd, AsRawFd},
+    sync::{
+        Arc, Condvar, Mutex, PoisonError,
+        mpsc::{RecvTimeoutError, channel},
+    },
+    thread,
+    time::Duration,
+};
+
+use anyhow::{Context, Result};
+use lb_common::abi::{TABLE_HEADER, from_bytes, map};
+
+use super::sys;
+
+/// Entries per batch call.
+const CHUNK: usize = 4096;
+/// Exchanges whose wait for the programs is not over.
+const PENDING: usize = 64;
+/// How often an exchange is looked for.
+const POLL: Duration = Duration::from_micros(20);
+
+pub(super) struct Tables {
+    outer: Arc<sys::Map>,
+    pending: Arc<Pending>,
+}
+
+impl Tables {
+    pub(super) fn new(outer: sys::Map) -> Self {
+        Self {
+            outer: Arc::new(outer),
+            pending: Arc::default(),
+        }
+    }
+
+    pub(super) fn len(&self) -> u32 {
+        self.outer.info.max_entries
+    }
+
+    /// Fills a new inner array and puts it in the place of the former: packets draw from the one
+    /// or the other, never from a mixture.
+    pub(super) fn set(&self, table: u32, slots: &[u32]) -> Result<()> {
+        let entries = slots.len() as u32 + TABLE_HEADER;
+        let inner = sys::Map::inner_array(entries).with_context(|| failed("create inner array"))?;
+        let keys: Vec<u8> = (0..entries).flat_map(u32::to_ne_bytes).collect();
+        let header = std::iter::once(slots.len() as u32);
+        let values = header.chain(slots.iter().copied());
+        let values: Vec<u8> = values.flat_map(u32::to_ne_bytes).collect();
+        let filled = inner.update_batch(&keys, &values);
+        filled.with_context(|| failed("fill inner array"))?;
+        let (outer, id) = (self.outer.clone(), inner.info.id);
+        let exchanged = self.exchange(
+            move || {
+                let fd = inner.as_fd().as_raw_fd() as u32;
+                outer.update(&table.to_ne_bytes(), &fd.to_ne_bytes())
+            },
+            || Ok(self.inner_id(table)? == Some(id)),
+        );
+        exchanged.with_context(|| failed("update"))
+    }
+
+    pub(super) fn remove(&self, table: u32) -> Result<()> {
+        let outer = self.outer.clone();
+        let removed = self.exchange(
+            move || outer.delete(&table.to_ne_bytes()).map(drop),
+            || Ok(self.inner_id(table)?.is_none()),
+        );
+        removed.with_context(|| failed("delete"))
+    }
+
+    /// The slots, without the header.
+    pub(super) fn get(&self, table: u32) -> Result<Option<Vec<u32>>> {
+        let read = || -> io::Result<Option<Vec<u32>>> {
+            let Some(id) = self.inner_id(table)? else {
+                return Ok(None);
+            };
+            let mut elements = Vec::new();
+            sys::Map::from_id(id)?.lookup_batch(CHUNK, |_, values| {
+                elements.extend(values.chunks_exact(4).filter_map(from_bytes::<u32>));
+                Ok(())
+            })?;
+            let count = elements.first().copied().unwrap_or_default() as usize;
+            let slots = elements.into_iter().skip(TABLE_HEADER as usize);
+            Ok(Some(slots.take(count).collect()))
+        };
+        read().with_context(|| failed("lookup"))
+    }
+
+    /// Read from outside, an outer map tells the inner map's id.
+    fn inner_id(&self, table: u32) -> io::Result<Option<u32>> {
+        let mut id = [0; 4];
+        let found = self.outer.lookup(&table.to_ne_bytes(), &mut id)?;
+        Ok(found.then(|| u32::from_ne_bytes(id)))
+    }
+
+    /// Runs `change` on a thread of its own, and returns when `is_done` sees its effect.
+    ///
+    /// Having exchanged the inner map, the kernel has the caller wait until no program uses the
+    /// former one (`maybe_wait_bpf_programs`, kernel/bpf/syscall.c): some 10 ms, which a thousand
+    /// services cannot afford one after the other, and nothing here needs.
+    fn exchange(
+        &self,
+        change: impl FnOnce() -> io::Result<()> + Send + 'static,
+        is_done: impl Fn() -> io::Result<bool>,
+    ) -> io::Result<()> {
+        let permit = Pending::enter(&self.pending);
+        let (sender, result) = channel();
+        thread::Builder::new()
+            .name("table-exchange".to_owned())
+            .stack_size(64 * 1024)
+            .spawn(move || {
+                // Nobody listens once the effect was seen.
+                let _ = sender.send(change());
+                drop(permit);
+            })?;
+        loop {
+            match result.recv_timeout(POLL) {
+                Ok(result) => return result,
+                Err(RecvTimeoutError::Disconnected) => return Err(io::ErrorKind::Other.into()),
+                Err(RecvTimeoutError::Timeout) if is_done()? => return Ok(()),
+                Err(RecvTimeoutError::Timeout) => {}
+            }
+        }
+    }
+}
+
+/// Counts the threads that wait for programs.
+#[derive(Default)]
+struct Pending {
+    count: Mutex<usize>,
+    left: Condvar,
+}
+
+impl Pending {
+    /// Waits until there are fewer than [`PENDING`].
+    fn enter(pending: &Arc<Self>) -> Permit {
+        let count = pending.count.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut count = pending
+            .left
+            .wait_while(count, |count| *count >= PENDING)
+            .unwrap_or_else(PoisonError::into_inner);
+        *count += 1;
+        Permit(pending.clone())
+    }
+}
+
+struct Permit(Arc<Pending>);
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        *self.0.count.lock().unwrap_or_else(PoisonError::into_inner) -= 1;
+        self.0.left.notify_one();
+    }
+}
+
+fn failed(call: &str) -> String {
+    format!("map {}: {call}", map::TABLES)
+}
