@@ -149,7 +149,7 @@ fn config(network: &Network, services: u32, backends: u32) -> String {
             let _ = writeln!(
                 text,
                 "      - {{address: \"{address}\", weight: {}}}",
-                backend + 1
+                50 + 50 * (backend % 2)
             );
         }
     }
