@@ -1,3 +1,63 @@
-//! What the tests, the benchmark and the demo share.
+//! What the tests, the benchmark and the demo share: packet cases ([`packets`]), and the harness of
+//! the network tests: hosts and cables ([`net`]), servers behind the load balancer ([`servers`]),
+//! clients in front of it ([`clients`]), and the daemon ([`daemon`]).
+//!
+//! Everything a network test builds hangs on file descriptors and child processes of the test process.
+//! When it ends, by whatever means, the kernel takes it all away.
 
+pub mod bulk;
+pub mod capture;
+pub mod clients;
+pub mod daemon;
+pub mod frames;
+pub mod host;
+pub mod net;
 pub mod packets;
+pub mod servers;
+pub mod veth;
+pub mod world;
+
+use std::{
+    io::Write,
+    path::PathBuf,
+    time::{Duration, Instant},
+};
+
+/// Writes a line of a test's findings past libtest's capture, so that a green run shows them too.
+pub fn note(line: impl std::fmt::Display) {
+    let _ = writeln!(std::io::stderr(), "    {line}");
+}
+
+/// Waits until `condition` holds, looking every 10 ms; false if it does not within `limit`.
+pub fn eventually(limit: Duration, mut condition: impl FnMut() -> bool) -> bool {
+    let end = Instant::now() + limit;
+    loop {
+        if condition() {
+            return true;
+        }
+        if Instant::now() > end {
+            return false;
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// A program of this workspace: the one the environment variable names, else the one built beside
+/// the running executable.
+fn program(name: &str, variable: &str) -> anyhow::Result<PathBuf> {
+    if let Some(path) = std::env::var_os(variable) {
+        return Ok(path.into());
+    }
+    let own = std::env::current_exe()?;
+    own.ancestors()
+        .skip(1)
+        .take(2)
+        .map(|directory| directory.join(name))
+        .find(|path| path.is_file())
+        .ok_or_else(|| {
+            anyhow::anyhow!(
+                "no `{name}` beside {}; run `make build`, or say where it is in {variable}",
+                own.display()
+            )
+        })
+}

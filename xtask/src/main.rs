@@ -1,1 +1,101 @@
-fn main() {}
+//! `cargo xtask`: builds, shows, tests and measures the project. `make` calls it after set-up.
+
+mod leftovers;
+
+use std::{
+    env,
+    path::PathBuf,
+    process::{Command, ExitCode},
+};
+
+const USAGE: &str = "usage: cargo xtask build|demo|test|bench";
+
+/// What went wrong, for a person.
+type Outcome = Result<(), String>;
+
+fn main() -> ExitCode {
+    let mut arguments = env::args().skip(1);
+    let task = arguments.next().unwrap_or_default();
+    let rest: Vec<_> = arguments.collect();
+    let outcome = match task.as_str() {
+        "build" => build(),
+        "demo" => built("demo", &rest),
+        "bench" => built("bench", &rest),
+        "test" => test(&rest),
+        _ => Err(USAGE.to_owned()),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(message) => {
+            eprintln!("xtask: {message}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// `target/release/{lbd,lbctl}`, and the programs of the tests.
+fn build() -> Outcome {
+    run(cargo(&["build", "--release", "--bins"]).args(["-p", "lb-userspace", "-p", "lb-tests"]))
+}
+
+/// Builds everything and runs one program of the tests.
+fn built(program: &str, arguments: &[String]) -> Outcome {
+    build()?;
+    run(as_root(root().join("target/release").join(program)).args(arguments))
+}
+
+/// All tests, with what `cargo test` is to be told besides; then looks for what they left behind.
+fn test(arguments: &[String]) -> Outcome {
+    build()?;
+    let before = leftovers::find(&root());
+    let mut tests = cargo(&["test", "--release", "--workspace", "--exclude", "lb-ebpf"]);
+    if !is_root() {
+        // Tests make network namespaces and load BPF programs; building needs no such rights.
+        let target = format!("{}_UNKNOWN_LINUX_GNU", env::consts::ARCH.to_uppercase());
+        tests.env(format!("CARGO_TARGET_{target}_RUNNER"), "sudo -E");
+    }
+    let tested = run(tests.args(arguments));
+    let mut left = leftovers::find(&root());
+    left.retain(|item| !before.contains(item));
+    match (tested, left.as_slice()) {
+        (tested, []) => tested,
+        (_, left) => Err(format!("the tests left behind: {}", left.join(", "))),
+    }
+}
+
+fn run(command: &mut Command) -> Outcome {
+    let shown = format!("{command:?}").replace('"', "");
+    match command.status() {
+        Ok(status) if status.success() => Ok(()),
+        Ok(status) => Err(format!("`{shown}` failed ({status})")),
+        Err(error) => Err(format!("cannot run `{shown}`: {error}")),
+    }
+}
+
+fn cargo(arguments: &[&str]) -> Command {
+    let mut command = Command::new(env::var_os("CARGO").unwrap_or("cargo".into()));
+    command.current_dir(root()).args(arguments);
+    command
+}
+
+fn as_root(program: PathBuf) -> Command {
+    if is_root() {
+        return Command::new(program);
+    }
+    let mut command = Command::new("sudo");
+    command.arg("-E").arg(program);
+    command
+}
+
+fn is_root() -> bool {
+    // The owner of this process, as `/proc` tells without a system call of our own.
+    std::fs::metadata("/proc/self")
+        .map(|own| std::os::unix::fs::MetadataExt::uid(&own) == 0)
+        .unwrap_or(false)
+}
+
+/// The workspace's directory.
+fn root() -> PathBuf {
+    let own = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
+    own.parent().map(PathBuf::from).unwrap_or(own)
+}

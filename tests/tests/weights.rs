@@ -1,0 +1,113 @@
+//! Shares of 20,000 connections against weights.
+//!
+//! ```text
+//!                            ┌── b1  weight 5
+//!   client ──── node (lbd) ──┼── b2  weight 3
+//!                            ├── b3  weight 2
+//!                            └── b4  weight 0: gets none
+//! ```
+
+use lb_tests::{
+    clients::{Protocol, burst, summary},
+    daemon::{Config, Service},
+    net::{Family, Topology},
+    note,
+    servers::ECHO_PORT,
+    world::World,
+};
+
+const WEIGHTS: [u16; 4] = [5, 3, 2, 0];
+const CONNECTIONS: usize = 20_000;
+
+/// Policies, and how far the share of a backend may be from its weight: a draw by chance has a
+/// standard deviation of 0.35 % here, a rotation none.
+const POLICIES: [(&str, f64); 3] = [("maglev", 0.02), ("round-robin", 0.005), ("random", 0.02)];
+
+#[test]
+fn xdp_weights_hold_for_every_policy() {
+    weights_hold("native");
+}
+
+#[test]
+fn tc_weights_hold_for_every_policy() {
+    weights_hold("off");
+}
+
+fn weights_hold(xdp: &'static str) {
+    let topology = Topology {
+        backends: WEIGHTS.len(),
+        ..Topology::default()
+    };
+    let protocols = [Protocol::Tcp, Protocol::Udp];
+    let world = World::new(topology, |network| {
+        let mut config = Config::new(network, xdp);
+        for (n, (policy, _)) in (0..).zip(POLICIES) {
+            for protocol in protocols {
+                let mut service = Service::new(&service_name(policy, protocol), protocol)
+                    .listen(network, n, ECHO_PORT)
+                    .backends(network, ECHO_PORT + u16::from(n), &WEIGHTS);
+                service.policy = policy;
+                config = config.service(service);
+            }
+        }
+        config
+    })
+    .unwrap();
+
+    let network = &world.network;
+    let mut wrong = Vec::new();
+    for (n, (policy, tolerance)) in (0..).zip(POLICIES) {
+        for protocol in protocols {
+            for family in Family::BOTH {
+                let target = (network.vip(n, family), ECHO_PORT).into();
+                let sources = network.client_addresses(family);
+                let result = burst(
+                    &network.client,
+                    &sources,
+                    10_000,
+                    CONNECTIONS,
+                    protocol,
+                    target,
+                );
+                let shares: Vec<_> = (1..=4).map(|i| result.share(&format!("b{i}"))).collect();
+                let row = format!(
+                    "xdp {xdp:<6} {policy:<11} {protocol} {family}: {:5.2} {:5.2} {:5.2} {:4.2} %, \
+                     failures {}, {:.1?}",
+                    100.0 * shares[0],
+                    100.0 * shares[1],
+                    100.0 * shares[2],
+                    100.0 * shares[3],
+                    summary(&result.failures),
+                    result.elapsed,
+                );
+                note(&row);
+                let near = WEIGHTS
+                    .iter()
+                    .zip(&shares)
+                    .all(|(weight, share)| (share - f64::from(*weight) / 10.0).abs() <= tolerance);
+                if !near || shares[3] != 0.0 || !result.failures.is_empty() {
+                    wrong.push(row);
+                }
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
+    counters_agree(&world);
+}
+
+/// What lbctl tells of each service is what the clients counted: all connections, of both families.
+fn counters_agree(world: &World) {
+    for service in world.daemon.services().unwrap() {
+        let name = &service.name;
+        assert_eq!(service.total_connections, 2 * CONNECTIONS as u64, "{name}");
+        let backends = world.daemon.backends().unwrap();
+        let own = backends.iter().filter(|b| b.service == *name);
+        assert_eq!(own.clone().map(|b| b.failed_connections).sum::<u64>(), 0);
+        let total: u64 = own.map(|b| b.total_connections).sum();
+        assert_eq!(total, 2 * CONNECTIONS as u64, "{name}");
+    }
+}
+
+fn service_name(policy: &str, protocol: Protocol) -> String {
+    format!("{policy}-{protocol}").to_lowercase()
+}

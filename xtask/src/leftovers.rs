@@ -1,0 +1,48 @@
+//! What a test run may not leave on the machine.
+
+use std::{fs, path::Path, process::Command};
+
+/// Named network namespaces, pins of lbd, and processes of this workspace's programs.
+pub fn find(workspace: &Path) -> Vec<String> {
+    let mut found = namespaces();
+    found.extend(pins());
+    found.extend(processes(&workspace.join("target")));
+    found
+}
+
+fn namespaces() -> Vec<String> {
+    let listed = Command::new("ip").args(["netns", "list"]).output();
+    let text = listed.map(|output| output.stdout).unwrap_or_default();
+    String::from_utf8_lossy(&text)
+        .lines()
+        .map(|line| format!("network namespace {line}"))
+        .collect()
+}
+
+fn pins() -> Vec<String> {
+    names("/sys/fs/bpf")
+        .into_iter()
+        .filter(|name| name.starts_with("lb"))
+        .map(|name| format!("/sys/fs/bpf/{name}"))
+        .collect()
+}
+
+fn processes(target: &Path) -> Vec<String> {
+    names("/proc")
+        .into_iter()
+        .filter(|name| name.bytes().all(|b| b.is_ascii_digit()))
+        .filter_map(|pid| {
+            let program = fs::read_link(format!("/proc/{pid}/exe")).ok()?;
+            let name = program.file_name()?.to_str()?;
+            let ours = program.starts_with(target) && ["lbd", "lbctl", "lbt-agent"].contains(&name);
+            ours.then(|| format!("process {pid} ({name})"))
+        })
+        .collect()
+}
+
+fn names(directory: &str) -> Vec<String> {
+    let entries = fs::read_dir(directory).into_iter().flatten().flatten();
+    entries
+        .filter_map(|entry| entry.file_name().into_string().ok())
+        .collect()
+}
