@@ -31,9 +31,10 @@ const TICKS: u64 = 1 << 43;
 pub(super) fn table(members: &[Member], size: usize) -> Vec<u32> {
     let weights: Vec<u32> = members.iter().map(|m| m.weight).collect();
     let mut open = quotas(&weights, size);
-    let mut preferences: Vec<Preference> = members
+    let inverses = inverses(size);
+    let mut preferences: Vec<Preference<'_>> = members
         .iter()
-        .map(|m| Preference::of(m.address, size as u32))
+        .map(|m| Preference::of(m.address, &inverses))
         .collect();
     let mut table = vec![EMPTY; size];
 
@@ -79,32 +80,53 @@ fn race(weights: &[u32], size: usize) -> Vec<u32> {
     }))
 }
 
-/// A member's order of preference: the entries at `at`, `at + skip`, `at + 2 × skip`, … modulo a
-/// prime, which visits every entry once.
-pub(super) struct Preference {
-    at: u32,
-    skip: u32,
-    size: u32,
+/// A member's order of preference: a permutation of the entries, `scale × (start + k)⁻¹ + shift`
+/// modulo the prime size for k = 0, 1, 2, … (the inverse of 0 being 0).
+///
+/// The paper's `start + k × skip` is a permutation too, but two members whose skips are alike then
+/// meet again and again: for 1 set of backends in 100 the loss of one member moved three times the
+/// usual part of the other flows. Inverses have no such kinship (Eichenauer and Lehn, "A non-linear
+/// congruential pseudo random number generator", 1986).
+pub(super) struct Preference<'t> {
+    inverses: &'t [u32],
+    place: u32,
+    scale: u64,
+    shift: u64,
 }
 
-impl Preference {
-    pub(super) fn of(address: SocketAddr, size: u32) -> Self {
+impl<'t> Preference<'t> {
+    /// `inverses` are those of [`inverses`] for the table's size.
+    pub(super) fn of(address: SocketAddr, inverses: &'t [u32]) -> Self {
+        let size = inverses.len() as u64;
         let hash = identity(address);
         Self {
-            at: (hash % u64::from(size)) as u32,
-            skip: (spread(hash ^ 0x9e37_79b9_7f4a_7c15) % u64::from(size - 1)) as u32 + 1,
-            size,
+            inverses,
+            place: (hash % size) as u32,
+            scale: spread(hash ^ 0x9e37_79b9_7f4a_7c15) % (size - 1) + 1,
+            shift: spread(hash ^ 0xc2b2_ae3d_27d4_eb4f) % size,
         }
     }
 
     pub(super) fn next(&mut self) -> usize {
-        let entry = self.at;
-        self.at += self.skip;
-        if self.at >= self.size {
-            self.at -= self.size;
+        let inverse = u64::from(self.inverses[self.place as usize]);
+        self.place += 1;
+        if self.place as usize == self.inverses.len() {
+            self.place = 0;
         }
-        entry as usize
+        ((self.scale * inverse + self.shift) % self.inverses.len() as u64) as usize
     }
+}
+
+/// The multiplicative inverses of 0, 1, …, `size` - 1 modulo the prime `size`, 0 for 0.
+pub(super) fn inverses(size: usize) -> Vec<u32> {
+    let mut inverses: Vec<u32> = (0..size.min(2) as u32).collect();
+    for number in inverses.len()..size {
+        // size = q × number + r, so r⁻¹ × -q is the inverse of number.
+        let quotient = (size / number) as u64;
+        let inverse = u64::from(inverses[size % number]);
+        inverses.push(((size as u64 - quotient) * inverse % size as u64) as u32);
+    }
+    inverses
 }
 
 /// Hash of what a backend is on every node: its address and port. The constant is arbitrary, and
