@@ -19,7 +19,7 @@ const RACE: u64 = 5;
 /// Unit of time in the race.
 const TICKS: u64 = 1 << 43;
 
-/// Indices into `members`. `size` must be a prime.
+/// Indices into `members`.
 ///
 /// Maglev's algorithm (Eisenbud et al., "Maglev: A Fast and Reliable Software Network Load
 /// Balancer", NSDI 2016, §3.4) with one difference. There, a member whose preferred entry is taken
@@ -79,31 +79,48 @@ fn race(weights: &[u32], size: usize) -> Vec<u32> {
     }))
 }
 
-/// A member's order of preference: the entries at `at`, `at + skip`, `at + 2 × skip`, … modulo a
-/// prime, which visits every entry once.
+/// A member's order of preference, every entry once: numbers below the next power of two, mixed by
+/// a bijection of the member's own, without those beyond the table.
+///
+/// The paper's order, `at + k × skip` modulo a prime, is not mixed enough: where the skips of two
+/// members happen to be nearly a small multiple of each other, the same two meet at one entry after
+/// the other. Of 2000 removals of 1 of 10 members one then moved 2.9 % of the others' entries,
+/// against 1.1 % at most with this order.
 pub(super) struct Preference {
-    at: u32,
-    skip: u32,
+    count: u32,
+    start: u32,
+    /// Odd, so that multiplying by them modulo a power of two is a bijection.
+    factors: [u32; 2],
+    bits: u32,
     size: u32,
 }
 
 impl Preference {
     pub(super) fn of(address: SocketAddr, size: u32) -> Self {
         let hash = identity(address);
+        let other = spread(hash ^ 0x9e37_79b9_7f4a_7c15);
         Self {
-            at: (hash % u64::from(size)) as u32,
-            skip: (spread(hash ^ 0x9e37_79b9_7f4a_7c15) % u64::from(size - 1)) as u32 + 1,
+            count: 0,
+            start: (hash >> 32) as u32,
+            factors: [hash as u32 | 1, other as u32 | 1],
+            bits: u32::BITS - (size - 1).leading_zeros(),
             size,
         }
     }
 
     pub(super) fn next(&mut self) -> usize {
-        let entry = self.at;
-        self.at += self.skip;
-        if self.at >= self.size {
-            self.at -= self.size;
+        let mask = (1 << self.bits) - 1;
+        loop {
+            let mut entry = self.start.wrapping_add(self.count) & mask;
+            self.count = self.count.wrapping_add(1);
+            for factor in self.factors {
+                entry = entry.wrapping_mul(factor) & mask;
+                entry ^= entry >> self.bits.div_ceil(2);
+            }
+            if entry < self.size {
+                return entry as usize;
+            }
         }
-        entry as usize
     }
 }
 
