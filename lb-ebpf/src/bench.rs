@@ -11,7 +11,7 @@ use core::mem::offset_of;
 
 use aya_ebpf::{
     EbpfContext,
-    bindings::{__sk_buff, TC_ACT_OK, xdp_action::XDP_PASS, xdp_md},
+    bindings::{__sk_buff, TC_ACT_OK, TC_ACT_UNSPEC, xdp_action::XDP_PASS, xdp_md},
     btf_maps::{Array, HashMap, ProgramArray},
     macros::btf_map,
 };
@@ -161,8 +161,8 @@ extern "C" fn empty_xdp(_: *mut xdp_md) -> u32 {
 /// The floor.
 #[unsafe(no_mangle)]
 #[unsafe(link_section = "classifier")]
-extern "C" fn empty_tc(_: *mut __sk_buff) -> u32 {
-    TC_ACT_OK as u32
+extern "C" fn empty_tc(_: *mut __sk_buff) -> i32 {
+    TC_ACT_UNSPEC
 }
 
 /// The unit: the floor and one lookup that hits.

@@ -4,8 +4,8 @@ use core::mem::offset_of;
 
 use aya_ebpf::{
     bindings::{
-        __sk_buff, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, BPF_F_RECOMPUTE_CSUM, TC_ACT_OK,
-        TC_ACT_SHOT,
+        __sk_buff, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, BPF_F_RECOMPUTE_CSUM, TC_ACT_SHOT,
+        TC_ACT_UNSPEC,
     },
     helpers::{
         bpf_l4_csum_replace, bpf_redirect, bpf_redirect_neigh, bpf_skb_change_head,
@@ -129,6 +129,8 @@ impl Frame for TcFrame {
     }
 }
 
+/// `TC_ACT_UNSPEC` leaves the packet to whoever is next on the hook; `TC_ACT_OK` would end a TCX
+/// chain and silence other people's programs.
 #[inline(always)]
 fn act(context: *mut __sk_buff, result: Result<Verdict, Drop>) -> i32 {
     match result {
@@ -138,7 +140,7 @@ fn act(context: *mut __sk_buff, result: Result<Verdict, Drop>) -> i32 {
                 how: Handover::Stack,
                 ..
             },
-        ) => TC_ACT_OK,
+        ) => TC_ACT_UNSPEC,
         Ok(Verdict::Transmit) => {
             // SAFETY: the context is the kernel's; the helper only notes the device.
             unsafe { bpf_redirect((*context).ifindex, 0) as i32 }
@@ -274,7 +276,7 @@ extern "C" fn lbd_tc(context: *mut __sk_buff) -> i32 {
     unsafe {
         // A tag that the stack took off: balanced on the VLAN device.
         if (*context).vlan_present != 0 {
-            return TC_ACT_OK;
+            return TC_ACT_UNSPEC;
         }
         let linear = (bound::<{ offset_of!(__sk_buff, data_end) }, _>(context)
             - bound::<{ offset_of!(__sk_buff, data) }, _>(context)) as u32;
@@ -310,6 +312,6 @@ extern "C" fn lbd_tc(context: *mut __sk_buff) -> i32 {
             }
             action
         }
-        Network::Foreign => TC_ACT_OK,
+        Network::Foreign => TC_ACT_UNSPEC,
     }
 }

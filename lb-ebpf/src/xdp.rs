@@ -4,7 +4,7 @@ use core::mem::offset_of;
 
 use aya_ebpf::{
     bindings::xdp_action::{XDP_DROP, XDP_PASS, XDP_REDIRECT, XDP_TX},
-    bindings::{__sk_buff, TC_ACT_OK, xdp_md},
+    bindings::{__sk_buff, TC_ACT_UNSPEC, xdp_md},
     helpers::{
         bpf_jiffies64, bpf_ktime_get_ns, bpf_redirect, bpf_redirect_neigh, bpf_xdp_adjust_head,
         bpf_xdp_adjust_meta, bpf_xdp_adjust_tail,
@@ -325,7 +325,7 @@ extern "C" fn lbd_handover(context: *mut __sk_buff) -> i32 {
         let note = bound::<{ offset_of!(__sk_buff, data_meta) }, _>(context) as *const Note;
         let data = bound::<{ offset_of!(__sk_buff, data) }, _>(context);
         if note.add(1) as usize > data || (*note).magic != NOTE_MAGIC {
-            return TC_ACT_OK;
+            return TC_ACT_UNSPEC;
         }
         let ifindex = (*note).ifindex;
         if (*note).resolve == 0 {

@@ -55,7 +55,7 @@ use super::{
     key::{FlowKey, ServiceKey},
     service::{Backend, BackendCounters, Service},
 };
-use crate::path::{Ipv4Tail, Work, wire};
+use crate::path::{Ipv4Tail, Ipv6Tail, Work, wire};
 
 plain_bytes! {
     Be16 => size 2, align 2;
@@ -81,4 +81,5 @@ plain_bytes! {
     wire::Udp => size 8, align 2;
     wire::Icmp => size 8, align 4;
     Ipv4Tail => size 12, align 4;
+    Ipv6Tail => size 36, align 4;
 }

@@ -43,36 +43,41 @@ pub(super) fn reverse<A: Address, T: FamilyTables<A>>(
         key.src_port,
         key.protocol,
     );
-    fill(flow, reverse, key, drawn, flow_state::REVERSE);
-    if !snat && is_free(tables, reverse, key, other) {
-        match tables.insert_handshake(reverse, flow, false) {
-            Ok(()) => return Ok(()),
-            Err(InsertError::Full) => return Err(Drop::HandshakeTableFull),
-            Err(InsertError::Exists) => {}
-        }
-        // Ours, from a first packet whose forward entry was evicted, or another connection's.
-        let ours = tables
-            .handshake(reverse)
-            .is_some_and(|found| found.opposite(key.protocol) == *key);
-        if ours && tables.insert_handshake(reverse, flow, true).is_ok() {
-            return Ok(());
-        }
-    }
     let start = tables.random();
+    let mut found = !snat && is_free(tables, reverse, key);
+    // Only looking inside the loop keeps the verifier's work small: it walks every round.
     for attempt in 0..ATTEMPTS {
-        let Some(port) = pool_port(tables, config, key.protocol, start.wrapping_add(attempt))
-        else {
+        if found {
+            break;
+        }
+        let place = start.wrapping_add(attempt);
+        let Some(port) = pool_port(tables, config, key.protocol, place) else {
             continue;
         };
         reverse.dst_port = port;
-        flow.port_delta = port_delta(reverse, key);
-        if is_free(tables, reverse, key, other)
-            && tables.insert_handshake(reverse, flow, false).is_ok()
-        {
-            return Ok(());
-        }
+        found = is_free(tables, reverse, key);
     }
-    Err(Drop::SourcePortsExhausted)
+    if !found {
+        return Err(Drop::SourcePortsExhausted);
+    }
+    if let Some(former) = tables.flow(reverse) {
+        *other = former.opposite(key.protocol);
+        tables.remove_flow(other);
+        tables.remove_flow(reverse);
+    }
+    fill(flow, reverse, key, drawn, flow_state::REVERSE);
+    match tables.insert_handshake(reverse, flow, false) {
+        Ok(()) => return Ok(()),
+        Err(InsertError::Full) => return Err(Drop::HandshakeTableFull),
+        Err(InsertError::Exists) => {}
+    }
+    // Ours, from a first packet whose forward entry was evicted; or another CPU was faster.
+    if !is_free(tables, reverse, key) {
+        return Err(Drop::SourcePortsExhausted);
+    }
+    tables
+        .insert_handshake(reverse, flow, true)
+        .map_err(|_| Drop::HandshakeTableFull)
 }
 
 /// Makes `flow` turn packets of tuple `from` into packets that `opposite` answers. Writes field by
@@ -130,23 +135,25 @@ fn pool_port<T: crate::path::Tables>(
     (tables.port_word(index) & bit == 0).then_some(Be16::new(port))
 }
 
-/// No established connection uses the tuple `reverse`. One that is closed gives way; one that
-/// stands for the same client tuple is a leftover of `key` itself.
+/// No connection uses the tuple `reverse`. An established one that is closed gives way; one that
+/// stands for the client's tuple `key` is a leftover of `key` itself.
 #[inline(always)]
 fn is_free<A: Address, T: FamilyTables<A>>(
     tables: &T,
     reverse: &FlowKey<A>,
     key: &FlowKey<A>,
-    forward: &mut FlowKey<A>,
 ) -> bool {
-    let Some(found) = tables.flow(reverse) else {
-        return true;
+    let of_key = |flow: &Flow<A>| {
+        flow.dst == key.src
+            && flow.dst_port == key.src_port
+            && flow.src == key.dst
+            && flow.src_port == key.dst_port
     };
-    *forward = found.opposite(reverse.protocol);
-    if forward != key && !flow_state::is_closed(found.state.get()) {
+    if let Some(flow) = tables.flow(reverse)
+        && !flow_state::is_closed(flow.state.get())
+        && !of_key(flow)
+    {
         return false;
     }
-    tables.remove_flow(forward);
-    tables.remove_flow(reverse);
-    true
+    tables.handshake(reverse).is_none_or(of_key)
 }

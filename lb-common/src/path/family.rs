@@ -55,6 +55,8 @@ pub struct Rewrite<A> {
     pub src: A,
     pub dst: A,
     pub protocol: u8,
+    /// Bytes behind the header.
+    pub payload: usize,
     /// The TTL the packet came with, and whether to decrement it.
     pub ttl: u8,
     pub forwarded: bool,
@@ -75,6 +77,17 @@ pub(crate) struct Ipv4Tail {
     checksum: u16,
     src: V4,
     dst: V4,
+}
+
+/// The same of an IPv6 header, from the payload length on: one aligned piece, one store.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(crate) struct Ipv6Tail {
+    payload_length: Be16,
+    next_header: u8,
+    hop_limit: u8,
+    src: V6,
+    dst: V6,
 }
 
 impl Family for V4 {
@@ -187,18 +200,15 @@ impl Family for V6 {
 
     #[inline(always)]
     fn rewrite<F: Frame>(frame: &mut F, offset: usize, new: &Rewrite<Self>) -> Option<()> {
-        let hop_limit = new.ttl - new.forwarded as u8;
-        frame.store(
-            offset + core::mem::offset_of!(Ipv6, hop_limit),
-            &hop_limit,
-            Covered::Changed,
-        )?;
-        let addresses = [new.src, new.dst];
-        frame.store(
-            offset + core::mem::offset_of!(Ipv6, src),
-            &addresses,
-            Covered::Changed,
-        )
+        let tail = Ipv6Tail {
+            payload_length: Be16::new(new.payload as u16),
+            next_header: new.protocol,
+            hop_limit: new.ttl - new.forwarded as u8,
+            src: new.src,
+            dst: new.dst,
+        };
+        let start = offset + core::mem::offset_of!(Ipv6, payload_length);
+        frame.store(start, &tail, Covered::Changed)
     }
 
     #[inline(always)]

@@ -24,7 +24,7 @@ use crate::abi::{
 
 pub use checksum::{Delta, Sum};
 pub use family::Family;
-pub(crate) use family::Ipv4Tail;
+pub(crate) use family::{Ipv4Tail, Ipv6Tail};
 pub use fast::fast;
 pub use open::open;
 pub use parse::{Network, network};

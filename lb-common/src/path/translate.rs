@@ -112,6 +112,7 @@ fn rewrite<A: Family, F: Frame>(
             src: flow.src,
             dst: flow.dst,
             protocol: packet.protocol,
+            payload: packet.transport_length,
             ttl: packet.ttl,
             forwarded,
             checksum: packet.header_checksum,

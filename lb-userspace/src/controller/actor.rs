@@ -92,7 +92,7 @@ impl Actor {
                 Input::Message(Message::Change { decide, reply }) => {
                     let layers = self.world.layers().clone();
                     let result = decide(&layers).and_then(|change| self.commit(change));
-                    let _ = reply.send(result);
+                    let _ = reply.send(result.map(|message| Response::Done { message }));
                 }
                 Input::Message(Message::Reload { reply }) => {
                     let _ = reply.send(self.reload());
@@ -163,17 +163,17 @@ impl Actor {
         }
         self.kernel.evict(&transitions);
         let _ = self.apply();
-        for event in transitions.iter().filter_map(transition_event) {
+        for event in transitions.iter().filter_map(Event::transition) {
             self.tell(event);
         }
     }
 
-    /// Makes a change last, then true.
-    fn commit(&mut self, change: Change) -> Result<Response, Fault> {
+    /// Makes a change last, then true; says what was done.
+    fn commit(&mut self, change: Change) -> Result<String, Fault> {
         let Change { layers, message } = change;
         let old = self.world.layers().clone();
         if layers == *old && self.kernel.failure.is_none() {
-            return Ok(Response::Done { message });
+            return Ok(message);
         }
         if layers.state != old.state {
             self.store.save(&layers.state).map_err(|error| {
@@ -191,7 +191,7 @@ impl Actor {
 
         let new = self.world.layers().clone();
         for difference in changes::differences(&old, &new) {
-            self.tell(difference_event(difference));
+            self.tell(Event::difference(difference));
         }
         for event in drains::override_events(&old.state, &new.state) {
             self.tell(event);
@@ -209,28 +209,25 @@ impl Actor {
         let refused = &self.kernel.refused;
         match refused.iter().find(|r| !refused_before.contains(r)) {
             Some(refused) => Err(faults::failed(format!("{message}, but {refused}"))),
-            None => Ok(Response::Done { message }),
+            None => Ok(message),
         }
     }
 
     fn reload(&mut self) -> Result<Response, Fault> {
         let result = self.read_config().and_then(|change| self.commit(change));
         match &result {
-            Ok(_) => {
+            Ok(message) => {
                 self.note.counts.reloads_ok += 1;
                 self.note.last_reload = "ok".to_owned();
-                self.tell(node_event(
-                    Reason::Reloaded,
-                    "config file reloaded".to_owned(),
-                ));
+                self.tell(Event::node(Reason::Reloaded, message.clone()));
             }
             Err(fault) => {
                 self.note.counts.reloads_failed += 1;
                 self.note.last_reload = fault.message.clone();
-                self.tell(node_event(Reason::ReloadFailed, fault.message.clone()));
+                self.tell(Event::node(Reason::ReloadFailed, fault.message.clone()));
             }
         }
-        result
+        result.map(|message| Response::Done { message })
     }
 
     fn read_config(&self) -> Result<Change, Fault> {
@@ -345,7 +342,7 @@ impl Actor {
                 self.note.verify_failure = None;
                 self.note.counts.repairs += repaired.len() as u64;
                 for words in repaired {
-                    self.tell(node_event(Reason::Repaired, words));
+                    self.tell(Event::node(Reason::Repaired, words));
                 }
             }
             Err(error) => {
@@ -367,13 +364,13 @@ impl Actor {
                 self.ready.store(true, Ordering::Release);
                 if failed_before {
                     let text = "the kernel is up to date again".to_owned();
-                    self.tell(node_event(Reason::ApplyRecovered, text));
+                    self.tell(Event::node(Reason::ApplyRecovered, text));
                 }
             }
             Err(error) => {
                 self.inputs.retry_due = Some(Instant::now() + RETRY_AFTER);
                 if !failed_before {
-                    self.tell(node_event(Reason::ApplyFailed, error.clone()));
+                    self.tell(Event::node(Reason::ApplyFailed, error.clone()));
                 }
             }
         }
@@ -432,63 +429,5 @@ impl Actor {
             ));
         }
         problems
-    }
-}
-
-fn transition_event(transition: &Transition) -> Option<Event> {
-    use crate::model::BackendState as State;
-    let Transition {
-        backend,
-        before,
-        after,
-    } = transition;
-    if before.state == after.state {
-        return None;
-    }
-    let reason = match after.state {
-        State::Healthy => Reason::BackendHealthy,
-        State::Unhealthy | State::Ejected => Reason::BackendUnhealthy,
-        State::Unknown | State::Draining | State::Maintenance => return None,
-    };
-    Some(Event {
-        reason,
-        object: format!("backend/{backend}"),
-        message: format!(
-            "{} → {}: {}",
-            before.state,
-            after.state,
-            after.reasons.join(", ")
-        ),
-    })
-}
-
-fn difference_event(difference: diff::Difference) -> Event {
-    use diff::Kind;
-    let diff::Difference {
-        kind,
-        object,
-        detail,
-    } = difference;
-    let is_service = object.starts_with("service ");
-    let (reason, message) = match (kind, is_service) {
-        (Kind::Added, true) => (Reason::ServiceAdded, "added".to_owned()),
-        (Kind::Added, false) => (Reason::BackendAdded, "added".to_owned()),
-        (Kind::Removed, true) => (Reason::ServiceRemoved, "removed".to_owned()),
-        (Kind::Removed, false) => (Reason::BackendRemoved, "removed".to_owned()),
-        (Kind::Changed, true) => (Reason::ServiceChanged, detail),
-        (Kind::Changed, false) => (Reason::BackendChanged, detail),
-    };
-    Event {
-        reason,
-        object: object.replacen(' ', "/", 1),
-        message,
-    }
-}
-
-fn node_event(reason: Reason, message: String) -> Event {
-    Event {
-        reason,
-        object: "node".to_owned(),
-        message,
     }
 }

@@ -208,7 +208,11 @@ pub(super) fn apply(old: &Layers, services: Vec<ServiceSpec>) -> Result {
         }
     }
     let changes = differences(old, &new).len();
-    let message = format!("{} services applied, {changes} changes", services.len());
+    let message = format!(
+        "{} applied, {}",
+        counted(services.len(), "service"),
+        counted(changes, "change")
+    );
     finish(old, new, message)
 }
 
@@ -238,7 +242,7 @@ pub(super) fn reload(old: &Layers, file: Config) -> Result {
     let changes = differences(old, &new).len();
     let mut message = match changes {
         0 => "config file reloaded, no service changed".to_owned(),
-        n => format!("config file reloaded, {n} changes"),
+        changes => format!("config file reloaded, {}", counted(changes, "change")),
     };
     let settings = diff::settings(&old.file, &new.file);
     if !settings.is_empty() {
@@ -283,6 +287,11 @@ fn finish(old: &Layers, mut new: Layers, message: String) -> Result {
         layers: new,
         message,
     })
+}
+
+fn counted(count: usize, word: &str) -> String {
+    let plural = if count == 1 { "" } else { "s" };
+    format!("{count} {word}{plural}")
 }
 
 fn merged(layers: &Layers) -> Vec<Merged> {

@@ -2,7 +2,11 @@
 
 use std::{collections::VecDeque, sync::Arc};
 
-use crate::api::types::EventItem;
+use super::{
+    diff::{Difference, Kind},
+    world::Transition,
+};
+use crate::{api::types::EventItem, model::BackendState};
 
 /// Events kept.
 pub(super) const KEPT: usize = 1024;
@@ -47,6 +51,64 @@ pub(super) struct Event {
     /// `service/web`, `backend/web/10.0.0.1:80`, `node`.
     pub object: String,
     pub message: String,
+}
+
+impl Event {
+    /// `None` if people see no change of state, or one that they asked for.
+    pub(super) fn transition(transition: &Transition) -> Option<Self> {
+        let Transition {
+            backend,
+            before,
+            after,
+        } = transition;
+        if before.state == after.state {
+            return None;
+        }
+        let reason = match after.state {
+            BackendState::Healthy => Reason::BackendHealthy,
+            BackendState::Unhealthy | BackendState::Ejected => Reason::BackendUnhealthy,
+            BackendState::Unknown | BackendState::Draining | BackendState::Maintenance => {
+                return None;
+            }
+        };
+        let reasons = after.reasons.join(", ");
+        Some(Self {
+            reason,
+            object: format!("backend/{backend}"),
+            message: format!("{} → {}: {reasons}", before.state, after.state),
+        })
+    }
+
+    pub(super) fn difference(difference: Difference) -> Self {
+        let Difference {
+            kind,
+            object,
+            detail,
+        } = difference;
+        let is_service = object.starts_with("service ");
+        let (reason, message) = match (kind, is_service) {
+            (Kind::Added, true) => (Reason::ServiceAdded, "added".to_owned()),
+            (Kind::Added, false) => (Reason::BackendAdded, "added".to_owned()),
+            (Kind::Removed, true) => (Reason::ServiceRemoved, "removed".to_owned()),
+            (Kind::Removed, false) => (Reason::BackendRemoved, "removed".to_owned()),
+            (Kind::Changed, true) => (Reason::ServiceChanged, detail),
+            (Kind::Changed, false) => (Reason::BackendChanged, detail),
+        };
+        Self {
+            reason,
+            object: object.replacen(' ', "/", 1),
+            message,
+        }
+    }
+
+    /// About the daemon or its node.
+    pub(super) fn node(reason: Reason, message: String) -> Self {
+        Self {
+            reason,
+            object: "node".to_owned(),
+            message,
+        }
+    }
 }
 
 /// The ring.
@@ -99,12 +161,7 @@ mod tests {
     fn keeps_the_last_and_numbers_all() {
         let mut events = Events::default();
         for number in 0..KEPT as u64 + 10 {
-            let event = Event {
-                reason: Reason::Repaired,
-                object: "node".to_owned(),
-                message: number.to_string(),
-            };
-            events.push(event, number);
+            events.push(Event::node(Reason::Repaired, number.to_string()), number);
         }
         let all = events.all();
         assert_eq!(all.len(), KEPT);

@@ -1,18 +1,18 @@
 //! What a former daemon knew of the backends, read from what it left in the kernel. Pure.
 
-use std::collections::HashMap;
+use std::{
+    collections::HashMap,
+    net::{IpAddr, SocketAddr},
+};
 
 use lb_common::abi::{V4, V6, backend_state, protocol};
 
-use super::{effective, merge};
+use super::{effective, merge, world::Layers};
 use crate::{
     datapath::Listen,
     model::{BackendRef, Mode, Protocol},
     plan::Installed,
 };
-use std::net::{IpAddr, SocketAddr};
-
-use super::world::Layers;
 
 /// Verdicts under which every backend keeps the state it has in the kernel.
 ///

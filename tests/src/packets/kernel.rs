@@ -150,16 +150,9 @@ impl Kernel {
     }
 
     fn forget(&mut self) -> Result<()> {
-        for name in [map::FLOWS4, map::HANDSHAKES4] {
-            let mut map = self.map::<BpfHashMap<_, [u8; 16], [u8; 64]>>(name)?;
-            let keys: Vec<_> = map.keys().collect::<Result<_, _>>()?;
-            keys.iter().try_for_each(|key| map.remove(key))?;
-        }
-        for name in [map::FLOWS6, map::HANDSHAKES6] {
-            let mut map = self.map::<BpfHashMap<_, [u8; 40], [u8; 88]>>(name)?;
-            let keys: Vec<_> = map.keys().collect::<Result<_, _>>()?;
-            keys.iter().try_for_each(|key| map.remove(key))?;
-        }
+        self.empty::<16, 64>(map::FLOWS4)?;
+        self.empty::<40, 88>(map::FLOWS6)?;
+        self.forget_handshakes()?;
         let cursors = PerCpuValues::try_from(vec![0_u32; cpus()?])?;
         let service = u32::from(world::port::ROUND_ROBIN);
         self.map::<PerCpuArray<_, u32>>(map::CURSORS)?
@@ -168,6 +161,22 @@ impl Kernel {
         self.map::<PerCpuArray<_, u64>>(map::REJECTS)?
             .set(0, rejects, 0)?;
         Ok(())
+    }
+
+    /// Empties the tables of connections not answered yet.
+    ///
+    /// # Errors
+    /// Where the kernel refuses a call.
+    pub fn forget_handshakes(&mut self) -> Result<()> {
+        self.empty::<16, 64>(map::HANDSHAKES4)?;
+        self.empty::<40, 88>(map::HANDSHAKES6)
+    }
+
+    /// Removes every entry of a map with keys of `K` and values of `V` bytes.
+    fn empty<const K: usize, const V: usize>(&mut self, name: &str) -> Result<()> {
+        let mut map = self.map::<BpfHashMap<_, [u8; K], [u8; V]>>(name)?;
+        let keys: Vec<_> = map.keys().collect::<Result<_, _>>()?;
+        Ok(keys.iter().try_for_each(|key| map.remove(key))?)
     }
 
     fn drops(&mut self) -> Result<Vec<u64>> {
@@ -231,7 +240,8 @@ impl Kernel {
                     ..TestRunOptions::new()
                 })?;
                 let action = match result.return_value {
-                    0 => Action::Pass,
+                    // TC_ACT_UNSPEC: the next program's turn.
+                    u32::MAX => Action::Pass,
                     2 => Action::Drop,
                     7 => Action::Send,
                     other => bail!("TC action {other}"),

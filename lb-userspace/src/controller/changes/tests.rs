@@ -1,3 +1,5 @@
+use proptest::prelude::*;
+
 use super::*;
 use crate::{
     api::types::FaultCode,
@@ -291,4 +293,50 @@ fn reload_names_settings_that_take_a_restart() {
         "{}",
         change.message
     );
+}
+
+/// One request of each kind, over few names and addresses so that they meet.
+fn any_request() -> impl Strategy<Value = (u8, usize, u8, u16)> {
+    (0u8..9, 0usize..3, 1u8..5, 0u16..3)
+}
+
+fn carry_out(old: &Layers, (verb, name, host, number): (u8, usize, u8, u16)) -> Result {
+    let name = ["web", "dns", "new"][name];
+    let address = format!("10.0.0.{host}:80");
+    let at = reference(&format!("{name}/{address}"));
+    let spec = service(name, &format!("192.0.2.{host}:80"), &[&address]);
+    match verb {
+        0 => add_service(old, spec),
+        1 => remove_service(old, name),
+        2 => add_backend(old, name, backend(&address, number)),
+        3 => remove_backend(old, &at),
+        4 => set_weight(old, &at, WeightOverride::Percent(number)),
+        5 => set_mode(old, &at, Mode::Drain),
+        6 => unset(old, &at, UnsetWhat::All),
+        7 => apply(old, vec![spec]),
+        _ => reload(old, config([spec])),
+    }
+}
+
+proptest! {
+    #[test]
+    fn whatever_is_asked_the_layers_stay_sound(
+        requests in prop::collection::vec(any_request(), 0..40),
+    ) {
+        let mut layers = layers();
+        layers.state.overrides.clear();
+        for request in requests {
+            let Ok(change) = carry_out(&layers, request) else {
+                continue;
+            };
+            layers = change.layers;
+            let merge::Merge { services, conflicts, orphans } =
+                merge::merge(&layers.file, &layers.state);
+            prop_assert_eq!(conflicts.len() + orphans.len(), 0);
+            let whole = config(services.iter().map(|s| s.spec.clone()));
+            prop_assert_eq!(crate::config::check(&whole), Vec::<String>::new());
+            let known = references(&services);
+            prop_assert!(layers.state.overrides.keys().all(|b| known.contains(b)));
+        }
+    }
 }
