@@ -19,7 +19,7 @@ use anyhow::{Context, Result, bail};
 #[derive(Debug)]
 pub(super) struct PinRoot {
     pub(super) path: PathBuf,
-    _lock: File,
+    lock: File,
 }
 
 impl PinRoot {
@@ -64,7 +64,16 @@ impl PinRoot {
             }
             return Err(error).context(format!("locking {}", path.display()));
         }
-        Ok(Self { path, _lock: lock })
+        Ok(Self { path, lock })
+    }
+}
+
+impl Drop for PinRoot {
+    /// Closing alone does not unlock while a child that is just being started holds a copy of the
+    /// descriptor.
+    fn drop(&mut self) {
+        // SAFETY: no pointers.
+        unsafe { libc::flock(self.lock.as_raw_fd(), libc::LOCK_UN) };
     }
 }
 
