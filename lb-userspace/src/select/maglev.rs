@@ -19,7 +19,7 @@ const RACE: u64 = 5;
 /// Unit of time in the race.
 const TICKS: u64 = 1 << 43;
 
-/// Indices into `members`.
+/// Indices into `members`. `size` must be a prime.
 ///
 /// Maglev's algorithm (Eisenbud et al., "Maglev: A Fast and Reliable Software Network Load
 /// Balancer", NSDI 2016, §3.4) with one difference. There, a member whose preferred entry is taken
@@ -99,7 +99,6 @@ impl<'t> Preference<'t> {
     pub(super) fn of(address: SocketAddr, inverses: &'t [u32]) -> Self {
         let size = inverses.len() as u64;
         let hash = identity(address);
-        let other = spread(hash ^ 0x9e37_79b9_7f4a_7c15);
         Self {
             inverses,
             place: (hash % size) as u32,
