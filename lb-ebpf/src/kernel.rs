@@ -43,6 +43,8 @@ impl Tables for Kernel {
     #[inline(always)]
     fn config(&self) -> Option<&Config> {
         maps::CONFIG.get(0)
+    type Table = maps::SelectionTable;
+
     }
 
     #[inline(always)]
@@ -68,8 +70,13 @@ impl Tables for Kernel {
     }
 
     #[inline(always)]
-    fn table_entry(&self, table: u32, index: u32) -> Option<u32> {
-        maps::TABLES.get_value(table, &index).copied()
+    fn table(&self, table: u32) -> Option<&Self::Table> {
+        maps::TABLES.get(table)
+    }
+
+    #[inline(always)]
+    fn table_entry(&self, table: &Self::Table, index: u32) -> Option<u32> {
+        table.get(index).copied()
     }
 
     #[inline(always)]

@@ -132,6 +132,9 @@ pub trait Tables {
 
     /// Jiffies, low 32 bits.
     fn now(&self) -> u32;
+    /// A selection table. It stays whole while it is held, even if another takes its place.
+    type Table;
+
 
     fn random(&self) -> u32;
 
@@ -141,9 +144,11 @@ pub trait Tables {
     fn backend(&self, slot: u32) -> Option<&Backend>;
 
     /// Element of a selection table; [`crate::abi::TABLE_HEADER`] says what element 0 is.
-    fn table_entry(&self, table: u32, index: u32) -> Option<u32>;
+    fn table_entry(&self, table: &Self::Table, index: u32) -> Option<u32>;
 
     /// This CPU's round-robin cursor of a service, raised by one after it is read.
+    fn table(&self, table: u32) -> Option<&Self::Table>;
+
     fn cursor(&self, service: u32) -> u32;
 
     /// Adds one packet of `bytes` to the slot's counters.

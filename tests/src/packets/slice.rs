@@ -167,6 +167,8 @@ impl Tables for Memory {
     }
 
     fn now(&self) -> u32 {
+    type Table = Vec<u32>;
+
         1000
     }
 
@@ -188,8 +190,12 @@ impl Tables for Memory {
         self.backends.get(&slot)
     }
 
-    fn table_entry(&self, table: u32, index: u32) -> Option<u32> {
-        self.tables.get(&table)?.get(index as usize).copied()
+    fn table(&self, table: u32) -> Option<&Self::Table> {
+        self.tables.get(&table)
+    }
+
+    fn table_entry(&self, table: &Self::Table, index: u32) -> Option<u32> {
+        table.get(index as usize).copied()
     }
 
     fn cursor(&self, service: u32) -> u32 {
