@@ -1,7 +1,12 @@
 //! Runs cases on the real programs by `BPF_PROG_TEST_RUN`, in a network namespace of its own
 //! that has the standard world's devices, routes and neighbours.
 
-use std::process::Command;
+use std::{
+    io,
+    net::SocketAddr,
+    os::fd::{AsFd as _, AsRawFd as _, RawFd},
+    process::Command,
+};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use aya::{
@@ -284,6 +289,23 @@ impl Runner for Kernel {
     }
 
     fn next_epoch(&mut self) {
+    fn evict(&mut self, src: SocketAddr, dst: SocketAddr, udp: bool) {
+        let done = if src.is_ipv6() {
+            bytes::<_, 40>(&tuple::<V6>(src, dst, udp)).and_then(|key| {
+                let name = map::HANDSHAKES6;
+                let mut map = self.map::<BpfHashMap<_, [u8; 40], [u8; 88]>>(name)?;
+                Ok(map.remove(&key)?)
+            })
+        } else {
+            bytes::<_, 16>(&tuple::<V4>(src, dst, udp)).and_then(|key| {
+                let name = map::HANDSHAKES4;
+                let mut map = self.map::<BpfHashMap<_, [u8; 16], [u8; 64]>>(name)?;
+                Ok(map.remove(&key)?)
+            })
+        };
+        done.expect("removing a handshake");
+    }
+
         self.config.epoch += 1;
         self.write_config().expect("writing the config");
     }

@@ -3,6 +3,7 @@
 use std::{
     cell::{Cell, RefCell},
     collections::HashMap,
+    net::SocketAddr,
 };
 
 use lb_common::{
@@ -17,7 +18,7 @@ use lb_common::{
 };
 
 use super::world::{self, Addresses, Mac};
-use super::{Action, Outcome, Runner};
+use super::{Action, Outcome, Runner, tuple};
 
 /// Device numbers; any two will do.
 const CLIENT_SIDE: u32 = 11;
@@ -394,3 +395,11 @@ impl Runner for Slice {
         self.memory.config.rejects_per_second = per_second;
     }
 }
+    fn evict(&mut self, src: SocketAddr, dst: SocketAddr, udp: bool) {
+        if src.is_ipv6() {
+            self.memory.remove_handshake(&tuple::<V6>(src, dst, udp));
+        } else {
+            self.memory.remove_handshake(&tuple::<V4>(src, dst, udp));
+        }
+    }
+
