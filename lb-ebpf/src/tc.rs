@@ -8,8 +8,8 @@ use aya_ebpf::{
         TC_ACT_UNSPEC,
     },
     helpers::{
-        bpf_l4_csum_replace, bpf_redirect, bpf_redirect_neigh, bpf_skb_change_head,
-        bpf_skb_change_tail, bpf_skb_pull_data, bpf_skb_store_bytes,
+        bpf_csum_update, bpf_l4_csum_replace, bpf_redirect, bpf_redirect_neigh,
+        bpf_skb_change_head, bpf_skb_change_tail, bpf_skb_pull_data, bpf_skb_store_bytes,
     },
 };
 use lb_common::{
@@ -102,6 +102,13 @@ impl Frame for TcFrame {
         ports: Delta,
         udp: bool,
     ) -> Option<()> {
+        if udp && self.load::<u16>(offset)? == 0 {
+            // No checksum makes up for the new ports in a hardware checksum over the packet. The
+            // helper refuses where there is none.
+            // SAFETY: the context is the kernel's.
+            unsafe { bpf_csum_update(self.context, ports.0 as u32) };
+            return Some(());
+        }
         let zero = if udp { BPF_F_MARK_MANGLED_0 as u64 } else { 0 };
         let pseudo = zero | BPF_F_PSEUDO_HDR as u64;
         // Two steps, because a checksum left to hardware (CHECKSUM_PARTIAL) covers the
