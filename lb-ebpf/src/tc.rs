@@ -122,6 +122,21 @@ impl Frame for TcFrame {
     }
 
     #[inline(always)]
+    fn is_checksum_left(&mut self, offset: usize) -> Option<bool> {
+        let found = self.load::<u16>(offset)?;
+        // No field of a context tells. The helper does: without `BPF_F_PSEUDO_HDR` it does not
+        // touch a checksum that is left (`inet_proto_csum_replace_by_diff` in net/core/utils.c).
+        // SAFETY: the helper checks the offset.
+        let answer = unsafe { bpf_l4_csum_replace(self.context, offset as u32, 0, 1, 0) };
+        if answer != 0 {
+            return None;
+        }
+        let is_left = self.load::<u16>(offset)? == found;
+        self.store(offset, &found, Covered::Neutral)?;
+        Some(is_left)
+    }
+
+    #[inline(always)]
     fn grow_head(&mut self, by: usize) -> Option<()> {
         // SAFETY: the context is the kernel's.
         let answer = unsafe { bpf_skb_change_head(self.context, by as u32, 0) };

@@ -94,6 +94,11 @@ impl Frame for XdpFrame {
     }
 
     #[inline(always)]
+    fn is_checksum_left(&mut self, _: usize) -> Option<bool> {
+        Some(false)
+    }
+
+    #[inline(always)]
     fn grow_head(&mut self, by: usize) -> Option<()> {
         // SAFETY: the context is the kernel's.
         let answer = unsafe { bpf_xdp_adjust_head(self.context, -(by as i32)) };

@@ -69,6 +69,10 @@ impl Frame for SliceFrame {
         self.store(offset, &repaired, Covered::Neutral)
     }
 
+    fn is_checksum_left(&mut self, _: usize) -> Option<bool> {
+        Some(false)
+    }
+
     fn grow_head(&mut self, by: usize) -> Option<()> {
         self.bytes.splice(0..0, std::iter::repeat_n(0, by));
         Some(())
@@ -163,13 +167,13 @@ impl Memory {
 }
 
 impl Tables for Memory {
+    type Table = Vec<u32>;
+
     fn config(&self) -> Option<&Config> {
         Some(&self.config)
     }
 
     fn now(&self) -> u32 {
-    type Table = Vec<u32>;
-
         1000
     }
 
@@ -391,10 +395,6 @@ impl Runner for Slice {
         self.memory.config.epoch += 1;
     }
 
-    fn set_rejects(&mut self, per_second: u32) {
-        self.memory.config.rejects_per_second = per_second;
-    }
-}
     fn evict(&mut self, src: SocketAddr, dst: SocketAddr, udp: bool) {
         if src.is_ipv6() {
             self.memory.remove_handshake(&tuple::<V6>(src, dst, udp));
@@ -403,3 +403,7 @@ impl Runner for Slice {
         }
     }
 
+    fn set_rejects(&mut self, per_second: u32) {
+        self.memory.config.rejects_per_second = per_second;
+    }
+}
