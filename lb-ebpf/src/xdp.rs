@@ -327,11 +327,14 @@ extern "C" fn lbd_xdp(context: *mut xdp_md) -> u32 {
 extern "C" fn lbd_handover(context: *mut __sk_buff) -> i32 {
     // SAFETY: the context is the kernel's; the bounds are checked before the read.
     unsafe {
-        let note = bound::<{ offset_of!(__sk_buff, data_meta) }, _>(context) as *const Note;
+        let note = bound::<{ offset_of!(__sk_buff, data_meta) }, _>(context) as *mut Note;
         let data = bound::<{ offset_of!(__sk_buff, data) }, _>(context);
         if note.add(1) as usize > data || (*note).magic != NOTE_MAGIC {
             return TC_ACT_UNSPEC;
         }
+        // A veth takes the note along into another network namespace, where the device has another
+        // number and another lbd may look.
+        (*note).magic = 0;
         let ifindex = (*note).ifindex;
         if (*note).resolve == 0 {
             bpf_redirect(ifindex, 0) as i32
