@@ -21,6 +21,7 @@ use lb_common::{
 
 use crate::context::bound;
 use crate::kernel::Kernel;
+use crate::log::{self, ANSWERED, DROPPED};
 
 /// Headers that the path reads: Ethernet, IPv6, TCP. Beyond them only IPv4 options lie.
 const HEADERS: u32 = 14 + 40 + 20;
@@ -186,6 +187,9 @@ fn act(context: *mut __sk_buff, result: Result<Verdict, Drop>) -> i32 {
         }
         Err(reason) => {
             Kernel::new(context).count_drop(reason);
+            if log::is_on() {
+                return (DROPPED + reason as u32) as i32;
+            }
             TC_ACT_SHOT
         }
     }
@@ -290,6 +294,16 @@ subprograms! {
     tc_answer6: answer::<V6>();
 }
 
+/// Tells of a drop that [`act`] left to be told of.
+#[inline(always)]
+fn logged(action: i32) -> i32 {
+    if log::is_on() && action >= DROPPED as i32 {
+        log::event(action as u32 - DROPPED);
+        return TC_ACT_SHOT;
+    }
+    action
+}
+
 /// Ingress of a device that has no XDP program of ours.
 #[unsafe(no_mangle)]
 #[unsafe(link_section = "classifier")]
@@ -317,9 +331,10 @@ extern "C" fn lbd_tc(context: *mut __sk_buff) -> i32 {
                 action = tc_open4(context);
             }
             if action == ANSWER {
+                log::event(ANSWERED);
                 action = tc_answer4(context);
             }
-            action
+            logged(action)
         }
         Network::Ipv6(_) => {
             let mut action = tc_fast6(context);
@@ -330,9 +345,10 @@ extern "C" fn lbd_tc(context: *mut __sk_buff) -> i32 {
                 action = tc_open6(context);
             }
             if action == ANSWER {
+                log::event(ANSWERED);
                 action = tc_answer6(context);
             }
-            action
+            logged(action)
         }
         Network::Foreign => TC_ACT_UNSPEC,
     }

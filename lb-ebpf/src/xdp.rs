@@ -19,6 +19,7 @@ use lb_common::{
 
 use crate::context::bound;
 use crate::kernel::Kernel;
+use crate::log::{self, ANSWERED, DROPPED};
 
 /// A packet by direct access.
 struct XdpFrame {
@@ -182,6 +183,9 @@ fn act(context: *mut xdp_md, result: Result<Verdict, Drop>) -> u32 {
         }
         Err(reason) => {
             Kernel::new(context).count_drop(reason);
+            if log::is_on() {
+                return (DROPPED + reason as u32);
+            }
             XDP_DROP
         }
     }
@@ -286,6 +290,16 @@ subprograms! {
     xdp_answer6: answer::<V6>();
 }
 
+/// Tells of a drop that [`act`] left to be told of.
+#[inline(always)]
+fn logged(action: u32) -> u32 {
+    if log::is_on() && action >= DROPPED {
+        log::event(action - DROPPED);
+        return XDP_DROP;
+    }
+    action
+}
+
 /// Ingress of a device: north-south traffic.
 #[unsafe(no_mangle)]
 #[unsafe(link_section = "xdp")]
@@ -300,9 +314,10 @@ extern "C" fn lbd_xdp(context: *mut xdp_md) -> u32 {
                 action = xdp_open4(context);
             }
             if action == ANSWER {
+                log::event(ANSWERED);
                 action = xdp_answer4(context);
             }
-            action
+            logged(action)
         }
         Network::Ipv6(_) => {
             let mut action = xdp_fast6(context);
@@ -313,9 +328,10 @@ extern "C" fn lbd_xdp(context: *mut xdp_md) -> u32 {
                 action = xdp_open6(context);
             }
             if action == ANSWER {
+                log::event(ANSWERED);
                 action = xdp_answer6(context);
             }
-            action
+            logged(action)
         }
         Network::Foreign => XDP_PASS,
     }

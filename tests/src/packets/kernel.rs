@@ -12,7 +12,8 @@ use anyhow::{Context as _, Result, bail, ensure};
 use aya::{
     Ebpf, EbpfLoader,
     maps::{
-        Array, HashMap as BpfHashMap, Map, MapData, PerCpuArray, PerCpuValues, of_maps::ArrayOfMaps,
+        Array, HashMap as BpfHashMap, Map, MapData, PerCpuArray, PerCpuValues, RingBuf,
+        of_maps::ArrayOfMaps,
     },
     programs::{SchedClassifier, TestRun as _, TestRunOptions, Xdp},
     util::nr_cpus,
@@ -49,8 +50,16 @@ impl Kernel {
     /// # Errors
     /// Without root, or where the kernel refuses a program; the verifier's log is in the error.
     pub fn new(hook: Hook) -> Result<Self> {
+        Self::logging(hook, 0)
+    }
+
+    /// As [`Self::new`]; the programs log up to `level`, from 0 (nothing) to 5.
+    ///
+    /// # Errors
+    /// As [`Self::new`].
+    pub fn logging(hook: Hook, level: u8) -> Result<Self> {
         let (client_side, backend_side) = build_namespace()?;
-        let ebpf = load().context("loading the programs")?;
+        let ebpf = load_logging(level).context("loading the programs")?;
         let mut kernel = Self {
             ebpf,
             hook,
@@ -65,6 +74,19 @@ impl Kernel {
     /// Index of the device on the clients' side.
     pub fn client_side(&self) -> u32 {
         self.client_side
+    }
+
+    /// Takes what the programs logged; returns the number of records.
+    ///
+    /// # Errors
+    /// The object was built without logs.
+    pub fn take_logs(&mut self) -> Result<usize> {
+        let mut logs = self.map::<RingBuf<_>>("AYA_LOGS")?;
+        let mut records = 0;
+        while logs.next().is_some() {
+            records += 1;
+        }
+        Ok(records)
     }
 
     fn map<'a, T: TryFrom<&'a mut Map>>(&'a mut self, name: &str) -> Result<T>
@@ -314,6 +336,14 @@ impl Runner for Kernel {
 
 /// Loads all programs with maps big enough for the world, and for the benchmark's flows.
 pub fn load() -> Result<Ebpf> {
+    load_logging(0)
+}
+
+/// As [`load`]; the programs log up to `level`, from 0 (nothing) to 5.
+///
+/// # Errors
+/// The kernel refuses a program; the verifier's log is in the error.
+pub fn load_logging(level: u8) -> Result<Ebpf> {
     let mut loader = EbpfLoader::new();
     for (name, size) in [
         (map::SERVICES4, 256),
@@ -329,7 +359,7 @@ pub fn load() -> Result<Ebpf> {
     ] {
         loader.map_max_entries(name, size);
     }
-    loader.override_global("AYA_LOG_LEVEL", &0_u8, false);
+    loader.override_global("AYA_LOG_LEVEL", &level, false);
     let mut ebpf = loader.load(lb_userspace::datapath::OBJECT)?;
     for name in ["lbd_xdp", "lbd_clock"] {
         let program: &mut Xdp = ebpf
