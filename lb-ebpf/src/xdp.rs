@@ -3,7 +3,7 @@
 use core::mem::offset_of;
 
 use aya_ebpf::{
-    bindings::xdp_action::{XDP_DROP, XDP_PASS, XDP_REDIRECT, XDP_TX},
+    bindings::xdp_action::{XDP_DROP, XDP_PASS, XDP_TX},
     bindings::{__sk_buff, TC_ACT_UNSPEC, xdp_md},
     helpers::{
         bpf_jiffies64, bpf_ktime_get_ns, bpf_redirect, bpf_redirect_neigh, bpf_xdp_adjust_head,
@@ -161,11 +161,9 @@ fn act(context: *mut xdp_md, result: Result<Verdict, Drop>) -> u32 {
         ) => XDP_PASS,
         Ok(Verdict::Transmit) => XDP_TX,
         Ok(Verdict::Redirect { ifindex }) => {
-            // SAFETY: the helper only notes the device.
-            match unsafe { bpf_redirect(ifindex, 0) } as u32 {
-                XDP_REDIRECT => XDP_REDIRECT,
-                _ => XDP_DROP,
-            }
+            // SAFETY: the helper only notes the device. It refuses unknown flags only, by
+            // XDP_ABORTED.
+            unsafe { bpf_redirect(ifindex, 0) as u32 }
         }
         Ok(Verdict::Kernel {
             how: Handover::Resolve,

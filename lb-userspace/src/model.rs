@@ -185,7 +185,8 @@ impl Default for Limits {
     }
 }
 
-/// Names of the devices to attach to, or all that carry a default route or a service's route.
+/// Names of the devices to attach to, or `auto`: those that carry a default route, else all
+/// Ethernet devices that are up.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(untagged)]
 pub enum Interfaces {

@@ -108,7 +108,7 @@ pub struct BackendCounters {
     /// Packets and frame bytes from the backend.
     pub packets_out: u64,
     pub bytes_out: u64,
-    /// Connections begun (first packet translated).
+    /// Connections begun: a SYN or a first datagram translated.
     pub connections: u64,
     /// Connections the backend answered.
     pub established: u64,

@@ -63,7 +63,10 @@ pub fn open<A: Family, F: Frame, T: FamilyTables<A>>(
         tables.remove_handshake(reverse);
         return Err(Drop::HandshakeTableFull);
     }
-    tables.count_connection(slot, Milestone::Begun);
+    // What is picked up in the middle (another node's connection, a straggler) did not begin here.
+    if packet.is_udp() || packet.has(tcp::SYN) {
+        tables.count_connection(slot, Milestone::Begun);
+    }
     tables.count_packet(slot, false, frame.length() as u64);
     translate::send(frame, &packet, flow, &way).map(Step::Done)
 }

@@ -72,12 +72,12 @@ impl Client {
                 "no permission for {socket}; run lbctl as root or as a member of the group lbd"
             ),
             ErrorKind::NotFound => format!(
-                "no daemon: there is no socket {socket}; start lbd (systemctl start lbd), \
-                 or point to its socket with --socket PATH or LBCTL_SOCKET"
+                "no daemon: there is no socket {socket}; start lbd \
+                 (lbd --config FILE), or point to its socket with --socket PATH or LBCTL_SOCKET"
             ),
             ErrorKind::ConnectionRefused => format!(
                 "no daemon answers on {socket}, which one left behind; start lbd \
-                 (systemctl start lbd), or point to its socket with --socket PATH or LBCTL_SOCKET"
+                 (lbd --config FILE), or point to its socket with --socket PATH or LBCTL_SOCKET"
             ),
             _ => format!("cannot reach the daemon on {socket}: {error}"),
         }

@@ -98,6 +98,10 @@ pub fn start(
 ) -> anyhow::Result<Handle> {
     let (store, state) = Store::open(&config.node.state_dir)?;
     let kernel = Kernel::new(datapath.clone())?;
+    // They outlive even a cleanup, and explain a backend that takes no traffic.
+    for (backend, value) in &state.overrides {
+        tracing::info!(%backend, ?value, "override in force");
+    }
     let layers = Layers {
         file: config.clone(),
         state,
