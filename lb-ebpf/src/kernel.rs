@@ -22,6 +22,9 @@ const AF_INET6: u8 = 10;
 
 const EEXIST: i32 = -17;
 
+/// The first two bytes in memory of a word.
+const FIRST_HALF: u32 = u32::from_ne_bytes([0xff, 0xff, 0, 0]);
+
 /// Bit of a `DEVICES` entry.
 const XDP_REDIRECT: u32 = 1;
 
@@ -40,6 +43,8 @@ impl Kernel {
 }
 
 impl Tables for Kernel {
+    type Table = maps::SelectionTable;
+
     #[inline(always)]
     fn config(&self) -> Option<&Config> {
         maps::CONFIG.get(0)
@@ -68,8 +73,13 @@ impl Tables for Kernel {
     }
 
     #[inline(always)]
-    fn table_entry(&self, table: u32, index: u32) -> Option<u32> {
-        maps::TABLES.get_value(table, &index).copied()
+    fn table(&self, table: u32) -> Option<&Self::Table> {
+        maps::TABLES.get(table)
+    }
+
+    #[inline(always)]
+    fn table_entry(&self, table: &Self::Table, index: u32) -> Option<u32> {
+        table.get(index).copied()
     }
 
     #[inline(always)]
@@ -203,7 +213,16 @@ fn lookup<A: Address>(
     let answer = unsafe { fib_lookup(context, fib, size_of::<bpf_fib_lookup>() as i32, 0) };
     // Where forwarding is off, in tunnels and for local addresses, the stack knows what to do.
     match answer as u32 {
-        BPF_FIB_LKUP_RET_SUCCESS => Route::Neighbour(neighbour(fib)),
+        BPF_FIB_LKUP_RET_SUCCESS => {
+            let hop = neighbour(fib);
+            // Before Linux 6.3 a neighbour counts while it is still being asked for its address.
+            if hop.macs[0] | (hop.macs[1] & FIRST_HALF) == 0 {
+                return Route::Unresolved {
+                    ifindex: fib.ifindex,
+                };
+            }
+            Route::Neighbour(hop)
+        }
         BPF_FIB_LKUP_RET_NO_NEIGH => Route::Unresolved {
             ifindex: fib.ifindex,
         },

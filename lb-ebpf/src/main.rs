@@ -6,6 +6,7 @@
 
 mod context;
 mod kernel;
+mod log;
 mod maps;
 mod tc;
 mod xdp;

@@ -11,6 +11,9 @@ use lb_common::path::Work;
 /// `BPF_F_INNER_MAP`: selection tables differ in size (kernel ≥ 5.10).
 const INNER_MAP: usize = 0x1000;
 
+/// Inner map of [`TABLES`].
+pub(crate) type SelectionTable = Array<u32, 1, INNER_MAP>;
+
 /// Writer: the daemon.
 #[btf_map]
 pub(crate) static CONFIG: Array<Config, 1> = Array::new();
@@ -29,7 +32,7 @@ pub(crate) static SERVICES6: HashMap<ServiceKey<V6>, Service, 1> = HashMap::new(
 
 /// Selection tables by [`Service::table`]. Writer: the daemon.
 #[btf_map]
-pub(crate) static TABLES: ArrayOfMaps<Array<u32, 1, INNER_MAP>, 2> = ArrayOfMaps::new();
+pub(crate) static TABLES: ArrayOfMaps<SelectionTable, 2> = ArrayOfMaps::new();
 
 /// By slot. Writer: the daemon.
 #[btf_map]

@@ -8,8 +8,8 @@ use aya_ebpf::{
         TC_ACT_UNSPEC,
     },
     helpers::{
-        bpf_l4_csum_replace, bpf_redirect, bpf_redirect_neigh, bpf_skb_change_head,
-        bpf_skb_change_tail, bpf_skb_pull_data, bpf_skb_store_bytes,
+        bpf_csum_update, bpf_l4_csum_replace, bpf_redirect, bpf_redirect_neigh,
+        bpf_skb_change_head, bpf_skb_change_tail, bpf_skb_pull_data, bpf_skb_store_bytes,
     },
 };
 use lb_common::{
@@ -21,6 +21,7 @@ use lb_common::{
 
 use crate::context::bound;
 use crate::kernel::Kernel;
+use crate::log::{self, ANSWERED, DROPPED};
 
 /// Headers that the path reads: Ethernet, IPv6, TCP. Beyond them only IPv4 options lie.
 const HEADERS: u32 = 14 + 40 + 20;
@@ -102,6 +103,13 @@ impl Frame for TcFrame {
         ports: Delta,
         udp: bool,
     ) -> Option<()> {
+        if udp && self.load::<u16>(offset)? == 0 {
+            // No checksum makes up for the new ports in a hardware checksum over the packet. The
+            // helper refuses where there is none.
+            // SAFETY: the context is the kernel's.
+            unsafe { bpf_csum_update(self.context, ports.0 as u32) };
+            return Some(());
+        }
         let zero = if udp { BPF_F_MARK_MANGLED_0 as u64 } else { 0 };
         let pseudo = zero | BPF_F_PSEUDO_HDR as u64;
         // Two steps, because a checksum left to hardware (CHECKSUM_PARTIAL) covers the
@@ -112,6 +120,21 @@ impl Frame for TcFrame {
                 | bpf_l4_csum_replace(self.context, offset as u32, 0, ports.0 as u64, zero)
         };
         (answer == 0).then_some(())
+    }
+
+    #[inline(always)]
+    fn is_checksum_left(&mut self, offset: usize) -> Option<bool> {
+        let found = self.load::<u16>(offset)?;
+        // No field of a context tells. The helper does: without `BPF_F_PSEUDO_HDR` it does not
+        // touch a checksum that is left (`inet_proto_csum_replace_by_diff` in net/core/utils.c).
+        // SAFETY: the helper checks the offset.
+        let answer = unsafe { bpf_l4_csum_replace(self.context, offset as u32, 0, 1, 0) };
+        if answer != 0 {
+            return None;
+        }
+        let is_left = self.load::<u16>(offset)? == found;
+        self.store(offset, &found, Covered::Neutral)?;
+        Some(is_left)
     }
 
     #[inline(always)]
@@ -164,6 +187,9 @@ fn act(context: *mut __sk_buff, result: Result<Verdict, Drop>) -> i32 {
         }
         Err(reason) => {
             Kernel::new(context).count_drop(reason);
+            if log::is_on() {
+                return (DROPPED + reason as u32) as i32;
+            }
             TC_ACT_SHOT
         }
     }
@@ -268,6 +294,16 @@ subprograms! {
     tc_answer6: answer::<V6>();
 }
 
+/// Tells of a drop that [`act`] left to be told of.
+#[inline(always)]
+fn logged(action: i32) -> i32 {
+    if log::is_on() && action >= DROPPED as i32 {
+        log::event(action as u32 - DROPPED);
+        return TC_ACT_SHOT;
+    }
+    action
+}
+
 /// Ingress of a device that has no XDP program of ours.
 #[unsafe(no_mangle)]
 #[unsafe(link_section = "classifier")]
@@ -295,9 +331,10 @@ extern "C" fn lbd_tc(context: *mut __sk_buff) -> i32 {
                 action = tc_open4(context);
             }
             if action == ANSWER {
+                log::event(ANSWERED);
                 action = tc_answer4(context);
             }
-            action
+            logged(action)
         }
         Network::Ipv6(_) => {
             let mut action = tc_fast6(context);
@@ -308,9 +345,10 @@ extern "C" fn lbd_tc(context: *mut __sk_buff) -> i32 {
                 action = tc_open6(context);
             }
             if action == ANSWER {
+                log::event(ANSWERED);
                 action = tc_answer6(context);
             }
-            action
+            logged(action)
         }
         Network::Foreign => TC_ACT_UNSPEC,
     }

@@ -19,6 +19,7 @@ use lb_common::{
 
 use crate::context::bound;
 use crate::kernel::Kernel;
+use crate::log::{self, ANSWERED, DROPPED};
 
 /// A packet by direct access.
 struct XdpFrame {
@@ -91,6 +92,11 @@ impl Frame for XdpFrame {
             checksum = 0xffff;
         }
         self.store(offset, &checksum, Covered::Neutral)
+    }
+
+    #[inline(always)]
+    fn is_checksum_left(&mut self, _: usize) -> Option<bool> {
+        Some(false)
     }
 
     #[inline(always)]
@@ -177,6 +183,9 @@ fn act(context: *mut xdp_md, result: Result<Verdict, Drop>) -> u32 {
         }
         Err(reason) => {
             Kernel::new(context).count_drop(reason);
+            if log::is_on() {
+                return (DROPPED + reason as u32);
+            }
             XDP_DROP
         }
     }
@@ -281,6 +290,16 @@ subprograms! {
     xdp_answer6: answer::<V6>();
 }
 
+/// Tells of a drop that [`act`] left to be told of.
+#[inline(always)]
+fn logged(action: u32) -> u32 {
+    if log::is_on() && action >= DROPPED {
+        log::event(action - DROPPED);
+        return XDP_DROP;
+    }
+    action
+}
+
 /// Ingress of a device: north-south traffic.
 #[unsafe(no_mangle)]
 #[unsafe(link_section = "xdp")]
@@ -295,9 +314,10 @@ extern "C" fn lbd_xdp(context: *mut xdp_md) -> u32 {
                 action = xdp_open4(context);
             }
             if action == ANSWER {
+                log::event(ANSWERED);
                 action = xdp_answer4(context);
             }
-            action
+            logged(action)
         }
         Network::Ipv6(_) => {
             let mut action = xdp_fast6(context);
@@ -308,9 +328,10 @@ extern "C" fn lbd_xdp(context: *mut xdp_md) -> u32 {
                 action = xdp_open6(context);
             }
             if action == ANSWER {
+                log::event(ANSWERED);
                 action = xdp_answer6(context);
             }
-            action
+            logged(action)
         }
         Network::Foreign => XDP_PASS,
     }
@@ -322,11 +343,14 @@ extern "C" fn lbd_xdp(context: *mut xdp_md) -> u32 {
 extern "C" fn lbd_handover(context: *mut __sk_buff) -> i32 {
     // SAFETY: the context is the kernel's; the bounds are checked before the read.
     unsafe {
-        let note = bound::<{ offset_of!(__sk_buff, data_meta) }, _>(context) as *const Note;
+        let note = bound::<{ offset_of!(__sk_buff, data_meta) }, _>(context) as *mut Note;
         let data = bound::<{ offset_of!(__sk_buff, data) }, _>(context);
         if note.add(1) as usize > data || (*note).magic != NOTE_MAGIC {
             return TC_ACT_UNSPEC;
         }
+        // A veth takes the note along into another network namespace, where the device has another
+        // number and another lbd may look.
+        (*note).magic = 0;
         let ifindex = (*note).ifindex;
         if (*note).resolve == 0 {
             bpf_redirect(ifindex, 0) as i32

@@ -4,7 +4,7 @@ use std::collections::HashSet;
 
 use lb_tests::packets::{
     self, Runner, cases,
-    kernel::{Hook, Kernel},
+    kernel::{self, Hook, Kernel},
     slice::Slice,
 };
 
@@ -36,6 +36,36 @@ fn cases_on_xdp() {
 #[test]
 fn cases_on_tc() {
     run_all(&mut Kernel::new(Hook::Tc).expect("the programs load"));
+}
+
+/// Instructions the verifier walked in a program.
+fn verified(level: u8, program: &str) -> u32 {
+    let ebpf = kernel::load_logging(level).expect("the programs load");
+    let program = ebpf.program(program).expect("the program is there");
+    let info = program.info().expect("the kernel tells of it");
+    info.verified_instruction_count().expect("Linux 5.16")
+}
+
+#[test]
+fn logs_cost_nothing_when_off() {
+    for (program, budget) in [("lbd_xdp", 240_000), ("lbd_tc", 260_000)] {
+        let (off, on) = (verified(0, program), verified(5, program));
+        println!("{program}: {off} instructions verified, {on} with logs");
+        assert!(off < on, "{program}: {off}, {on} with logs");
+        assert!(off <= budget, "{program}: {off} of {budget}");
+    }
+}
+
+#[test]
+fn cases_with_logs() {
+    for hook in [Hook::Xdp, Hook::Tc] {
+        let mut kernel = Kernel::logging(hook, 5).expect("the programs load");
+        run_all(&mut kernel);
+        assert!(kernel.take_logs().expect("a map of logs") > 10, "{hook:?}");
+        let mut kernel = Kernel::new(hook).expect("the programs load");
+        run_all(&mut kernel);
+        assert_eq!(kernel.take_logs().expect("a map of logs"), 0, "{hook:?}");
+    }
 }
 
 #[test]

@@ -44,13 +44,17 @@ pub(super) fn reverse<A: Address, T: FamilyTables<A>>(
         key.protocol,
     );
     let start = tables.random();
+    // An odd stride of its own for each connection: with neighbouring places instead, taken ports
+    // would pile up in runs longer than what is tried. Odd, so that a pool of a power of two is
+    // walked without repeating a place.
+    let stride = start >> 16 | 1;
     let mut found = !snat && is_free(tables, reverse, key);
     // Only looking inside the loop keeps the verifier's work small: it walks every round.
     for attempt in 0..ATTEMPTS {
         if found {
             break;
         }
-        let place = start.wrapping_add(attempt);
+        let place = start.wrapping_add(attempt.wrapping_mul(stride));
         let Some(port) = pool_port(tables, config, key.protocol, place) else {
             continue;
         };
@@ -65,19 +69,18 @@ pub(super) fn reverse<A: Address, T: FamilyTables<A>>(
         tables.remove_flow(other);
         tables.remove_flow(reverse);
     }
+    if let Some(leftover) = tables.handshake(reverse)
+        && belongs_to(leftover, key)
+    {
+        tables.remove_handshake(reverse);
+    }
     fill(flow, reverse, key, drawn, flow_state::REVERSE);
+    // Another CPU may have taken the same source since it was found free.
     match tables.insert_handshake(reverse, flow, false) {
-        Ok(()) => return Ok(()),
-        Err(InsertError::Full) => return Err(Drop::HandshakeTableFull),
-        Err(InsertError::Exists) => {}
+        Ok(()) => Ok(()),
+        Err(InsertError::Exists) => Err(Drop::SourcePortsExhausted),
+        Err(InsertError::Full) => Err(Drop::HandshakeTableFull),
     }
-    // Ours, from a first packet whose forward entry was evicted; or another CPU was faster.
-    if !is_free(tables, reverse, key) {
-        return Err(Drop::SourcePortsExhausted);
-    }
-    tables
-        .insert_handshake(reverse, flow, true)
-        .map_err(|_| Drop::HandshakeTableFull)
 }
 
 /// Makes `flow` turn packets of tuple `from` into packets that `opposite` answers. Writes field by
@@ -143,17 +146,26 @@ fn is_free<A: Address, T: FamilyTables<A>>(
     reverse: &FlowKey<A>,
     key: &FlowKey<A>,
 ) -> bool {
-    let of_key = |flow: &Flow<A>| {
-        flow.dst == key.src
-            && flow.dst_port == key.src_port
-            && flow.src == key.dst
-            && flow.src_port == key.dst_port
-    };
-    if let Some(flow) = tables.flow(reverse)
-        && !flow_state::is_closed(flow.state.get())
-        && !of_key(flow)
+    // In this order: a connection that is answered meanwhile enters the flows before it leaves the
+    // handshakes.
+    if let Some(flow) = tables.handshake(reverse)
+        && !belongs_to(flow, key)
     {
         return false;
     }
-    tables.handshake(reverse).is_none_or(of_key)
+    tables
+        .flow(reverse)
+        .is_none_or(|flow| flow_state::is_closed(flow.state.get()) || belongs_to(flow, key))
+}
+
+/// Whether a reverse entry answers the client's tuple `key`. One branch: each would double what the
+/// verifier walks in every round of the search.
+#[inline(always)]
+fn belongs_to<A: Address>(flow: &Flow<A>, key: &FlowKey<A>) -> bool {
+    let differ = |a: A, b: A| {
+        let ([a0, a1, a2, a3], [b0, b1, b2, b3]) = (a.to_words(), b.to_words());
+        (a0 ^ b0) | (a1 ^ b1) | (a2 ^ b2) | (a3 ^ b3)
+    };
+    let ports = (flow.dst_port.0 ^ key.src_port.0) | (flow.src_port.0 ^ key.dst_port.0);
+    differ(flow.dst, key.src) | differ(flow.src, key.dst) | ports as u32 == 0
 }

@@ -43,6 +43,13 @@ impl Sum {
         !fold(self.0)
     }
 
+    /// What belongs into a header when these are only the first of its checksummed words, and
+    /// whoever sends the packet is to add the others.
+    #[inline(always)]
+    pub fn begun(self) -> u16 {
+        fold(self.0)
+    }
+
     /// What turns this sum into `new`. Both must add the same number of words, at most 16.
     #[inline(always)]
     pub fn difference(self, new: Self) -> Delta {

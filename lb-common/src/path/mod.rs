@@ -112,6 +112,10 @@ pub trait Frame {
         udp: bool,
     ) -> Option<()>;
 
+    /// Whether the TCP or UDP checksum field at `offset` holds the pseudo-header's sum only, because
+    /// who sends the packet is to sum up the rest (`CHECKSUM_PARTIAL` of a socket buffer).
+    fn is_checksum_left(&mut self, offset: usize) -> Option<bool>;
+
     /// Makes room of `by` bytes in front of the packet; offsets count from the new beginning.
     fn grow_head(&mut self, by: usize) -> Option<()>;
 
@@ -128,6 +132,9 @@ pub enum InsertError {
 
 /// What the path reads and writes beside the packet. References stay good for one packet.
 pub trait Tables {
+    /// A selection table. It stays whole while it is held, even if another takes its place.
+    type Table;
+
     fn config(&self) -> Option<&Config>;
 
     /// Jiffies, low 32 bits.
@@ -140,8 +147,10 @@ pub trait Tables {
 
     fn backend(&self, slot: u32) -> Option<&Backend>;
 
+    fn table(&self, table: u32) -> Option<&Self::Table>;
+
     /// Element of a selection table; [`crate::abi::TABLE_HEADER`] says what element 0 is.
-    fn table_entry(&self, table: u32, index: u32) -> Option<u32>;
+    fn table_entry(&self, table: &Self::Table, index: u32) -> Option<u32>;
 
     /// This CPU's round-robin cursor of a service, raised by one after it is read.
     fn cursor(&self, service: u32) -> u32;

@@ -13,12 +13,18 @@ pub enum Network {
     Foreign,
 }
 
-/// Reads the Ethernet header and up to two VLAN tags.
+/// Reads the Ethernet header and up to two VLAN tags. Frames to a group of hosts are foreign: a
+/// router must neither forward nor answer them (RFC 1812 5.3.4, RFC 1122 3.2.2).
 #[inline(always)]
 pub fn network<F: Frame>(frame: &F) -> Network {
     let Some(ethernet) = frame.load::<Ethernet>(0) else {
         return Network::Foreign;
     };
+    /// The individual/group bit of an address' first byte (IEEE 802 8.2).
+    const GROUP: u8 = 1;
+    if ethernet.dst[0] & GROUP != 0 {
+        return Network::Foreign;
+    }
     let mut ethertype = ethernet.ethertype;
     let mut offset = size_of::<Ethernet>();
     for _ in 0..2 {

@@ -64,18 +64,25 @@ fn reset<A: Family, F: Frame>(frame: &mut F, packet: &Packet, key: &FlowKey<A>) 
         checksum: 0,
         urgent: Be16(0),
     };
-    answer.checksum = Sum::default()
+    let transport = packet.network + A::HEADER;
+    let is_left = frame.is_checksum_left(packet.checksum_offset())?;
+    // The sum would be written where the segment began behind its IP options.
+    if is_left && packet.transport != transport {
+        return None;
+    }
+    let pseudo = Sum::default()
         .address(key.src)
         .address(key.dst)
         .port(Be16::new(protocol::TCP as u16))
-        .port(Be16::new(size_of::<Tcp>() as u16))
+        .port(Be16::new(size_of::<Tcp>() as u16));
+    let whole = pseudo
         .port(key.src_port)
         .port(key.dst_port)
         .double(sequence)
         .double(acknowledgement)
         .port(Be16::new(u16::from_be_bytes([answer.data_offset, flags])))
         .header();
-    let transport = packet.network + A::HEADER;
+    answer.checksum = if is_left { pseudo.begun() } else { whole };
     frame.set_length(transport + size_of::<Tcp>())?;
     turn_back(frame, 0)?;
     A::write(
@@ -99,12 +106,14 @@ fn unreachable<A: Family, F: Frame>(
     let room = A::HEADER + size_of::<Icmp>();
     let quoted = packet.transport - packet.network + QUOTED;
     let (src, dst) = (key.src, key.dst);
+    let is_left = frame.is_checksum_left(packet.checksum_offset())?;
+    // Cut first: before Linux 5.11 a packet may not grow beyond its device's MTU.
+    frame.set_length(packet.network + quoted)?;
     frame.grow_head(room)?;
     // The old Ethernet header stands behind the room; copy it to the new beginning.
     turn_back(frame, room)?;
     let icmp = packet.network + A::HEADER;
     let quote = packet.network + room;
-    frame.set_length(quote + quoted)?;
     let (kind, code) = A::PORT_UNREACHABLE;
     let mut sum = A::icmp_pseudo(src, dst, size_of::<Icmp>() + quoted)
         .port(Be16::new(u16::from_be_bytes([kind, code])));
@@ -114,6 +123,16 @@ fn unreachable<A: Family, F: Frame>(
             break;
         }
         sum = sum.double(frame.load::<u32>(quote + word * 4)?);
+    }
+    if is_left {
+        // What the quoted checksum will be once the quoted bytes are summed up.
+        let [ports, rest] = frame.load::<[u32; 2]>(quote + quoted - QUOTED)?;
+        let found = frame.load::<u16>(quote + quoted - size_of::<u16>())?;
+        let filled = match Sum::default().double(ports).double(rest).header() {
+            0 => 0xffff,
+            filled => filled,
+        };
+        sum = sum.word(filled).word(!found);
     }
     A::write(
         frame,

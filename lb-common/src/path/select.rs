@@ -15,7 +15,8 @@ pub(super) fn draw<'t, A: Address, T: Tables>(
     service: &Service,
     key: &FlowKey<A>,
 ) -> Option<(u32, &'t Backend)> {
-    let size = tables.table_entry(service.table, 0)?;
+    let table = tables.table(service.table)?;
+    let size = tables.table_entry(table, 0)?;
     if size == 0 {
         return None;
     }
@@ -25,7 +26,7 @@ pub(super) fn draw<'t, A: Address, T: Tables>(
         _ => hash::five_tuple(key) as u32,
     };
     for _ in 0..DRAWS {
-        let slot = tables.table_entry(service.table, TABLE_HEADER + place % size)?;
+        let slot = tables.table_entry(table, TABLE_HEADER + place % size)?;
         if let Some(backend) = tables.backend(slot)
             && backend.state == backend_state::ACTIVE
             && backend.service == service.id

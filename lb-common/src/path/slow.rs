@@ -167,6 +167,13 @@ fn establish<A: Family, T: FamilyTables<A>>(
         flow,
         ..
     } = work;
+    // A second attempt's answer, after its first half was evicted, must not take over what the
+    // first attempt's answer has established.
+    if let Some(established) = tables.flow(forward)
+        && established.opposite(key.protocol) != *key
+    {
+        return Ok(());
+    }
     flow.clone_from(reverse);
     flow.state.set(flow.state.get() | flow_state::ESTABLISHED);
     tables

@@ -35,7 +35,7 @@ pub fn build(policy: Policy, members: &[Member]) -> Vec<u32> {
 
 /// As [`build`], with a size chosen by the caller: from all backends of a service rather than the
 /// eligible ones, so that a failing backend does not change the size, which would move every flow.
-/// Of more members than entries, the last by address get none.
+/// For maglev `size` must be a prime. Of more members than entries, the last by address get none.
 pub fn build_sized(policy: Policy, members: &[Member], size: usize) -> Vec<u32> {
     let mut members: Vec<Member> = members.iter().copied().filter(|m| m.weight > 0).collect();
     members.sort_unstable_by_key(|m| (m.address, m.slot));

@@ -38,7 +38,8 @@ pub fn table_size(policy: Policy, weights: &[u32]) -> usize {
 }
 
 /// A multiple of the sum of the weights in lowest terms: the cursor then meets every backend
-/// exactly in proportion on each pass, which no prime allows.
+/// exactly in proportion on each pass, which no prime allows. A prime is needed for maglev's
+/// permutations only.
 fn exact(weights: &[u32]) -> Option<usize> {
     let divisor = weights.iter().fold(0, |a, b| gcd(a, *b));
     if divisor == 0 {

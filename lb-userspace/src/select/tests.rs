@@ -2,7 +2,11 @@ use std::time::Instant;
 
 use proptest::prelude::*;
 
-use super::{maglev::Preference, quota::quotas, *};
+use super::{
+    maglev::{Preference, inverses},
+    quota::quotas,
+    *,
+};
 
 fn member(i: u32, weight: u32) -> Member {
     let [_, b, c, d] = i.to_be_bytes();
@@ -39,15 +43,46 @@ fn disruption(members: &[Member], whole: &[u32], gone: &Member) -> f64 {
     moved(whole, &after) - count(whole, gone.slot) as f64 / whole.len() as f64
 }
 
+#[test]
+fn preferences_visit_every_entry_once() {
+    for size in [2, 3, 5, 7, 8191] {
+        let inverses = inverses(size);
+        for i in 1..20 {
+            let mut preference = Preference::of(member(i, 1).address, &inverses);
+            let seen: std::collections::BTreeSet<_> =
+                (0..size).map(|_| preference.next()).collect();
+            assert_eq!(seen.len(), size);
+        }
+    }
+}
+
+/// Backends on which the paper's linear permutations moved 1.9 % of the other flows.
+#[test]
+fn kindred_addresses_are_disrupted_no_more_than_others() {
+    let members: Vec<Member> = (1..=10)
+        .map(|i| Member {
+            address: SocketAddr::from(([0xfd00, 1, i, 0, 0, 0, 0, 2], 7000)),
+            slot: i.into(),
+            weight: 1,
+        })
+        .collect();
+    let whole = build(Policy::Maglev, &members);
+    for gone in &members {
+        let extra = disruption(&members, &whole, gone);
+        assert!(extra <= 0.01, "without {}: {extra}", gone.address);
+    }
+}
+
 /// The same table found by looking at everything at every step.
 fn naive_maglev(members: &[Member], size: usize) -> Vec<u32> {
     let mut members = members.to_vec();
     members.sort_by_key(|m| m.address);
     let weights: Vec<u64> = members.iter().map(|m| m.weight.into()).collect();
     let quotas = quotas(&members.iter().map(|m| m.weight).collect::<Vec<_>>(), size);
-    let mut preferences: Vec<Preference> = members
+    let inverses = inverses(size);
+    let mut preferences: Vec<Preference<'_>> = members
         .iter()
-        .map(|m| Preference::of(m.address, size as u32))
+        .map(|m| Preference::of(m.address, &inverses))
         .collect();
     let mut table: Vec<Option<usize>> = vec![None; size];
     let holds = |table: &[Option<usize>], i| table.iter().filter(|e| **e == Some(i)).count() as u32;
@@ -256,33 +291,6 @@ fn measure() {
                 whole.len(),
                 100.0 * mean,
                 100.0 * worst,
-            );
-        }
-    }
-}
-
-/// However a set of ten happens to be addressed, and whichever of them leaves.
-#[test]
-fn losing_one_of_ten_moves_little_else_for_any_addresses() {
-    for set in 0..100 {
-        let all: Vec<Member> = (1..=10)
-            .map(|i| Member {
-                address: ([10, set, 2 * set, i], 7000).into(),
-                slot: u32::from(i),
-                weight: 1,
-            })
-            .collect();
-        let before = build(Policy::Maglev, &all);
-        for gone in &all {
-            let rest: Vec<Member> = all.iter().copied().filter(|m| m != gone).collect();
-            let after = build(Policy::Maglev, &rest);
-            let pairs = before.iter().zip(&after);
-            let moved = pairs.filter(|(a, b)| **a != gone.slot && a != b).count();
-            // At most 1.1 % were measured.
-            assert!(
-                moved * 80 < before.len(),
-                "{gone:?}: {moved} of {}",
-                before.len()
             );
         }
     }

@@ -1,13 +1,19 @@
 //! Runs cases on the real programs by `BPF_PROG_TEST_RUN`, in a network namespace of its own
 //! that has the standard world's devices, routes and neighbours.
 
-use std::process::Command;
+use std::{
+    io,
+    net::SocketAddr,
+    os::fd::{AsFd as _, AsRawFd as _, RawFd},
+    process::Command,
+};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use aya::{
     Ebpf, EbpfLoader,
     maps::{
-        Array, HashMap as BpfHashMap, Map, MapData, PerCpuArray, PerCpuValues, of_maps::ArrayOfMaps,
+        Array, HashMap as BpfHashMap, Map, MapData, PerCpuArray, PerCpuValues, RingBuf,
+        of_maps::ArrayOfMaps,
     },
     programs::{SchedClassifier, TestRun as _, TestRunOptions, Xdp},
     util::nr_cpus,
@@ -17,7 +23,7 @@ use lb_common::abi::{
 };
 
 use super::world::{self, Addresses, Mac};
-use super::{Action, Outcome, Runner};
+use super::{Action, Outcome, Runner, tuple};
 
 /// Selection tables may differ in size.
 const INNER_MAP: u32 = 0x1000;
@@ -44,8 +50,16 @@ impl Kernel {
     /// # Errors
     /// Without root, or where the kernel refuses a program; the verifier's log is in the error.
     pub fn new(hook: Hook) -> Result<Self> {
+        Self::logging(hook, 0)
+    }
+
+    /// As [`Self::new`]; the programs log up to `level`, from 0 (nothing) to 5.
+    ///
+    /// # Errors
+    /// As [`Self::new`].
+    pub fn logging(hook: Hook, level: u8) -> Result<Self> {
         let (client_side, backend_side) = build_namespace()?;
-        let ebpf = load().context("loading the programs")?;
+        let ebpf = load_logging(level).context("loading the programs")?;
         let mut kernel = Self {
             ebpf,
             hook,
@@ -60,6 +74,19 @@ impl Kernel {
     /// Index of the device on the clients' side.
     pub fn client_side(&self) -> u32 {
         self.client_side
+    }
+
+    /// Takes what the programs logged; returns the number of records.
+    ///
+    /// # Errors
+    /// The object was built without logs.
+    pub fn take_logs(&mut self) -> Result<usize> {
+        let mut logs = self.map::<RingBuf<_>>("AYA_LOGS")?;
+        let mut records = 0;
+        while logs.next().is_some() {
+            records += 1;
+        }
+        Ok(records)
     }
 
     fn map<'a, T: TryFrom<&'a mut Map>>(&'a mut self, name: &str) -> Result<T>
@@ -233,20 +260,16 @@ impl Kernel {
                 // struct __sk_buff with only ifindex set, the eleventh word.
                 let mut context = vec![0; 192];
                 context[40..44].copy_from_slice(&ingress.to_ne_bytes());
-                let result = program.test_run(TestRunOptions {
-                    data_in: Some(packet),
-                    data_out: Some(&mut out),
-                    ctx_in: Some(&context),
-                    ..TestRunOptions::new()
-                })?;
-                let action = match result.return_value {
+                let program = program.fd()?.as_fd().as_raw_fd();
+                let (action, length) = run_summed(program, packet, &mut out, &context)?;
+                let action = match action {
                     // TC_ACT_UNSPEC: the next program's turn.
                     u32::MAX => Action::Pass,
                     2 => Action::Drop,
                     7 => Action::Send,
                     other => bail!("TC action {other}"),
                 };
-                Ok((action, out[..result.data_size_out as usize].to_vec()))
+                Ok((action, out[..length].to_vec()))
             }
         }
     }
@@ -297,6 +320,23 @@ impl Runner for Kernel {
         self.write_config().expect("writing the config");
     }
 
+    fn evict(&mut self, src: SocketAddr, dst: SocketAddr, udp: bool) {
+        let done = if src.is_ipv6() {
+            bytes::<_, 40>(&tuple::<V6>(src, dst, udp)).and_then(|key| {
+                let name = map::HANDSHAKES6;
+                let mut map = self.map::<BpfHashMap<_, [u8; 40], [u8; 88]>>(name)?;
+                Ok(map.remove(&key)?)
+            })
+        } else {
+            bytes::<_, 16>(&tuple::<V4>(src, dst, udp)).and_then(|key| {
+                let name = map::HANDSHAKES4;
+                let mut map = self.map::<BpfHashMap<_, [u8; 16], [u8; 64]>>(name)?;
+                Ok(map.remove(&key)?)
+            })
+        };
+        done.expect("removing a handshake");
+    }
+
     fn set_rejects(&mut self, per_second: u32) {
         self.config.rejects_per_second = per_second;
         self.write_config().expect("writing the config");
@@ -305,6 +345,14 @@ impl Runner for Kernel {
 
 /// Loads all programs with maps big enough for the world, and for the benchmark's flows.
 pub fn load() -> Result<Ebpf> {
+    load_logging(0)
+}
+
+/// As [`load`]; the programs log up to `level`, from 0 (nothing) to 5.
+///
+/// # Errors
+/// The kernel refuses a program; the verifier's log is in the error.
+pub fn load_logging(level: u8) -> Result<Ebpf> {
     let mut loader = EbpfLoader::new();
     for (name, size) in [
         (map::SERVICES4, 256),
@@ -320,7 +368,7 @@ pub fn load() -> Result<Ebpf> {
     ] {
         loader.map_max_entries(name, size);
     }
-    loader.override_global("AYA_LOG_LEVEL", &0_u8, false);
+    loader.override_global("AYA_LOG_LEVEL", &level, false);
     let mut ebpf = loader.load(lb_userspace::datapath::OBJECT)?;
     for name in ["lbd_xdp", "lbd_clock"] {
         let program: &mut Xdp = ebpf
@@ -337,6 +385,80 @@ pub fn load() -> Result<Ebpf> {
         program.load().with_context(|| name.to_owned())?;
     }
     Ok(ebpf)
+}
+
+/// Runs a TC program on a buffer with a hardware checksum over the whole packet
+/// (`CHECKSUM_COMPLETE`), and asks the kernel whether that is still right afterwards. Where the
+/// kernel is older than 6.17 the buffer has none. Returns the action and the packet's length.
+fn run_summed(
+    program: RawFd,
+    packet: &[u8],
+    out: &mut [u8],
+    context: &[u8],
+) -> Result<(u32, usize)> {
+    const TEST_RUN: libc::c_long = 10;
+    const CHECKSUM_COMPLETE: u32 = 1 << 2;
+    /// `test` of `union bpf_attr`.
+    #[repr(C)]
+    #[derive(Clone, Copy)]
+    struct TestRun {
+        program: u32,
+        action: u32,
+        size_in: u32,
+        size_out: u32,
+        data_in: u64,
+        data_out: u64,
+        repeat: u32,
+        duration: u32,
+        context_in_size: u32,
+        context_out_size: u32,
+        context_in: u64,
+        context_out: u64,
+        flags: u32,
+        cpu: u32,
+        batch_size: u32,
+        pad: u32,
+    }
+    let (target, room) = (out.as_mut_ptr(), out.len());
+    let run = |flags| {
+        let mut run = TestRun {
+            program: program as u32,
+            action: 0,
+            size_in: packet.len() as u32,
+            size_out: room as u32,
+            data_in: packet.as_ptr() as u64,
+            data_out: target as u64,
+            repeat: 1,
+            duration: 0,
+            context_in_size: context.len() as u32,
+            context_out_size: 0,
+            context_in: context.as_ptr() as u64,
+            context_out: 0,
+            flags,
+            cpu: 0,
+            batch_size: 0,
+            pad: 0,
+        };
+        // SAFETY: the sizes are those of the slices, which outlive the call.
+        let done =
+            unsafe { libc::syscall(libc::SYS_bpf, TEST_RUN, &mut run, size_of::<TestRun>()) };
+        if done == 0 {
+            Ok((run.action, run.size_out as usize))
+        } else {
+            Err(io::Error::last_os_error())
+        }
+    };
+    match run(CHECKSUM_COMPLETE) {
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => run(0).context("test run"),
+        // Cutting a buffer takes its hardware checksum away, which the kernel then compares
+        // nevertheless. Only answers are cut, and asking for one again changes nothing.
+        Err(error) if error.raw_os_error() == Some(libc::EBADMSG) => {
+            let again = run(0).context("test run")?;
+            ensure!(again.1 != packet.len(), "the hardware checksum is wrong");
+            Ok(again)
+        }
+        other => other.context("test run"),
+    }
 }
 
 fn cpus() -> Result<usize> {

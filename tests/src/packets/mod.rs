@@ -7,7 +7,9 @@ pub mod kernel;
 pub mod slice;
 pub mod world;
 
-use lb_common::abi::Drop;
+use std::net::SocketAddr;
+
+use lb_common::abi::{Address, Be16, Drop, FlowKey, protocol};
 
 /// One row of the table.
 pub struct Case {
@@ -32,6 +34,12 @@ pub enum Step {
     Epoch,
     /// Rate limit of answers, per second and CPU.
     Rejects(u32),
+    /// The table of handshakes loses the entry of this tuple, as under a flood.
+    Evict {
+        src: SocketAddr,
+        dst: SocketAddr,
+        udp: bool,
+    },
 }
 
 /// What must become of a packet.
@@ -58,6 +66,18 @@ pub trait Runner {
     fn set_backend(&mut self, slot: u32, state: u32, generation: u32);
     fn next_epoch(&mut self);
     fn set_rejects(&mut self, per_second: u32);
+    fn evict(&mut self, src: SocketAddr, dst: SocketAddr, udp: bool);
+}
+
+/// The tuple as the tables hold it.
+fn tuple<A: Address>(src: SocketAddr, dst: SocketAddr, udp: bool) -> FlowKey<A> {
+    let side = |side: SocketAddr| {
+        let address = A::from_words(&world::words(side.ip()));
+        (address, Be16::new(side.port()))
+    };
+    let ((src, src_port), (dst, dst_port)) = (side(src), side(dst));
+    let protocol = if udp { protocol::UDP } else { protocol::TCP };
+    FlowKey::new(src, src_port, dst, dst_port, protocol)
 }
 
 /// What became of a packet.
@@ -140,6 +160,10 @@ pub fn run(case: &Case, runner: &mut dyn Runner) -> Result<(), String> {
             }
             Step::Epoch => {
                 runner.next_epoch();
+                continue;
+            }
+            Step::Evict { src, dst, udp } => {
+                runner.evict(*src, *dst, *udp);
                 continue;
             }
             Step::Rejects(per_second) => {

@@ -3,6 +3,7 @@
 use std::{
     cell::{Cell, RefCell},
     collections::HashMap,
+    net::SocketAddr,
 };
 
 use lb_common::{
@@ -17,7 +18,7 @@ use lb_common::{
 };
 
 use super::world::{self, Addresses, Mac};
-use super::{Action, Outcome, Runner};
+use super::{Action, Outcome, Runner, tuple};
 
 /// Device numbers; any two will do.
 const CLIENT_SIDE: u32 = 11;
@@ -66,6 +67,10 @@ impl Frame for SliceFrame {
             repaired => repaired,
         };
         self.store(offset, &repaired, Covered::Neutral)
+    }
+
+    fn is_checksum_left(&mut self, _: usize) -> Option<bool> {
+        Some(false)
     }
 
     fn grow_head(&mut self, by: usize) -> Option<()> {
@@ -162,6 +167,8 @@ impl Memory {
 }
 
 impl Tables for Memory {
+    type Table = Vec<u32>;
+
     fn config(&self) -> Option<&Config> {
         Some(&self.config)
     }
@@ -188,8 +195,12 @@ impl Tables for Memory {
         self.backends.get(&slot)
     }
 
-    fn table_entry(&self, table: u32, index: u32) -> Option<u32> {
-        self.tables.get(&table)?.get(index as usize).copied()
+    fn table(&self, table: u32) -> Option<&Self::Table> {
+        self.tables.get(&table)
+    }
+
+    fn table_entry(&self, table: &Self::Table, index: u32) -> Option<u32> {
+        table.get(index as usize).copied()
     }
 
     fn cursor(&self, service: u32) -> u32 {
@@ -382,6 +393,14 @@ impl Runner for Slice {
 
     fn next_epoch(&mut self) {
         self.memory.config.epoch += 1;
+    }
+
+    fn evict(&mut self, src: SocketAddr, dst: SocketAddr, udp: bool) {
+        if src.is_ipv6() {
+            self.memory.remove_handshake(&tuple::<V6>(src, dst, udp));
+        } else {
+            self.memory.remove_handshake(&tuple::<V4>(src, dst, udp));
+        }
     }
 
     fn set_rejects(&mut self, per_second: u32) {

@@ -29,6 +29,13 @@ pub(super) fn cases(table: &mut Table) {
         "tcp_answer_without_flow",
         vec![Step::FromBackend(stray.bytes(), Expect::Pass)],
     );
+    for (name, to) in [
+        ("broadcast", [0xff; 6]),
+        ("multicast", [1, 0, 0x5e, 0, 0, 1]),
+    ] {
+        let packet = web.request(SYN).with(|packet| packet.macs.0 = to);
+        table.add(&format!("{name}_frame_to_service"), vec![passes(packet)]);
+    }
     protocols(table, &web);
     tags(table, &web);
     truncated(table, &web);

@@ -8,6 +8,7 @@ use lb_common::abi::{Be16, Drop, FlowKey, V4, V6, backend_state, protocol};
 
 pub(super) fn cases(table: &mut Table) {
     life(table);
+    evictions(table);
     ends(table);
     sources(table);
     draws(table);
@@ -72,6 +73,45 @@ fn life(table: &mut Table) {
             web.forwards(web.request(ACK)),
             web.returns(web.reply(ACK)),
             web.forwards(web.request(ACK)),
+        ],
+    );
+}
+
+/// Under a flood the table of handshakes forgets one direction.
+fn evictions(table: &mut Table) {
+    let a = table.addresses;
+    let to = |last| {
+        Connection::new(
+            a.client(40_001),
+            a.vip(port::ROUND_ROBIN),
+            a.backend(last, 8080),
+        )
+    };
+    let (first, second) = (to(9), to(10));
+    let evict = |src, dst| Step::Evict {
+        src,
+        dst,
+        udp: false,
+    };
+    table.add(
+        "tcp_answer_finds_client_without_forward_entry",
+        vec![
+            first.forwards(first.request(SYN)),
+            evict(first.client, first.vip),
+            first.returns(first.reply(SYN | ACK)),
+            first.forwards(first.request(ACK)),
+        ],
+    );
+    table.add(
+        "tcp_late_answer_of_second_attempt_takes_nothing_over",
+        vec![
+            first.forwards(first.request(SYN)),
+            evict(first.client, first.vip),
+            second.forwards(second.request(SYN)),
+            first.returns(first.reply(SYN | ACK)),
+            second.returns(second.reply(SYN | ACK)),
+            first.forwards(first.request(ACK)),
+            first.returns(first.reply(ACK)),
         ],
     );
 }
