@@ -11,7 +11,7 @@ use std::{
 };
 
 use anyhow::{Context, bail, ensure};
-use lb_userspace::api::types::{BackendItem, ServiceItem};
+use lb_userspace::api::types::{BackendItem, ServiceItem, StatusItem};
 use serde::de::DeserializeOwned;
 
 use crate::{
@@ -319,6 +319,12 @@ impl Daemon {
 
     pub fn backends(&self) -> anyhow::Result<Vec<BackendItem>> {
         self.get("backends")
+    }
+
+    /// Exit code 3, degraded, is an answer too.
+    pub fn status(&self) -> anyhow::Result<StatusItem> {
+        let text = String::from_utf8(self.lbctl(&["status", "-o", "json"]).stdout)?;
+        serde_json::from_str(&text).with_context(|| text.clone())
     }
 
     /// Waits until a backend, as `lbctl` shows it, satisfies `condition`.

@@ -1,5 +1,7 @@
 //! A whole balanced network: hosts, servers, and the daemon.
 
+use anyhow::ensure;
+
 use crate::{
     daemon::{Config, Daemon},
     net::{Network, Topology},
@@ -22,7 +24,9 @@ impl World {
     ) -> anyhow::Result<Self> {
         let network = Network::new(topology)?;
         let agents = start_all(&network.backends)?;
-        let daemon = Daemon::start(&network.node, &configure(&network))?;
+        let config = configure(&network);
+        let daemon = Daemon::start(&network.node, &config)?;
+        attached_as_asked(&daemon, config.xdp)?;
         daemon.wait_all_healthy()?;
         Ok(Self {
             daemon,
@@ -30,4 +34,20 @@ impl World {
             network,
         })
     }
+}
+
+/// A test of XDP or of TC must not pass because the daemon fell back on the other.
+fn attached_as_asked(daemon: &Daemon, xdp: &str) -> anyhow::Result<()> {
+    let wanted = match xdp {
+        "off" => "tc".to_owned(),
+        "auto" => return Ok(()),
+        mode => format!("xdp {mode}"),
+    };
+    let interfaces = &daemon.status()?.interfaces;
+    let wrong = interfaces.iter().find(|(_, how)| !how.starts_with(&wanted));
+    ensure!(
+        wrong.is_none() && !interfaces.is_empty(),
+        "asked for {wanted}, attached {interfaces:?}"
+    );
+    Ok(())
 }

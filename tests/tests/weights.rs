@@ -97,14 +97,20 @@ fn weights_hold(xdp: &'static str) {
 
 /// What lbctl tells of each service is what the clients counted: all connections, of both families.
 fn counters_agree(world: &World) {
+    let opened = 2 * CONNECTIONS as u64;
+    // A straggler of a connection whose entry was given to another counts as a connection again.
+    let counted = opened..=opened + opened / 1000;
+    let backends = world.daemon.backends().unwrap();
     for service in world.daemon.services().unwrap() {
-        let name = &service.name;
-        assert_eq!(service.total_connections, 2 * CONNECTIONS as u64, "{name}");
-        let backends = world.daemon.backends().unwrap();
-        let own = backends.iter().filter(|b| b.service == *name);
-        assert_eq!(own.clone().map(|b| b.failed_connections).sum::<u64>(), 0);
-        let total: u64 = own.map(|b| b.total_connections).sum();
-        assert_eq!(total, 2 * CONNECTIONS as u64, "{name}");
+        let own = || backends.iter().filter(|b| b.service == service.name);
+        let total: u64 = own().map(|b| b.total_connections).sum();
+        let failed: u64 = own().map(|b| b.failed_connections).sum();
+        let told = (service.total_connections, total, failed);
+        assert!(
+            counted.contains(&told.0) && counted.contains(&total) && failed == 0,
+            "{}: {told:?}",
+            service.name
+        );
     }
 }
 
