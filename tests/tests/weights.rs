@@ -98,8 +98,10 @@ fn weights_hold(xdp: &'static str) {
 /// What lbctl tells of each service is what the clients counted: all connections, of both families.
 fn counters_agree(world: &World) {
     let opened = 2 * CONNECTIONS as u64;
-    // A straggler of a connection whose entry was given to another counts as a connection again.
-    let counted = opened..=opened + opened / 1000;
+    // Where a source port is used again while the backend still closes its former connection, the
+    // handshake ends in a reset, and the client's next SYN counts as another connection.
+    let stragglers = opened / 1000;
+    let counted = opened..=opened + stragglers;
     let backends = world.daemon.backends().unwrap();
     for service in world.daemon.services().unwrap() {
         let own = || backends.iter().filter(|b| b.service == service.name);
@@ -107,7 +109,7 @@ fn counters_agree(world: &World) {
         let failed: u64 = own().map(|b| b.failed_connections).sum();
         let told = (service.total_connections, total, failed);
         assert!(
-            counted.contains(&told.0) && counted.contains(&total) && failed == 0,
+            counted.contains(&told.0) && counted.contains(&total) && failed <= stragglers,
             "{}: {told:?}",
             service.name
         );
