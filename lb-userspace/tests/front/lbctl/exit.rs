@@ -46,7 +46,7 @@ async fn an_unreachable_daemon_is_4_with_the_socket_and_a_remedy() {
     assert_eq!(code(&output), 4);
     let message = stderr(&output);
     assert!(message.contains("/nonexistent/lbd.sock"), "{message}");
-    assert!(message.contains("systemctl start lbd") && message.contains("--socket"));
+    assert!(message.contains("lbd --config FILE") && message.contains("--socket"));
 
     let directory = fresh_directory();
     let stale = directory.join("lbd.sock");
