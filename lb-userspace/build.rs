@@ -13,6 +13,7 @@ const RUSTFLAGS: &[&str] = &[
     "-Cdebuginfo=2",
     "-Clink-arg=--cpu-features=+allows-misaligned-mem-access,+alu32",
     "-Clink-arg=--btf",
+    "-Clink-arg=--disable-expand-memcpy-in-order",
     "-Alinker-messages",
 ];
 

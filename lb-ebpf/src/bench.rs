@@ -62,7 +62,7 @@ static TC_UNDER_TEST: ProgramArray<1> = ProgramArray::new();
 
 /// One lookup in this is the unit of the budgets.
 #[btf_map]
-static UNIT: HashMap<[u32; 4], [u32; 16], 65536> = HashMap::new();
+static UNIT: HashMap<[u32; 4], [u32; 16], 262144> = HashMap::new();
 
 /// Writes the headers of run number `bench.run` at `data`, which has room for them.
 #[inline(always)]
@@ -170,10 +170,31 @@ extern "C" fn empty_tc(_: *mut __sk_buff) -> i32 {
 #[unsafe(link_section = "xdp")]
 extern "C" fn unit_xdp(context: *mut xdp_md) -> u32 {
     // SAFETY: the context is the kernel's.
-    let key = [unsafe { (*context).rx_queue_index } & 0, 1, 2, 3];
+    let key = [1, 2, unsafe { (*context).rx_queue_index } & 0, 3];
     // SAFETY: only whether it is there matters.
     match unsafe { UNIT.get(&key) } {
         Some(_) => XDP_PASS,
         None => u32::MAX,
+    }
+}
+
+/// The floor and one lookup among many: what memory alone costs when the entries are not in the
+/// processor's nearest caches. The wrapper's source port says which entry.
+#[unsafe(no_mangle)]
+#[unsafe(link_section = "xdp")]
+extern "C" fn many_xdp(context: *mut xdp_md) -> u32 {
+    const PORT: usize = 34;
+    // SAFETY: the context is the kernel's; the bounds are checked before the read.
+    let port = unsafe {
+        let data = bound::<{ offset_of!(xdp_md, data) }, _>(context);
+        if data + PORT + size_of::<u16>() > bound::<{ offset_of!(xdp_md, data_end) }, _>(context) {
+            return u32::MAX;
+        }
+        ((data + PORT) as *const u16).read_unaligned()
+    };
+    // SAFETY: nobody writes the entries; the value's first word is never that large.
+    match unsafe { UNIT.get(&[1, 2, port as u32, 3]) } {
+        Some(value) if value[0] != u32::MAX => XDP_PASS,
+        _ => u32::MAX,
     }
 }

@@ -10,8 +10,11 @@ use aya_ebpf::{
     helpers::{bpf_fib_lookup as fib_lookup, bpf_get_prandom_u32, bpf_jiffies64},
 };
 use lb_common::{
-    abi::{Address, Backend, Config, Drop, Flow, FlowKey, NextHop, Service, ServiceKey, V4, V6},
-    path::{FamilyTables, InsertError, Milestone, Route, Tables, Work},
+    abi::{
+        Address, Backend, Be16, Config, Drop, Flow, FlowKey, NO_SLOT, NextHop, Service, ServiceKey,
+        V4, V6,
+    },
+    path::{self, Attempt, FamilyTables, InsertError, Milestone, Route, Tables, Work},
 };
 
 use crate::maps;
@@ -80,6 +83,12 @@ impl Tables for Kernel {
     #[inline(always)]
     fn table_entry(&self, table: &Self::Table, index: u32) -> Option<u32> {
         table.get(index).copied()
+    }
+
+    #[inline(always)]
+    fn draw(&self, table: u32, service: u32, place: u32) -> Option<u32> {
+        let slot = draw(table, service, place);
+        (slot != NO_SLOT).then_some(slot)
     }
 
     #[inline(always)]
@@ -234,7 +243,7 @@ fn lookup<A: Address>(
 }
 
 macro_rules! family_tables {
-    ($family:ty, $services:ident, $flows:ident, $handshakes:ident, $work:ident, $af:ident, $src:ident, $dst:ident) => {
+    ($family:ty, $services:ident, $flows:ident, $handshakes:ident, $work:ident, $take_source:ident, $af:ident, $src:ident, $dst:ident) => {
         impl FamilyTables<$family> for Kernel {
             #[inline(always)]
             fn service(&self, key: &ServiceKey<$family>) -> Option<&Service> {
@@ -294,8 +303,17 @@ macro_rules! family_tables {
             }
 
             #[inline(always)]
+            fn take_source(&self, port: Be16) -> Attempt {
+                match $take_source(port.0 as u32) {
+                    ENTERED => Attempt::Entered,
+                    TAKEN => Attempt::Taken,
+                    _ => Attempt::Full,
+                }
+            }
+
+            #[inline(always)]
             fn work(&self) -> Option<&mut Work<$family>> {
-                // SAFETY: a per-CPU element, lent out once a packet by contract.
+                // SAFETY: a per-CPU element, lent to one borrower at a time by contract.
                 maps::$work.get_ptr_mut(0).map(|work| unsafe { &mut *work })
             }
 
@@ -316,6 +334,7 @@ family_tables!(
     FLOWS4,
     HANDSHAKES4,
     WORK4,
+    take_source4,
     AF_INET,
     ipv4_src,
     ipv4_dst
@@ -326,7 +345,35 @@ family_tables!(
     FLOWS6,
     HANDSHAKES6,
     WORK6,
+    take_source6,
     AF_INET6,
     ipv6_src,
     ipv6_dst
 );
+
+const TAKEN: u32 = Attempt::Taken as u32;
+const ENTERED: u32 = Attempt::Entered as u32;
+
+/// [`path::draw`], [`NO_SLOT`] for none. Subprograms that touch no packet serve all hooks.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn draw(table: u32, service: u32, place: u32) -> u32 {
+    let kernel = Kernel::new(core::ptr::null_mut::<c_void>());
+    path::draw(&kernel, table, service, place).unwrap_or(NO_SLOT)
+}
+
+/// [`path::take_source`]: an [`Attempt`] by number; `port` is in network byte order.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn take_source4(port: u32) -> u32 {
+    let kernel = Kernel::new(core::ptr::null_mut::<c_void>());
+    path::take_source::<V4, _>(&kernel, Be16(port as u16)) as u32
+}
+
+/// As [`take_source4`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn take_source6(port: u32) -> u32 {
+    let kernel = Kernel::new(core::ptr::null_mut::<c_void>());
+    path::take_source::<V6, _>(&kernel, Be16(port as u16)) as u32
+}

@@ -5,6 +5,7 @@
 #![feature(asm_experimental_arch)]
 
 mod context;
+mod hook;
 mod kernel;
 mod log;
 mod maps;

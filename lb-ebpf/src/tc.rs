@@ -13,15 +13,12 @@ use aya_ebpf::{
     },
 };
 use lb_common::{
-    abi::{Drop, Pod, V4, V6},
-    path::{
-        self, Covered, Delta, Family, FamilyTables, Frame, Handover, Network, Step, Tables, Verdict,
-    },
+    abi::{Pod, V4, V6},
+    path::{self, Covered, Delta, Frame, Handover, Network, Verdict},
 };
 
 use crate::context::bound;
-use crate::kernel::Kernel;
-use crate::log::{self, ANSWERED, DROPPED};
+use crate::hook::{self, Hook, subprograms, walk};
 
 /// Headers that the path reads: Ethernet, IPv6, TCP. Beyond them only IPv4 options lie.
 const HEADERS: u32 = 14 + 40 + 20;
@@ -31,6 +28,10 @@ const HEADERS: u32 = 14 + 40 + 20;
 struct TcFrame {
     context: *mut __sk_buff,
 }
+
+/// What passes over the stack, where the verifier wants accesses of eight bytes aligned.
+#[repr(align(8))]
+struct Aligned<T>(T);
 
 impl TcFrame {
     /// The one bounds check: a pointer to a `T` at `offset`, if it lies inside the linear part.
@@ -80,12 +81,13 @@ impl Frame for TcFrame {
                 .map(|start| unsafe { start.write_unaligned(value.clone()) }),
             Covered::Changed => {
                 let flags = BPF_F_RECOMPUTE_CSUM as u64;
+                let value = &Aligned(value.clone());
                 // SAFETY: `value` is a whole `T`.
                 let answer = unsafe {
                     bpf_skb_store_bytes(
                         self.context.cast(),
                         offset as u32,
-                        (value as *const T).cast(),
+                        (&raw const value.0).cast(),
                         size_of::<T>() as u32,
                         flags,
                     )
@@ -152,156 +154,57 @@ impl Frame for TcFrame {
     }
 }
 
-/// `TC_ACT_UNSPEC` leaves the packet to whoever is next on the hook; `TC_ACT_OK` would end a TCX
-/// chain and silence other people's programs.
-#[inline(always)]
-fn act(context: *mut __sk_buff, result: Result<Verdict, Drop>) -> i32 {
-    match result {
-        Ok(
+impl Hook for TcFrame {
+    type Context = __sk_buff;
+
+    const SHOT: u32 = TC_ACT_SHOT as u32;
+
+    #[inline(always)]
+    fn new(context: *mut __sk_buff) -> Self {
+        Self { context }
+    }
+
+    /// `TC_ACT_UNSPEC` leaves the packet to whoever is next on the hook; `TC_ACT_OK` would end a TCX
+    /// chain and silence other people's programs.
+    #[inline(always)]
+    fn act(self, verdict: Verdict) -> u32 {
+        let action = match verdict {
             Verdict::Pass
             | Verdict::Kernel {
                 how: Handover::Stack,
                 ..
-            },
-        ) => TC_ACT_UNSPEC,
-        Ok(Verdict::Transmit) => {
+            } => return TC_ACT_UNSPEC as u32,
             // SAFETY: the context is the kernel's; the helper only notes the device.
-            unsafe { bpf_redirect((*context).ifindex, 0) as i32 }
-        }
-        Ok(
+            Verdict::Transmit => unsafe { bpf_redirect((*self.context).ifindex, 0) },
             Verdict::Redirect { ifindex }
             | Verdict::Kernel {
                 how: Handover::Output,
                 ifindex,
-            },
-        ) => {
-            // SAFETY: the helper only notes the device.
-            unsafe { bpf_redirect(ifindex, 0) as i32 }
-        }
-        Ok(Verdict::Kernel {
-            how: Handover::Resolve,
-            ifindex,
-        }) => {
-            // SAFETY: the helper only notes the device; without parameters it routes itself.
-            unsafe { bpf_redirect_neigh(ifindex, core::ptr::null_mut(), 0, 0) as i32 }
-        }
-        Err(reason) => {
-            Kernel::new(context).count_drop(reason);
-            if log::is_on() {
-                return (DROPPED + reason as u32) as i32;
+            } => {
+                // SAFETY: the helper only notes the device.
+                unsafe { bpf_redirect(ifindex, 0) }
             }
-            TC_ACT_SHOT
-        }
+            Verdict::Kernel {
+                how: Handover::Resolve,
+                ifindex,
+            } => {
+                // SAFETY: the helper only notes the device; without parameters it routes itself.
+                unsafe { bpf_redirect_neigh(ifindex, core::ptr::null_mut(), 0, 0) }
+            }
+        };
+        action as u32
     }
-}
-
-/// No actions of the kernel's: the next part of the path is to take the packet.
-const SLOW: i32 = 0x10000;
-const OPEN: i32 = 0x10001;
-const ANSWER: i32 = 0x10002;
-
-#[inline(always)]
-fn step(context: *mut __sk_buff, result: Result<Step, Drop>) -> i32 {
-    match result {
-        Ok(Step::Slow) => SLOW,
-        Ok(Step::Open) => OPEN,
-        Ok(Step::Answer) => ANSWER,
-        Ok(Step::Done(verdict)) => act(context, Ok(verdict)),
-        Err(reason) => act(context, Err(reason)),
-    }
-}
-
-/// Where the IP header begins; the packet was seen to have one.
-#[inline(always)]
-fn network(frame: &TcFrame) -> usize {
-    match path::network(frame) {
-        Network::Ipv4(offset) | Network::Ipv6(offset) => offset,
-        Network::Foreign => 0,
-    }
-}
-
-#[inline(always)]
-fn fast<A: Family>(context: *mut __sk_buff, network: usize) -> i32
-where
-    Kernel: FamilyTables<A>,
-{
-    let kernel = Kernel::new(context);
-    step(
-        context,
-        path::fast::<A, _, _>(&mut TcFrame { context }, &kernel, network),
-    )
-}
-
-#[inline(always)]
-fn slow<A: Family>(context: *mut __sk_buff) -> i32
-where
-    Kernel: FamilyTables<A>,
-{
-    let mut frame = TcFrame { context };
-    let network = network(&frame);
-    step(
-        context,
-        path::slow::<A, _, _>(&mut frame, &Kernel::new(context), network),
-    )
-}
-
-#[inline(always)]
-fn open<A: Family>(context: *mut __sk_buff) -> i32
-where
-    Kernel: FamilyTables<A>,
-{
-    let mut frame = TcFrame { context };
-    let network = network(&frame);
-    step(
-        context,
-        path::open::<A, _, _>(&mut frame, &Kernel::new(context), network),
-    )
-}
-
-#[inline(always)]
-fn answer<A: Family>(context: *mut __sk_buff) -> i32
-where
-    Kernel: FamilyTables<A>,
-{
-    let mut frame = TcFrame { context };
-    let network = network(&frame);
-    act(
-        context,
-        path::answer::<A, _, _>(&mut frame, &Kernel::new(context), network),
-    )
-}
-
-/// The parts of the path as subprograms of the kernel's, each with a stack of its own: only the
-/// fast path of IPv4 lies in the program itself.
-macro_rules! subprograms {
-    ($($name:ident: $part:ident::<$family:ty>($($network:ident)?);)+) => {$(
-        #[unsafe(no_mangle)]
-        #[inline(never)]
-        extern "C" fn $name(context: *mut __sk_buff) -> i32 {
-            $(let $network = network(&TcFrame { context });)?
-            $part::<$family>(context $(, $network)?)
-        }
-    )+};
 }
 
 subprograms! {
-    tc_fast6: fast::<V6>(network);
-    tc_slow4: slow::<V4>();
-    tc_slow6: slow::<V6>();
-    tc_open4: open::<V4>();
-    tc_open6: open::<V6>();
-    tc_answer4: answer::<V4>();
-    tc_answer6: answer::<V6>();
-}
-
-/// Tells of a drop that [`act`] left to be told of.
-#[inline(always)]
-fn logged(action: i32) -> i32 {
-    if log::is_on() && action >= DROPPED as i32 {
-        log::event(action as u32 - DROPPED);
-        return TC_ACT_SHOT;
-    }
-    action
+    TcFrame:
+    tc_fast6 = fast::<V6>(network);
+    tc_slow4 = slow::<V4>();
+    tc_slow6 = slow::<V6>();
+    tc_open4 = open::<V4>();
+    tc_open6 = open::<V6>();
+    tc_answer4 = answer::<V4>();
+    tc_answer6 = answer::<V6>();
 }
 
 /// Ingress of a device that has no XDP program of ours.
@@ -321,35 +224,24 @@ extern "C" fn lbd_tc(context: *mut __sk_buff) -> i32 {
             bpf_skb_pull_data(context, HEADERS.min((*context).len));
         }
     }
-    match path::network(&TcFrame { context }) {
-        Network::Ipv4(network) => {
-            let mut action = fast::<V4>(context, network);
-            if action == SLOW {
-                action = tc_slow4(context);
-            }
-            if action == OPEN {
-                action = tc_open4(context);
-            }
-            if action == ANSWER {
-                log::event(ANSWERED);
-                action = tc_answer4(context);
-            }
-            logged(action)
-        }
-        Network::Ipv6(_) => {
-            let mut action = tc_fast6(context);
-            if action == SLOW {
-                action = tc_slow6(context);
-            }
-            if action == OPEN {
-                action = tc_open6(context);
-            }
-            if action == ANSWER {
-                log::event(ANSWERED);
-                action = tc_answer6(context);
-            }
-            logged(action)
-        }
-        Network::Foreign => TC_ACT_UNSPEC,
-    }
+    let action = match path::network(&TcFrame { context }) {
+        Network::Ipv4(network) => walk!(
+            TcFrame,
+            context,
+            hook::fast::<TcFrame, V4>(context, network),
+            tc_slow4,
+            tc_open4,
+            tc_answer4
+        ),
+        Network::Ipv6(network) => walk!(
+            TcFrame,
+            context,
+            tc_fast6(context, network as u32),
+            tc_slow6,
+            tc_open6,
+            tc_answer6
+        ),
+        Network::Foreign => return TC_ACT_UNSPEC,
+    };
+    action as i32
 }

@@ -11,15 +11,12 @@ use aya_ebpf::{
     },
 };
 use lb_common::{
-    abi::{Drop, Pod, V4, V6},
-    path::{
-        self, Covered, Delta, Family, FamilyTables, Frame, Handover, Network, Step, Tables, Verdict,
-    },
+    abi::{Pod, V4, V6},
+    path::{self, Covered, Delta, Frame, Handover, Network, Verdict},
 };
 
 use crate::context::bound;
-use crate::kernel::Kernel;
-use crate::log::{self, ANSWERED, DROPPED};
+use crate::hook::{self, Hook, subprograms, walk};
 
 /// A packet by direct access.
 struct XdpFrame {
@@ -149,153 +146,57 @@ fn leave_note(context: *mut xdp_md, ifindex: u32, resolve: u32) {
     }
 }
 
-#[inline(always)]
-fn act(context: *mut xdp_md, result: Result<Verdict, Drop>) -> u32 {
-    match result {
-        Ok(
+impl Hook for XdpFrame {
+    type Context = xdp_md;
+
+    const SHOT: u32 = XDP_DROP;
+
+    #[inline(always)]
+    fn new(context: *mut xdp_md) -> Self {
+        Self { context }
+    }
+
+    #[inline(always)]
+    fn act(self, verdict: Verdict) -> u32 {
+        match verdict {
             Verdict::Pass
             | Verdict::Kernel {
                 how: Handover::Stack,
                 ..
-            },
-        ) => XDP_PASS,
-        Ok(Verdict::Transmit) => XDP_TX,
-        Ok(Verdict::Redirect { ifindex }) => {
-            // SAFETY: the helper only notes the device. It refuses unknown flags only, by
-            // XDP_ABORTED.
-            unsafe { bpf_redirect(ifindex, 0) as u32 }
-        }
-        Ok(Verdict::Kernel {
-            how: Handover::Resolve,
-            ifindex,
-        }) => {
-            leave_note(context, ifindex, 1);
-            XDP_PASS
-        }
-        Ok(Verdict::Kernel {
-            how: Handover::Output,
-            ifindex,
-        }) => {
-            leave_note(context, ifindex, 0);
-            XDP_PASS
-        }
-        Err(reason) => {
-            Kernel::new(context).count_drop(reason);
-            if log::is_on() {
-                return (DROPPED + reason as u32);
+            } => XDP_PASS,
+            Verdict::Transmit => XDP_TX,
+            Verdict::Redirect { ifindex } => {
+                // SAFETY: the helper only notes the device. It refuses unknown flags only, by
+                // XDP_ABORTED.
+                unsafe { bpf_redirect(ifindex, 0) as u32 }
             }
-            XDP_DROP
+            Verdict::Kernel {
+                how: Handover::Resolve,
+                ifindex,
+            } => {
+                leave_note(self.context, ifindex, 1);
+                XDP_PASS
+            }
+            Verdict::Kernel {
+                how: Handover::Output,
+                ifindex,
+            } => {
+                leave_note(self.context, ifindex, 0);
+                XDP_PASS
+            }
         }
     }
-}
-
-/// No actions of the kernel's: the next part of the path is to take the packet.
-const SLOW: u32 = 0x10000;
-const OPEN: u32 = 0x10001;
-const ANSWER: u32 = 0x10002;
-
-#[inline(always)]
-fn step(context: *mut xdp_md, result: Result<Step, Drop>) -> u32 {
-    match result {
-        Ok(Step::Slow) => SLOW,
-        Ok(Step::Open) => OPEN,
-        Ok(Step::Answer) => ANSWER,
-        Ok(Step::Done(verdict)) => act(context, Ok(verdict)),
-        Err(reason) => act(context, Err(reason)),
-    }
-}
-
-/// Where the IP header begins; the packet was seen to have one.
-#[inline(always)]
-fn network(frame: &XdpFrame) -> usize {
-    match path::network(frame) {
-        Network::Ipv4(offset) | Network::Ipv6(offset) => offset,
-        Network::Foreign => 0,
-    }
-}
-
-#[inline(always)]
-fn fast<A: Family>(context: *mut xdp_md, network: usize) -> u32
-where
-    Kernel: FamilyTables<A>,
-{
-    let kernel = Kernel::new(context);
-    step(
-        context,
-        path::fast::<A, _, _>(&mut XdpFrame { context }, &kernel, network),
-    )
-}
-
-#[inline(always)]
-fn slow<A: Family>(context: *mut xdp_md) -> u32
-where
-    Kernel: FamilyTables<A>,
-{
-    let mut frame = XdpFrame { context };
-    let network = network(&frame);
-    step(
-        context,
-        path::slow::<A, _, _>(&mut frame, &Kernel::new(context), network),
-    )
-}
-
-#[inline(always)]
-fn open<A: Family>(context: *mut xdp_md) -> u32
-where
-    Kernel: FamilyTables<A>,
-{
-    let mut frame = XdpFrame { context };
-    let network = network(&frame);
-    step(
-        context,
-        path::open::<A, _, _>(&mut frame, &Kernel::new(context), network),
-    )
-}
-
-#[inline(always)]
-fn answer<A: Family>(context: *mut xdp_md) -> u32
-where
-    Kernel: FamilyTables<A>,
-{
-    let mut frame = XdpFrame { context };
-    let network = network(&frame);
-    act(
-        context,
-        path::answer::<A, _, _>(&mut frame, &Kernel::new(context), network),
-    )
-}
-
-/// The parts of the path as subprograms of the kernel's, each with a stack of its own: only the
-/// fast path of IPv4 lies in the program itself.
-macro_rules! subprograms {
-    ($($name:ident: $part:ident::<$family:ty>($($network:ident)?);)+) => {$(
-        #[unsafe(no_mangle)]
-        #[inline(never)]
-        extern "C" fn $name(context: *mut xdp_md) -> u32 {
-            $(let $network = network(&XdpFrame { context });)?
-            $part::<$family>(context $(, $network)?)
-        }
-    )+};
 }
 
 subprograms! {
-    xdp_fast6: fast::<V6>(network);
-    xdp_slow4: slow::<V4>();
-    xdp_slow6: slow::<V6>();
-    xdp_open4: open::<V4>();
-    xdp_open6: open::<V6>();
-    xdp_answer4: answer::<V4>();
-    xdp_answer6: answer::<V6>();
-}
-
-/// Tells of a drop that [`act`] left to be told of.
-#[inline(always)]
-fn logged(action: u32) -> u32 {
-    if log::is_on() && action >= DROPPED {
-        log::event(action - DROPPED);
-        return XDP_DROP;
-    }
-    action
+    XdpFrame:
+    xdp_fast6 = fast::<V6>(network);
+    xdp_slow4 = slow::<V4>();
+    xdp_slow6 = slow::<V6>();
+    xdp_open4 = open::<V4>();
+    xdp_open6 = open::<V6>();
+    xdp_answer4 = answer::<V4>();
+    xdp_answer6 = answer::<V6>();
 }
 
 /// Ingress of a device: north-south traffic.
@@ -303,34 +204,22 @@ fn logged(action: u32) -> u32 {
 #[unsafe(link_section = "xdp")]
 extern "C" fn lbd_xdp(context: *mut xdp_md) -> u32 {
     match path::network(&XdpFrame { context }) {
-        Network::Ipv4(network) => {
-            let mut action = fast::<V4>(context, network);
-            if action == SLOW {
-                action = xdp_slow4(context);
-            }
-            if action == OPEN {
-                action = xdp_open4(context);
-            }
-            if action == ANSWER {
-                log::event(ANSWERED);
-                action = xdp_answer4(context);
-            }
-            logged(action)
-        }
-        Network::Ipv6(_) => {
-            let mut action = xdp_fast6(context);
-            if action == SLOW {
-                action = xdp_slow6(context);
-            }
-            if action == OPEN {
-                action = xdp_open6(context);
-            }
-            if action == ANSWER {
-                log::event(ANSWERED);
-                action = xdp_answer6(context);
-            }
-            logged(action)
-        }
+        Network::Ipv4(network) => walk!(
+            XdpFrame,
+            context,
+            hook::fast::<XdpFrame, V4>(context, network),
+            xdp_slow4,
+            xdp_open4,
+            xdp_answer4
+        ),
+        Network::Ipv6(network) => walk!(
+            XdpFrame,
+            context,
+            xdp_fast6(context, network as u32),
+            xdp_slow6,
+            xdp_open6,
+            xdp_answer6
+        ),
         Network::Foreign => XDP_PASS,
     }
 }

@@ -14,8 +14,8 @@ pub struct FlowKey<A> {
     pub dst: A,
     pub src_port: Be16,
     pub dst_port: Be16,
-    pub protocol: u8,
-    pub pad: [u8; 3],
+    /// One of [`protocol`]. A whole word, which the path writes at once.
+    pub protocol: u32,
 }
 
 impl<A: Address> FlowKey<A> {
@@ -26,9 +26,14 @@ impl<A: Address> FlowKey<A> {
             dst,
             src_port,
             dst_port,
-            protocol,
-            pad: [0; 3],
+            protocol: protocol as u32,
         }
+    }
+
+    /// One of [`protocol`].
+    #[inline(always)]
+    pub const fn protocol(&self) -> u8 {
+        self.protocol as u8
     }
 
     /// The key of the packets that answer those of this key.
@@ -39,7 +44,7 @@ impl<A: Address> FlowKey<A> {
             self.dst_port,
             self.src,
             self.src_port,
-            self.protocol,
+            self.protocol(),
         )
     }
 }

@@ -55,7 +55,7 @@ use super::{
     key::{FlowKey, ServiceKey},
     service::{Backend, BackendCounters, Service},
 };
-use crate::path::{Ipv4Tail, Ipv6Tail, Work, wire};
+use crate::path::{Ipv4Tail, Ipv6Middle, Ipv6Tail, Packet, Work, wire};
 
 plain_bytes! {
     Be16 => size 2, align 2;
@@ -68,8 +68,9 @@ plain_bytes! {
     NextHop => size 24, align 4;
     Flow<V4> => size 64, align 4;
     Flow<V6> => size 88, align 4;
-    Work<V4> => size 112, align 4;
-    Work<V6> => size 208, align 4;
+    Packet => size 12, align 2;
+    Work<V4> => size 128, align 4;
+    Work<V6> => size 224, align 4;
     Service => size 32, align 4;
     Backend => size 64, align 4;
     BackendCounters => size 64, align 8;
@@ -81,5 +82,6 @@ plain_bytes! {
     wire::Udp => size 8, align 2;
     wire::Icmp => size 8, align 4;
     Ipv4Tail => size 12, align 4;
-    Ipv6Tail => size 36, align 4;
+    Ipv6Middle => size 4, align 2;
+    Ipv6Tail => size 32, align 4;
 }

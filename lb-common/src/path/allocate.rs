@@ -16,6 +16,18 @@ pub(super) struct Drawn<'t> {
     pub(super) now: u32,
 }
 
+/// What came of [`take_source`].
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u32)]
+pub enum Attempt {
+    /// Another connection has the tuple.
+    Taken = 0,
+    /// The reverse direction is in the handshakes.
+    Entered = 1,
+    /// The handshakes refused it.
+    Full = 2,
+}
+
 /// Enters the reverse direction of the connection `work.key` → `drawn` into the handshakes and
 /// leaves its key in `work.opposite`. Keeps the client's address and port unless the backend asks
 /// for SNAT; a port that is taken (the same client port towards the same backend through another
@@ -24,63 +36,106 @@ pub(super) struct Drawn<'t> {
 pub(super) fn reverse<A: Address, T: FamilyTables<A>>(
     tables: &T,
     config: &Config,
-    work: &mut Work<A>,
     drawn: &Drawn<'_>,
 ) -> Result<(), Drop> {
+    let Some(work) = tables.work() else {
+        return Err(Drop::HandshakeTableFull);
+    };
     let backend = drawn.backend;
-    let Work {
-        key,
-        opposite: reverse,
-        other,
-        flow,
-    } = work;
+    let key = &work.key;
+    let (own_port, protocol) = (key.src_port, key.protocol());
     let snat = backend.flags & backend_flag::SNAT != 0;
     let source = if snat { backend.source() } else { key.src };
-    *reverse = FlowKey::new(
+    work.opposite = FlowKey::new(
         backend.address(),
         Be16(backend.port),
         source,
-        key.src_port,
-        key.protocol,
+        own_port,
+        protocol,
     );
+    fill(
+        &mut work.flow,
+        &work.opposite,
+        key,
+        drawn,
+        flow_state::REVERSE,
+    );
+    let mut attempt = match snat {
+        true => Attempt::Taken,
+        false => tables.take_source(own_port),
+    };
     let start = tables.random();
     // An odd stride of its own for each connection: with neighbouring places instead, taken ports
     // would pile up in runs longer than what is tried. Odd, so that a pool of a power of two is
     // walked without repeating a place.
     let stride = start >> 16 | 1;
-    let mut found = !snat && is_free(tables, reverse, key);
-    // Only looking inside the loop keeps the verifier's work small: it walks every round.
-    for attempt in 0..ATTEMPTS {
-        if found {
+    for round in 0..ATTEMPTS {
+        if attempt != Attempt::Taken {
             break;
         }
-        let place = start.wrapping_add(attempt.wrapping_mul(stride));
-        let Some(port) = pool_port(tables, config, key.protocol, place) else {
-            continue;
-        };
-        reverse.dst_port = port;
-        found = is_free(tables, reverse, key);
+        let place = start.wrapping_add(round.wrapping_mul(stride));
+        if let Some(port) = pool_port(tables, config, protocol, place) {
+            attempt = tables.take_source(port);
+        }
     }
-    if !found {
-        return Err(Drop::SourcePortsExhausted);
+    match attempt {
+        Attempt::Entered => Ok(()),
+        Attempt::Taken => Err(Drop::SourcePortsExhausted),
+        Attempt::Full => Err(Drop::HandshakeTableFull),
     }
-    if let Some(former) = tables.flow(reverse) {
-        *other = former.opposite(key.protocol);
-        tables.remove_flow(other);
-        tables.remove_flow(reverse);
+}
+
+/// Tries to enter the reverse direction prepared in [`Work`], with `port` as the source that the
+/// backend sees. Behind [`FamilyTables::take_source`], which keeps it apart from the search: the
+/// verifier walks every round of a loop, and this once.
+#[inline(always)]
+pub fn take_source<A: Address, T: FamilyTables<A>>(tables: &T, port: Be16) -> Attempt {
+    let (Some(work), Some(config)) = (tables.work(), tables.config()) else {
+        return Attempt::Full;
+    };
+    let Work {
+        key,
+        opposite: reverse,
+        other,
+        flow,
+        ..
+    } = work;
+    reverse.dst_port = port;
+    flow.port_delta = port_delta(reverse, key);
+    let is_free = |flow: &Flow<A>| {
+        let idle = tables.now().wrapping_sub(flow.last_seen.get());
+        // A second, because the backend may still be closing what the node saw closed.
+        let is_over = flow_state::is_closed(flow.state.get()) && idle >= config.hz;
+        is_over | belongs_to(flow, key)
+    };
+    if tables.flow(reverse).is_some_and(|flow| !is_free(flow)) {
+        return Attempt::Taken;
     }
-    if let Some(leftover) = tables.handshake(reverse)
-        && belongs_to(leftover, key)
-    {
-        tables.remove_handshake(reverse);
-    }
-    fill(flow, reverse, key, drawn, flow_state::REVERSE);
-    // Another CPU may have taken the same source since it was found free.
     match tables.insert_handshake(reverse, flow, false) {
-        Ok(()) => Ok(()),
-        Err(InsertError::Exists) => Err(Drop::SourcePortsExhausted),
-        Err(InsertError::Full) => Err(Drop::HandshakeTableFull),
+        Ok(()) => {}
+        Err(InsertError::Full) => return Attempt::Full,
+        Err(InsertError::Exists) => match tables.handshake(reverse) {
+            Some(leftover) if belongs_to(leftover, key) => {
+                if tables.insert_handshake(reverse, flow, true).is_err() {
+                    return Attempt::Full;
+                }
+            }
+            _ => return Attempt::Taken,
+        },
     }
+    // Once more: a connection that is answered enters the flows before it leaves the handshakes,
+    // and may have been between the two.
+    let Some(former) = tables.flow(reverse) else {
+        return Attempt::Entered;
+    };
+    if !is_free(former) {
+        tables.remove_handshake(reverse);
+        return Attempt::Taken;
+    }
+    *other = former.opposite(key.protocol());
+    tables.remove_flow(other);
+    tables.remove_flow(reverse);
+    Attempt::Entered
 }
 
 /// Makes `flow` turn packets of tuple `from` into packets that `opposite` answers. Writes field by
@@ -138,28 +193,8 @@ fn pool_port<T: crate::path::Tables>(
     (tables.port_word(index) & bit == 0).then_some(Be16::new(port))
 }
 
-/// No connection uses the tuple `reverse`. An established one that is closed gives way; one that
-/// stands for the client's tuple `key` is a leftover of `key` itself.
-#[inline(always)]
-fn is_free<A: Address, T: FamilyTables<A>>(
-    tables: &T,
-    reverse: &FlowKey<A>,
-    key: &FlowKey<A>,
-) -> bool {
-    // In this order: a connection that is answered meanwhile enters the flows before it leaves the
-    // handshakes.
-    if let Some(flow) = tables.handshake(reverse)
-        && !belongs_to(flow, key)
-    {
-        return false;
-    }
-    tables
-        .flow(reverse)
-        .is_none_or(|flow| flow_state::is_closed(flow.state.get()) || belongs_to(flow, key))
-}
-
 /// Whether a reverse entry answers the client's tuple `key`. One branch: each would double what the
-/// verifier walks in every round of the search.
+/// verifier walks.
 #[inline(always)]
 fn belongs_to<A: Address>(flow: &Flow<A>, key: &FlowKey<A>) -> bool {
     let differ = |a: A, b: A| {

@@ -79,13 +79,19 @@ pub(crate) struct Ipv4Tail {
     dst: V4,
 }
 
-/// The same of an IPv6 header, from the payload length on: one aligned piece, one store.
+/// The same of an IPv6 header, in two pieces: in one, the second address would lie on the stack
+/// where the verifier allows no access of eight bytes.
 #[repr(C)]
 #[derive(Clone, Copy)]
-pub(crate) struct Ipv6Tail {
+pub(crate) struct Ipv6Middle {
     payload_length: Be16,
     next_header: u8,
     hop_limit: u8,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(crate) struct Ipv6Tail {
     src: V6,
     dst: V6,
 }
@@ -200,15 +206,18 @@ impl Family for V6 {
 
     #[inline(always)]
     fn rewrite<F: Frame>(frame: &mut F, offset: usize, new: &Rewrite<Self>) -> Option<()> {
-        let tail = Ipv6Tail {
+        let middle = Ipv6Middle {
             payload_length: Be16::new(new.payload as u16),
             next_header: new.protocol,
             hop_limit: new.ttl - new.forwarded as u8,
+        };
+        let tail = Ipv6Tail {
             src: new.src,
             dst: new.dst,
         };
         let start = offset + core::mem::offset_of!(Ipv6, payload_length);
-        frame.store(start, &tail, Covered::Changed)
+        frame.store(start, &middle, Covered::Changed)?;
+        frame.store(start + size_of::<Ipv6Middle>(), &tail, Covered::Changed)
     }
 
     #[inline(always)]

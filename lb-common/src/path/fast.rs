@@ -1,12 +1,14 @@
 //! The established packet: one hash lookup, no call that is not needed.
 
+use super::parse::{self, Packet};
 use super::translate::{self, To, Way};
 use super::wire::tcp;
-use super::{Family, FamilyTables, Frame, Step, Verdict, parse};
-use crate::abi::{Drop, backend_state, flow_state};
+use super::{Family, FamilyTables, Frame, Step, Verdict};
+use crate::abi::{Drop, Flow, FlowKey, NextHop, backend_state, flow_state};
 
 /// Forwards a packet of a known flow whose backend is alive and whose next hop is current.
-/// Turns away what no service wants. Everything else is [`Step::Slow`], untouched.
+/// Turns away what no service wants. Everything else is [`Step::Slow`], untouched, and stands in
+/// [`Work`](super::Work).
 #[inline(always)]
 pub fn fast<A: Family, F: Frame, T: FamilyTables<A>>(
     frame: &mut F,
@@ -17,29 +19,17 @@ pub fn fast<A: Family, F: Frame, T: FamilyTables<A>>(
     let Some((key, packet)) = parse::packet::<A, F, T>(frame, tables, network) else {
         return PASS;
     };
-    // The end of a connection, and its beginning, change state.
-    if packet.has(tcp::SYN | tcp::FIN | tcp::RST) {
-        return Ok(Step::Slow);
-    }
-    let Some(flow) = tables.flow(&key) else {
-        return Ok(Step::Slow);
-    };
-    let Some(backend) = tables.backend(flow.slot) else {
+    let Some((flow, hop)) = current::<A, T>(tables, &key, &packet) else {
+        let Some(work) = tables.work() else {
+            return PASS;
+        };
+        work.key = key;
+        work.packet = packet;
         return Ok(Step::Slow);
     };
     let Some(config) = tables.config() else {
         return PASS;
     };
-    let hop = flow.next_hop.get();
-    let unavailable = packet.is_udp() && backend.state == backend_state::DOWN;
-    if backend.generation != flow.generation
-        || unavailable
-        || hop.epoch != config.epoch
-        || packet.ttl <= 1
-        || packet.is_tagged()
-    {
-        return Ok(Step::Slow);
-    }
     let now = tables.now();
     // Aging needs no more than seconds, and a clean cache line costs less than a dirty one.
     if now.wrapping_sub(flow.last_seen.get()) >= config.hz {
@@ -57,4 +47,26 @@ pub fn fast<A: Family, F: Frame, T: FamilyTables<A>>(
         },
     )
     .map(Step::Done)
+}
+
+/// The flow of a packet that needs nothing but translation, and its next hop.
+#[inline(always)]
+fn current<'t, A: Family, T: FamilyTables<A>>(
+    tables: &'t T,
+    key: &FlowKey<A>,
+    packet: &Packet,
+) -> Option<(&'t Flow<A>, NextHop)> {
+    // The end of a connection, and its beginning, change state. The kernel answers "time
+    // exceeded".
+    if packet.has(tcp::SYN | tcp::FIN | tcp::RST) || packet.ttl <= 1 || packet.is_tagged() {
+        return None;
+    }
+    let flow = tables.flow(key)?;
+    let backend = tables.backend(flow.slot)?;
+    let hop = flow.next_hop.get();
+    let unavailable = packet.is_udp() && backend.state == backend_state::DOWN;
+    let is_current = backend.generation == flow.generation
+        && !unavailable
+        && hop.epoch == tables.config()?.epoch;
+    is_current.then_some((flow, hop))
 }

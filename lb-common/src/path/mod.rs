@@ -3,8 +3,8 @@
 //! Generic over [`Frame`] (where a packet lives) and [`Tables`] (what the path reads and writes),
 //! and over the address family, so that XDP, TC and the tests' byte slice run the same code.
 //! A hook calls [`network`], then [`fast`], and only where that says so [`slow`], [`open`] and
-//! [`answer`], which parse again: the parts never share registers or stack, which keeps the verifier's work
-//! and the established packet's cost small.
+//! [`answer`], which find the packet in [`Work`]: the parts share neither registers nor stack, which
+//! keeps the verifier's work and the established packet's cost small.
 
 mod allocate;
 mod checksum;
@@ -19,16 +19,18 @@ mod translate;
 pub mod wire;
 
 use crate::abi::{
-    Address, Backend, Config, Drop, Flow, FlowKey, NextHop, Pod, Service, ServiceKey,
+    Address, Backend, Be16, Config, Drop, Flow, FlowKey, NextHop, Pod, Service, ServiceKey,
 };
 
+pub use allocate::{Attempt, take_source};
 pub use checksum::{Delta, Sum};
 pub use family::Family;
-pub(crate) use family::{Ipv4Tail, Ipv6Tail};
+pub(crate) use family::{Ipv4Tail, Ipv6Middle, Ipv6Tail};
 pub use fast::fast;
 pub use open::open;
-pub use parse::{Network, network};
+pub use parse::{Network, Packet, network};
 pub use reject::answer;
+pub use select::draw;
 pub use slow::slow;
 
 /// What becomes of a packet, if it is not dropped.
@@ -152,6 +154,9 @@ pub trait Tables {
     /// Element of a selection table; [`crate::abi::TABLE_HEADER`] says what element 0 is.
     fn table_entry(&self, table: &Self::Table, index: u32) -> Option<u32>;
 
+    /// [`draw`], which see.
+    fn draw(&self, table: u32, service: u32, place: u32) -> Option<u32>;
+
     /// This CPU's round-robin cursor of a service, raised by one after it is read.
     fn cursor(&self, service: u32) -> u32;
 
@@ -166,7 +171,8 @@ pub trait Tables {
     fn take_reject(&self, second: u32, per_second: u32) -> bool;
 }
 
-/// What the slow path works on. Too much for a BPF stack of 512 bytes when addresses are IPv6.
+/// What the parts behind [`fast`] work on and hand on. Too much for a BPF stack of 512 bytes when
+/// addresses are IPv6.
 #[repr(C)]
 #[derive(Clone, Debug)]
 pub struct Work<A> {
@@ -178,6 +184,8 @@ pub struct Work<A> {
     pub other: FlowKey<A>,
     /// An entry to be inserted.
     pub flow: Flow<A>,
+    pub packet: Packet,
+    pub reserved: u32,
 }
 
 /// What the path counts of a connection's life.
@@ -206,10 +214,14 @@ pub trait FamilyTables<A: Address>: Tables {
     ) -> Result<(), InsertError>;
     fn remove_handshake(&self, key: &FlowKey<A>);
 
-    /// The slow path's memory, off the stack. It asks once a packet.
+    /// [`take_source`], which see.
+    fn take_source(&self, port: Be16) -> Attempt;
+
+    /// Memory off the stack, the same for all parts of the path that a packet takes. Whoever asks
+    /// is done with what was lent before; [`FamilyTables::take_source`] asks.
     #[expect(
         clippy::mut_from_ref,
-        reason = "per-CPU memory, lent out once a packet"
+        reason = "per-CPU memory, lent to one part of the path at a time"
     )]
     fn work(&self) -> Option<&mut Work<A>>;
 
@@ -237,14 +249,14 @@ fn family<A: Family, F: Frame, T: FamilyTables<A>>(
 ) -> Result<Verdict, Drop> {
     let mut step = fast::<A, F, T>(frame, tables, offset)?;
     if step == Step::Slow {
-        step = slow::<A, F, T>(frame, tables, offset)?;
+        step = slow::<A, F, T>(frame, tables)?;
     }
     if step == Step::Open {
-        step = open::<A, F, T>(frame, tables, offset)?;
+        step = open::<A, F, T>(frame, tables)?;
     }
     match step {
         Step::Done(verdict) => Ok(verdict),
         Step::Slow | Step::Open => Ok(Verdict::Pass),
-        Step::Answer => answer::<A, F, T>(frame, tables, offset),
+        Step::Answer => answer::<A, F, T>(frame, tables),
     }
 }

@@ -2,12 +2,10 @@
 
 use super::allocate::{self, Drawn};
 use super::wire::tcp;
-use super::{
-    Family, FamilyTables, Frame, Milestone, Step, Verdict, Work, parse, select, translate,
-};
+use super::{Family, FamilyTables, Frame, Milestone, Step, Verdict, Work, select, translate};
 use crate::abi::{Drop, ServiceKey, no_backend};
 
-/// Draws a backend for a packet of no known flow, enters both directions and sends it on.
+/// Draws a backend for the packet in [`Work`], which is of no known flow, enters both directions and sends it on.
 ///
 /// # Errors
 /// The reason why the packet is dropped; the caller counts it.
@@ -15,16 +13,12 @@ use crate::abi::{Drop, ServiceKey, no_backend};
 pub fn open<A: Family, F: Frame, T: FamilyTables<A>>(
     frame: &mut F,
     tables: &T,
-    network: usize,
 ) -> Result<Step, Drop> {
     const PASS: Result<Step, Drop> = Ok(Step::Done(Verdict::Pass));
     let (Some(work), Some(config)) = (tables.work(), tables.config()) else {
         return PASS;
     };
-    let Some((key, packet)) = parse::packet::<A, F, T>(frame, tables, network) else {
-        return PASS;
-    };
-    work.key = key;
+    let packet = work.packet;
     let listen = ServiceKey::new(work.key.dst, work.key.dst_port, packet.protocol);
     let Some(service) = tables.service(&listen) else {
         return PASS;
@@ -32,7 +26,9 @@ pub fn open<A: Family, F: Frame, T: FamilyTables<A>>(
     if packet.has(tcp::RST) {
         return Err(Drop::ResetWithoutFlow);
     }
-    let Some((slot, backend)) = select::draw(tables, service, &work.key) else {
+    let place = select::place(tables, service, &work.key);
+    let drawn = tables.draw(service.table, service.id, place);
+    let Some((slot, backend)) = drawn.and_then(|slot| Some((slot, tables.backend(slot)?))) else {
         if service.no_backend == no_backend::DROP {
             return Err(Drop::NoBackend);
         }
@@ -44,13 +40,16 @@ pub fn open<A: Family, F: Frame, T: FamilyTables<A>>(
         backend,
         now: tables.now(),
     };
-    allocate::reverse(tables, config, work, &drawn)?;
-    let Work {
+    allocate::reverse(tables, config, &drawn)?;
+    let Some(Work {
         key,
         opposite: reverse,
         flow,
         ..
-    } = work;
+    }) = tables.work()
+    else {
+        return PASS;
+    };
     allocate::fill(flow, key, reverse, &drawn, 0);
     let way = match translate::way(frame, tables, config, flow, packet.protocol) {
         Ok(way) => way,

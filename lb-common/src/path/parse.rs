@@ -13,18 +13,12 @@ pub enum Network {
     Foreign,
 }
 
-/// Reads the Ethernet header and up to two VLAN tags. Frames to a group of hosts are foreign: a
-/// router must neither forward nor answer them (RFC 1812 5.3.4, RFC 1122 3.2.2).
+/// Reads the Ethernet header and up to two VLAN tags.
 #[inline(always)]
 pub fn network<F: Frame>(frame: &F) -> Network {
     let Some(ethernet) = frame.load::<Ethernet>(0) else {
         return Network::Foreign;
     };
-    /// The individual/group bit of an address' first byte (IEEE 802 8.2).
-    const GROUP: u8 = 1;
-    if ethernet.dst[0] & GROUP != 0 {
-        return Network::Foreign;
-    }
     let mut ethertype = ethernet.ethertype;
     let mut offset = size_of::<Ethernet>();
     for _ in 0..2 {
@@ -46,27 +40,41 @@ pub fn network<F: Frame>(frame: &F) -> Network {
 
 /// A packet the path understands: a whole TCP or UDP packet (no fragment). Its tuple stands
 /// beside it, so that the slow path can keep that off the stack.
-#[derive(Clone, Copy)]
-pub(super) struct Packet {
-    pub(super) protocol: u8,
-    /// Offset of the IP header.
-    pub(super) network: usize,
-    /// Offset of the TCP or UDP header.
-    pub(super) transport: usize,
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Packet {
+    /// Offset of the IP header, and of the TCP or UDP header behind it.
+    network: u16,
+    transport: u16,
     /// Bytes from the transport header to the packet's end, by the IP header.
-    pub(super) transport_length: usize,
+    pub(super) transport_length: u16,
+    /// Checksum of the IPv4 header, 0 for IPv6.
+    pub(super) header_checksum: u16,
+    pub(super) protocol: u8,
     pub(super) ttl: u8,
     /// TCP flags, 0 for UDP.
     pub(super) flags: u8,
-    /// Checksum of the IPv4 header, 0 for IPv6.
-    pub(super) header_checksum: u16,
+    pad: u8,
 }
 
+/// More than any header's offset. The verifier believes no offset that was kept in a map.
+const OFFSETS: u16 = 0x3ff;
+
 impl Packet {
+    #[inline(always)]
+    pub(super) const fn network(&self) -> usize {
+        (self.network & OFFSETS) as usize
+    }
+
+    #[inline(always)]
+    pub(super) const fn transport(&self) -> usize {
+        (self.transport & OFFSETS) as usize
+    }
+
     /// Offset of the checksum field in the TCP or UDP header.
     #[inline(always)]
     pub(super) const fn checksum_offset(&self) -> usize {
-        self.transport
+        self.transport()
             + if self.is_udp() {
                 core::mem::offset_of!(Udp, checksum)
             } else {
@@ -82,7 +90,7 @@ impl Packet {
     /// The frame's VLAN tags stand in its bytes.
     #[inline(always)]
     pub(super) const fn is_tagged(&self) -> bool {
-        self.network != size_of::<Ethernet>()
+        self.network() != size_of::<Ethernet>()
     }
 
     #[inline(always)]
@@ -108,6 +116,15 @@ fn is_wanted<T: Tables>(tables: &T, protocol: u8, [src, dst]: [Be16; 2]) -> bool
     tables.port_word(index) & bit != 0
 }
 
+/// Whether the frame goes to a group of hosts: a router must neither forward nor answer such
+/// (RFC 1812 5.3.4, RFC 1122 3.2.2).
+#[inline(always)]
+fn is_to_group<F: Frame>(frame: &F) -> Option<bool> {
+    /// The individual/group bit of an address' first byte (IEEE 802 8.2).
+    const GROUP: u8 = 1;
+    Some(frame.load::<u8>(0)? & GROUP != 0)
+}
+
 /// Parses a TCP or UDP packet on a port that a service or a backend uses; its IP header begins at
 /// `network`. `None` for everything the path leaves alone: other ports and protocols, fragments,
 /// headers that contradict themselves or the frame.
@@ -123,7 +140,7 @@ pub(super) fn packet<A: Family, F: Frame, T: Tables>(
     }
     let transport = network + header.length;
     let ports = frame.load::<[Be16; 2]>(transport)?;
-    if !is_wanted(tables, header.protocol, ports) {
+    if !is_wanted(tables, header.protocol, ports) || is_to_group(frame)? {
         return None;
     }
     // Shorter frames are truncated packets; longer ones carry Ethernet padding.
@@ -153,13 +170,14 @@ pub(super) fn packet<A: Family, F: Frame, T: Tables>(
     let [src_port, dst_port] = ports;
     let key = FlowKey::new(header.src, src_port, header.dst, dst_port, header.protocol);
     let packet = Packet {
+        network: network as u16,
+        transport: transport as u16,
+        transport_length: transport_length as u16,
+        header_checksum: header.checksum,
         protocol: header.protocol,
-        network,
-        transport,
-        transport_length,
         ttl: header.ttl,
         flags,
-        header_checksum: header.checksum,
+        pad: 0,
     };
     Some((key, packet))
 }

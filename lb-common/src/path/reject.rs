@@ -1,14 +1,15 @@
 //! Answers in the VIP's name: TCP reset, ICMP port unreachable.
 
-use super::parse::{self, Packet};
-use super::wire::{Ethernet, Icmp, Tcp, tcp};
+use super::parse::Packet;
+use super::wire::{self, Icmp, Macs, Tcp, tcp};
 use super::{Covered, Family, FamilyTables, Frame, Sum, Verdict};
 use crate::abi::{Be16, Drop, FlowKey, protocol};
 
 /// Bytes of the transport header that an ICMP error quotes (RFC 792 asks for 8).
 const QUOTED: usize = 8;
 
-/// Tells the client that its packet goes nowhere, within the rate limit.
+/// Tells the client that its packet, which is in [`Work`](super::Work), goes nowhere, within the
+/// rate limit.
 ///
 /// # Errors
 /// The reason why there is no answer.
@@ -16,14 +17,11 @@ const QUOTED: usize = 8;
 pub fn answer<A: Family, F: Frame, T: FamilyTables<A>>(
     frame: &mut F,
     tables: &T,
-    network: usize,
 ) -> Result<Verdict, Drop> {
-    let Some((key, packet)) = parse::packet::<A, F, T>(frame, tables, network) else {
+    let (Some(work), Some(config)) = (tables.work(), tables.config()) else {
         return Ok(Verdict::Pass);
     };
-    let Some(config) = tables.config() else {
-        return Ok(Verdict::Pass);
-    };
+    let packet = work.packet;
     // Never answer a reset (RFC 9293 3.10.7.1).
     if packet.has(tcp::RST) {
         return Err(Drop::ResetWithoutFlow);
@@ -32,7 +30,7 @@ pub fn answer<A: Family, F: Frame, T: FamilyTables<A>>(
     if !tables.take_reject(second, config.rejects_per_second) {
         return Err(Drop::RejectLimited);
     }
-    let key = key.reversed();
+    let key = work.key.reversed();
     let written = match packet.protocol {
         protocol::TCP => reset(frame, &packet, &key),
         _ => unreachable(frame, &packet, &key),
@@ -43,12 +41,12 @@ pub fn answer<A: Family, F: Frame, T: FamilyTables<A>>(
 /// Turns the segment into its reset, in place.
 #[inline(always)]
 fn reset<A: Family, F: Frame>(frame: &mut F, packet: &Packet, key: &FlowKey<A>) -> Option<()> {
-    let segment = frame.load::<Tcp>(packet.transport)?;
+    let segment = frame.load::<Tcp>(packet.transport())?;
     let (sequence, acknowledgement, flags) = if segment.flags & tcp::ACK != 0 {
         (segment.acknowledgement, 0, tcp::RST)
     } else {
         let header = (segment.data_offset >> 4) as usize * 4;
-        let data = packet.transport_length.wrapping_sub(header) as u32;
+        let data = (packet.transport_length as usize).wrapping_sub(header) as u32;
         let length = data + packet.has(tcp::SYN) as u32 + packet.has(tcp::FIN) as u32;
         let end = u32::from_be(segment.sequence).wrapping_add(length);
         (0, end.to_be(), tcp::RST | tcp::ACK)
@@ -64,10 +62,10 @@ fn reset<A: Family, F: Frame>(frame: &mut F, packet: &Packet, key: &FlowKey<A>) 
         checksum: 0,
         urgent: Be16(0),
     };
-    let transport = packet.network + A::HEADER;
+    let transport = packet.network() + A::HEADER;
     let is_left = frame.is_checksum_left(packet.checksum_offset())?;
     // The sum would be written where the segment began behind its IP options.
-    if is_left && packet.transport != transport {
+    if is_left && packet.transport() != transport {
         return None;
     }
     let pseudo = Sum::default()
@@ -87,7 +85,7 @@ fn reset<A: Family, F: Frame>(frame: &mut F, packet: &Packet, key: &FlowKey<A>) 
     turn_back(frame, 0)?;
     A::write(
         frame,
-        packet.network,
+        packet.network(),
         key.src,
         key.dst,
         protocol::TCP,
@@ -104,16 +102,16 @@ fn unreachable<A: Family, F: Frame>(
     key: &FlowKey<A>,
 ) -> Option<()> {
     let room = A::HEADER + size_of::<Icmp>();
-    let quoted = packet.transport - packet.network + QUOTED;
+    let quoted = packet.transport() - packet.network() + QUOTED;
     let (src, dst) = (key.src, key.dst);
     let is_left = frame.is_checksum_left(packet.checksum_offset())?;
     // Cut first: before Linux 5.11 a packet may not grow beyond its device's MTU.
-    frame.set_length(packet.network + quoted)?;
+    frame.set_length(packet.network() + quoted)?;
     frame.grow_head(room)?;
     // The old Ethernet header stands behind the room; copy it to the new beginning.
     turn_back(frame, room)?;
-    let icmp = packet.network + A::HEADER;
-    let quote = packet.network + room;
+    let icmp = packet.network() + A::HEADER;
+    let quote = packet.network() + room;
     let (kind, code) = A::PORT_UNREACHABLE;
     let mut sum = A::icmp_pseudo(src, dst, size_of::<Icmp>() + quoted)
         .port(Be16::new(u16::from_be_bytes([kind, code])));
@@ -126,9 +124,10 @@ fn unreachable<A: Family, F: Frame>(
     }
     if is_left {
         // What the quoted checksum will be once the quoted bytes are summed up.
-        let [ports, rest] = frame.load::<[u32; 2]>(quote + quoted - QUOTED)?;
-        let found = frame.load::<u16>(quote + quoted - size_of::<u16>())?;
-        let filled = match Sum::default().double(ports).double(rest).header() {
+        let [src_port, dst_port, length, found] =
+            frame.load::<[u16; 4]>(quote + quoted - QUOTED)?;
+        let quoted = Sum::default().word(src_port).word(dst_port);
+        let filled = match quoted.word(length).word(found).header() {
             0 => 0xffff,
             filled => filled,
         };
@@ -136,7 +135,7 @@ fn unreachable<A: Family, F: Frame>(
     }
     A::write(
         frame,
-        packet.network,
+        packet.network(),
         src,
         dst,
         A::ICMP,
@@ -155,11 +154,8 @@ fn unreachable<A: Family, F: Frame>(
 /// The path answers untagged frames only.
 #[inline(always)]
 fn turn_back<F: Frame>(frame: &mut F, from: usize) -> Option<()> {
-    let ethernet = frame.load::<Ethernet>(from)?;
-    let back = Ethernet {
-        dst: ethernet.src,
-        src: ethernet.dst,
-        ..ethernet
-    };
-    frame.store(0, &back, Covered::Neutral)
+    let macs = frame.load::<Macs>(from)?;
+    let ethertype = frame.load::<u16>(from + size_of::<Macs>())?;
+    frame.store(0, &wire::exchanged(macs), Covered::Neutral)?;
+    frame.store(size_of::<Macs>(), &ethertype, Covered::Neutral)
 }

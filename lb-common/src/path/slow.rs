@@ -1,7 +1,7 @@
 //! Packets of known connections that need more than the fast path: answers to a first packet,
 //! ends, failures, new routes.
 
-use super::parse::{self, Packet};
+use super::parse::Packet;
 use super::wire::tcp;
 use super::{Family, FamilyTables, Frame, Milestone, Step, Verdict, Work, translate};
 use crate::abi::{Config, Drop, Flow, backend_state, flow_state};
@@ -22,7 +22,7 @@ enum Fate {
     Gone,
 }
 
-/// Forwards a packet that [`super::fast`] could not.
+/// Forwards a packet that [`super::fast`] left in [`Work`].
 ///
 /// # Errors
 /// The reason why the packet is dropped; the caller counts it.
@@ -30,16 +30,12 @@ enum Fate {
 pub fn slow<A: Family, F: Frame, T: FamilyTables<A>>(
     frame: &mut F,
     tables: &T,
-    network: usize,
 ) -> Result<Step, Drop> {
     const PASS: Result<Step, Drop> = Ok(Step::Done(Verdict::Pass));
     let (Some(work), Some(config)) = (tables.work(), tables.config()) else {
         return PASS;
     };
-    let Some((key, packet)) = parse::packet::<A, F, T>(frame, tables, network) else {
-        return PASS;
-    };
-    work.key = key;
+    let packet = work.packet;
     // The kernel answers "time exceeded"; tagged frames are balanced on their VLAN device.
     if packet.ttl <= 1 || packet.is_tagged() {
         return PASS;
@@ -170,7 +166,7 @@ fn establish<A: Family, T: FamilyTables<A>>(
     // A second attempt's answer, after its first half was evicted, must not take over what the
     // first attempt's answer has established.
     if let Some(established) = tables.flow(forward)
-        && established.opposite(key.protocol) != *key
+        && established.opposite(key.protocol()) != *key
     {
         return Ok(());
     }

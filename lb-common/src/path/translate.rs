@@ -107,12 +107,12 @@ fn rewrite<A: Family, F: Frame>(
     let addresses = Delta(flow.address_delta);
     A::rewrite(
         frame,
-        packet.network,
+        packet.network(),
         &Rewrite {
             src: flow.src,
             dst: flow.dst,
             protocol: packet.protocol,
-            payload: packet.transport_length,
+            payload: packet.transport_length as usize,
             ttl: packet.ttl,
             forwarded,
             checksum: packet.header_checksum,
@@ -120,7 +120,7 @@ fn rewrite<A: Family, F: Frame>(
         },
     )?;
     frame.store(
-        packet.transport,
+        packet.transport(),
         &[flow.src_port, flow.dst_port],
         Covered::Neutral,
     )?;

@@ -10,6 +10,21 @@ pub struct Ethernet {
     pub ethertype: Be16,
 }
 
+/// The destination and source addresses of an Ethernet header, as they stand in memory. Words,
+/// because copies of this pass over the stack, where the verifier wants aligned accesses.
+pub type Macs = [u32; 3];
+
+/// The same with the two sides exchanged.
+#[inline(always)]
+pub const fn exchanged([a, b, c]: Macs) -> Macs {
+    /// The word of the bytes from the middle of `first` to the middle of `second`.
+    #[inline(always)]
+    const fn middle(first: u32, second: u32) -> u32 {
+        u32::from_be(first.to_be() << 16 | second.to_be() >> 16)
+    }
+    [middle(b, c), middle(c, a), middle(a, b)]
+}
+
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Ipv4 {

@@ -63,11 +63,11 @@ pub(super) fn judge<A: Address>(
     flow: &Flow<A>,
     opposite: Option<&Flow<A>>,
 ) -> Verdict {
-    if !is_idle(now, key.protocol, flow) {
+    if !is_idle(now, key.protocol(), flow) {
         return Verdict::Keep;
     }
     // What stands there may belong to another connection by now.
-    let pair = opposite.filter(|o| o.opposite(key.protocol) == *key);
+    let pair = opposite.filter(|o| o.opposite(key.protocol()) == *key);
     let Some(other) = pair else {
         return Verdict::Remove;
     };
@@ -75,7 +75,7 @@ pub(super) fn judge<A: Address>(
         .idle(flow.last_seen.get())
         .min(now.idle(other.last_seen.get()));
     let state = flow.state.get() | other.state.get();
-    if idle >= timeout(key.protocol, state) {
+    if idle >= timeout(key.protocol(), state) {
         Verdict::RemovePair
     } else {
         Verdict::Keep

@@ -57,7 +57,7 @@ where
     let mut left = 0;
     map.for_each_chunk(|chunk| {
         for (key, flow) in chunk {
-            if flows::is_idle(now, key.protocol, &flow) {
+            if flows::is_idle(now, key.protocol(), &flow) {
                 if let Some(removed) = remove_if_over(map, now, &key, &flow)? {
                     scan.aged += removed;
                     continue;
@@ -89,7 +89,7 @@ where
     FlowKey<A>: Pod,
     Flow<A>: Pod,
 {
-    let other_key = flow.opposite(key.protocol);
+    let other_key = flow.opposite(key.protocol());
     let other = map.get(&other_key)?;
     // The batch is some microseconds old: a packet may have come since.
     let Some(fresh) = map.get(key)? else {

@@ -337,6 +337,10 @@ impl Runner for Kernel {
         done.expect("removing a handshake");
     }
 
+    fn wait_second(&mut self) {
+        std::thread::sleep(std::time::Duration::from_millis(1100));
+    }
+
     fn set_rejects(&mut self, per_second: u32) {
         self.config.rejects_per_second = per_second;
         self.write_config().expect("writing the config");

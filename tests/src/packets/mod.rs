@@ -34,6 +34,8 @@ pub enum Step {
     Epoch,
     /// Rate limit of answers, per second and CPU.
     Rejects(u32),
+    /// A second and a bit passes.
+    Second,
     /// The table of handshakes loses the entry of this tuple, as under a flood.
     Evict {
         src: SocketAddr,
@@ -66,6 +68,7 @@ pub trait Runner {
     fn set_backend(&mut self, slot: u32, state: u32, generation: u32);
     fn next_epoch(&mut self);
     fn set_rejects(&mut self, per_second: u32);
+    fn wait_second(&mut self);
     fn evict(&mut self, src: SocketAddr, dst: SocketAddr, udp: bool);
 }
 
@@ -164,6 +167,10 @@ pub fn run(case: &Case, runner: &mut dyn Runner) -> Result<(), String> {
             }
             Step::Evict { src, dst, udp } => {
                 runner.evict(*src, *dst, *udp);
+                continue;
+            }
+            Step::Second => {
+                runner.wait_second();
                 continue;
             }
             Step::Rejects(per_second) => {

@@ -8,12 +8,12 @@ use std::{
 
 use lb_common::{
     abi::{
-        Address, Backend, Config, Drop, Flow, FlowKey, NextHop, Pod, Service, ServiceKey, V4, V6,
-        as_bytes, from_bytes, protocol,
+        Address, Backend, Be16, Config, Drop, Flow, FlowKey, NextHop, Pod, Service, ServiceKey, V4,
+        V6, as_bytes, from_bytes, protocol,
     },
     path::{
-        self, Covered, Delta, FamilyTables, Frame, Handover, InsertError, Milestone, Route, Tables,
-        Verdict, Work,
+        self, Attempt, Covered, Delta, FamilyTables, Frame, Handover, InsertError, Milestone,
+        Route, Tables, Verdict, Work,
     },
 };
 
@@ -90,14 +90,21 @@ struct Family<A: Address> {
     services: HashMap<ServiceKey<A>, Service>,
     flows: RefCell<HashMap<FlowKey<A>, &'static Flow<A>>>,
     handshakes: RefCell<HashMap<FlowKey<A>, &'static Flow<A>>>,
+    work: *mut Work<A>,
 }
 
-impl<A: Address> Default for Family<A> {
+impl<A: Address> Default for Family<A>
+where
+    Work<A>: Pod,
+{
     fn default() -> Self {
+        let zeroes = vec![0; size_of::<Work<A>>()];
+        let work = from_bytes(&zeroes).expect("as many bytes as it needs");
         Self {
             services: HashMap::new(),
             flows: RefCell::default(),
             handshakes: RefCell::default(),
+            work: Box::into_raw(Box::new(work)),
         }
     }
 }
@@ -114,6 +121,7 @@ pub struct Memory {
     drops: RefCell<Vec<Drop>>,
     rejects: Cell<u32>,
     random: Cell<u32>,
+    now: u32,
 }
 
 impl Memory {
@@ -128,6 +136,7 @@ impl Memory {
             cursors: RefCell::default(),
             drops: RefCell::default(),
             rejects: Cell::new(0),
+            now: 1000,
             random: Cell::new(1),
         };
         for v6 in [false, true] {
@@ -174,7 +183,7 @@ impl Tables for Memory {
     }
 
     fn now(&self) -> u32 {
-        1000
+        self.now
     }
 
     fn random(&self) -> u32 {
@@ -201,6 +210,10 @@ impl Tables for Memory {
 
     fn table_entry(&self, table: &Self::Table, index: u32) -> Option<u32> {
         table.get(index as usize).copied()
+    }
+
+    fn draw(&self, table: u32, service: u32, place: u32) -> Option<u32> {
+        path::draw(self, table, service, place)
     }
 
     fn cursor(&self, service: u32) -> u32 {
@@ -271,9 +284,13 @@ macro_rules! family_tables {
                 self.$field.handshakes.borrow_mut().remove(key);
             }
 
+            fn take_source(&self, port: Be16) -> Attempt {
+                path::take_source::<$family, _>(self, port)
+            }
+
             fn work(&self) -> Option<&mut Work<$family>> {
-                let zeroes = vec![0; size_of::<Work<$family>>()];
-                from_bytes::<Work<$family>>(&zeroes).map(|work| Box::leak(Box::new(work)))
+                // SAFETY: leaked, and lent to one borrower at a time by contract.
+                Some(unsafe { &mut *self.$field.work })
             }
 
             fn route(&self, _: u32, flow: &Flow<$family>, _: u8) -> Route {
@@ -401,6 +418,10 @@ impl Runner for Slice {
         } else {
             self.memory.remove_handshake(&tuple::<V4>(src, dst, udp));
         }
+    }
+
+    fn wait_second(&mut self) {
+        self.memory.now += self.memory.config.hz + 1;
     }
 
     fn set_rejects(&mut self, per_second: u32) {

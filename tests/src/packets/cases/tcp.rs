@@ -187,6 +187,14 @@ fn sources(table: &mut Table) {
     table.add("tcp_snat_pool_exhausted_spares_the_living", steps);
     let mut steps = first.opened();
     steps.push(first.returns(first.reply(RST)));
+    steps.push(Step::FromClient(
+        second.request(SYN).bytes(),
+        Expect::Dropped(Drop::SourcePortsExhausted),
+    ));
+    table.add("tcp_snat_port_of_closed_connection_rests", steps);
+    let mut steps = first.opened();
+    steps.push(first.returns(first.reply(RST)));
+    steps.push(Step::Second);
     steps.extend(second.opened());
     table.add("tcp_snat_port_of_closed_connection_is_reused", steps);
     let mut steps = first.opened();

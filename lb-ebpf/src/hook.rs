@@ -1,0 +1,149 @@
+//! What XDP and TC share: the order of the path's parts, and how their results cross subprograms.
+
+use lb_common::{
+    abi::Drop,
+    path::{self, Family, FamilyTables, Frame, Step, Tables, Verdict},
+};
+
+use crate::kernel::Kernel;
+use crate::log::{self, DROPPED};
+
+/// A hook's context, as the path sees it, and what its results are to the kernel.
+pub(crate) trait Hook: Frame + Sized {
+    type Context;
+
+    /// The action that drops a packet.
+    const SHOT: u32;
+
+    fn new(context: *mut Self::Context) -> Self;
+
+    /// The action for a verdict.
+    fn act(self, verdict: Verdict) -> u32;
+}
+
+/// No actions of the kernel's: the next part of the path is to take the packet.
+pub(crate) const SLOW: u32 = 0x10000;
+pub(crate) const OPEN: u32 = 0x10001;
+pub(crate) const ANSWER: u32 = 0x10002;
+
+#[inline(always)]
+fn finish<H: Hook>(context: *mut H::Context, result: Result<Verdict, Drop>) -> u32 {
+    match result {
+        Ok(verdict) => H::new(context).act(verdict),
+        Err(reason) => {
+            Kernel::new(context).count_drop(reason);
+            if log::is_on() {
+                return DROPPED + reason as u32;
+            }
+            H::SHOT
+        }
+    }
+}
+
+#[inline(always)]
+fn step<H: Hook>(context: *mut H::Context, result: Result<Step, Drop>) -> u32 {
+    match result {
+        Ok(Step::Slow) => SLOW,
+        Ok(Step::Open) => OPEN,
+        Ok(Step::Answer) => ANSWER,
+        Ok(Step::Done(verdict)) => finish::<H>(context, Ok(verdict)),
+        Err(reason) => finish::<H>(context, Err(reason)),
+    }
+}
+
+#[inline(always)]
+pub(crate) fn fast<H: Hook, A: Family>(context: *mut H::Context, network: usize) -> u32
+where
+    Kernel: FamilyTables<A>,
+{
+    let kernel = Kernel::new(context);
+    step::<H>(
+        context,
+        path::fast::<A, _, _>(&mut H::new(context), &kernel, network),
+    )
+}
+
+#[inline(always)]
+pub(crate) fn slow<H: Hook, A: Family>(context: *mut H::Context) -> u32
+where
+    Kernel: FamilyTables<A>,
+{
+    let kernel = Kernel::new(context);
+    step::<H>(
+        context,
+        path::slow::<A, _, _>(&mut H::new(context), &kernel),
+    )
+}
+
+#[inline(always)]
+pub(crate) fn open<H: Hook, A: Family>(context: *mut H::Context) -> u32
+where
+    Kernel: FamilyTables<A>,
+{
+    let kernel = Kernel::new(context);
+    step::<H>(
+        context,
+        path::open::<A, _, _>(&mut H::new(context), &kernel),
+    )
+}
+
+#[inline(always)]
+pub(crate) fn answer<H: Hook, A: Family>(context: *mut H::Context) -> u32
+where
+    Kernel: FamilyTables<A>,
+{
+    let kernel = Kernel::new(context);
+    finish::<H>(
+        context,
+        path::answer::<A, _, _>(&mut H::new(context), &kernel),
+    )
+}
+
+/// Tells of a drop that [`finish`] left to be told of.
+#[inline(always)]
+pub(crate) fn logged<H: Hook>(action: u32) -> u32 {
+    // Not above: an action of the kernel's may be a negative number.
+    if log::is_on() && action >= DROPPED && action < DROPPED + Drop::SLOTS {
+        log::event(action - DROPPED);
+        return H::SHOT;
+    }
+    action
+}
+
+/// Parts of the path as subprograms of the kernel's, each with a stack of its own. Only `fast` of
+/// IPv4 lies in the programs themselves.
+macro_rules! subprograms {
+    ($hook:ty: $($name:ident = $part:ident::<$family:ty>($($network:ident)?);)+) => {$(
+        #[unsafe(no_mangle)]
+        #[inline(never)]
+        extern "C" fn $name(
+            context: *mut <$hook as $crate::hook::Hook>::Context
+            $(, $network: u32)?
+        ) -> u32 {
+            $crate::hook::$part::<$hook, $family>(context $(, $network as usize & $crate::hook::NETWORK)?)
+        }
+    )+};
+}
+
+/// Covers every offset that [`path::network`] gives: the verifier believes no argument.
+pub(crate) const NETWORK: usize = 0x1f;
+
+/// One packet's way through the parts.
+macro_rules! walk {
+    ($hook:ty, $context:ident, $fast:expr, $slow:ident, $open:ident, $answer:ident) => {{
+        let mut action = $fast;
+        if action == $crate::hook::SLOW {
+            action = $slow($context);
+        }
+        if action == $crate::hook::OPEN {
+            action = $open($context);
+        }
+        if action == $crate::hook::ANSWER {
+            $crate::log::event($crate::log::ANSWERED);
+            action = $answer($context);
+        }
+        $crate::hook::logged::<$hook>(action)
+    }};
+}
+
+pub(crate) use {subprograms, walk};
