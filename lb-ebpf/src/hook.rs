@@ -24,7 +24,8 @@ pub(crate) trait Hook: Frame + Sized {
 /// No actions of the kernel's: the next part of the path is to take the packet.
 pub(crate) const SLOW: u32 = 0x10000;
 pub(crate) const OPEN: u32 = 0x10001;
-pub(crate) const ANSWER: u32 = 0x10002;
+pub(crate) const ENCAPSULATE: u32 = 0x10002;
+pub(crate) const ANSWER: u32 = 0x10003;
 
 #[inline(always)]
 fn finish<H: Hook>(context: *mut H::Context, result: Result<Verdict, Drop>) -> u32 {
@@ -45,6 +46,7 @@ fn step<H: Hook>(context: *mut H::Context, result: Result<Step, Drop>) -> u32 {
     match result {
         Ok(Step::Slow) => SLOW,
         Ok(Step::Open) => OPEN,
+        Ok(Step::Encapsulate) => ENCAPSULATE,
         Ok(Step::Answer) => ANSWER,
         Ok(Step::Done(verdict)) => finish::<H>(context, Ok(verdict)),
         Err(reason) => finish::<H>(context, Err(reason)),
@@ -84,6 +86,18 @@ where
     step::<H>(
         context,
         path::open::<A, _, _>(&mut H::new(context), &kernel),
+    )
+}
+
+#[inline(always)]
+pub(crate) fn encapsulate<H: Hook, A: Family>(context: *mut H::Context) -> u32
+where
+    Kernel: FamilyTables<A>,
+{
+    let kernel = Kernel::new(context);
+    finish::<H>(
+        context,
+        path::encapsulate::<A, _, _>(&mut H::new(context), &kernel),
     )
 }
 
@@ -130,13 +144,16 @@ pub(crate) const NETWORK: usize = 0x1f;
 
 /// One packet's way through the parts.
 macro_rules! walk {
-    ($hook:ty, $context:ident, $fast:expr, $slow:ident, $open:ident, $answer:ident) => {{
+    ($hook:ty, $context:ident, $fast:expr, $slow:ident, $open:ident, $encapsulate:ident, $answer:ident) => {{
         let mut action = $fast;
         if action == $crate::hook::SLOW {
             action = $slow($context);
         }
         if action == $crate::hook::OPEN {
             action = $open($context);
+        }
+        if action == $crate::hook::ENCAPSULATE {
+            action = $encapsulate($context);
         }
         if action == $crate::hook::ANSWER {
             $crate::log::event($crate::log::ANSWERED);

@@ -6,15 +6,16 @@ use aya_ebpf::{
     bindings::{
         BPF_ANY, BPF_FIB_LKUP_RET_BLACKHOLE, BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_PROHIBIT,
         BPF_FIB_LKUP_RET_SUCCESS, BPF_FIB_LKUP_RET_UNREACHABLE, BPF_NOEXIST, bpf_fib_lookup,
+        bpf_redir_neigh,
     },
     helpers::{bpf_fib_lookup as fib_lookup, bpf_get_prandom_u32, bpf_jiffies64},
 };
 use lb_common::{
     abi::{
-        Address, Backend, Be16, Config, Drop, Flow, FlowKey, NO_SLOT, NextHop, Service, ServiceKey,
-        V4, V6,
+        Backend, Be16, Config, Drop, Flow, FlowKey, NO_SLOT, NextHop, Service, ServiceKey, V4, V6,
+        link,
     },
-    path::{self, Attempt, FamilyTables, InsertError, Milestone, Route, Tables, Work},
+    path::{self, Attempt, FamilyTables, InsertError, Milestone, Query, Route, Tables, Work},
 };
 
 use crate::maps;
@@ -27,9 +28,6 @@ const EEXIST: i32 = -17;
 
 /// The first two bytes in memory of a word.
 const FIRST_HALF: u32 = u32::from_ne_bytes([0xff, 0xff, 0, 0]);
-
-/// Bit of a `DEVICES` entry.
-const XDP_REDIRECT: u32 = 1;
 
 /// The kernel's maps, and the context that routing asks for.
 pub(crate) struct Kernel {
@@ -161,11 +159,46 @@ impl Tables for Kernel {
         }
         true
     }
+
+    #[inline(always)]
+    fn route(&self, ingress: u32, query: &Query, hop: &mut NextHop) -> Route {
+        lookup(self.context, ingress, query, hop)
+    }
 }
 
-/// A plain neighbour, and whether XDP may send to its device.
+/// What is known of the way to the next hop that `fib` answers `query` with.
 #[inline(always)]
-fn neighbour(fib: &bpf_fib_lookup) -> NextHop {
+fn link_word(fib: &bpf_fib_lookup, query: &Query) -> u32 {
+    let device = maps::DEVICES.get_ptr(&fib.ifindex);
+    // SAFETY: the entry of a preallocated map is never unmapped; at worst a stale word is read.
+    let device = device.map_or(link::MTU, |word| unsafe { *word });
+    // SAFETY: both variants of the union are a plain number.
+    let told = unsafe { fib.__bindgen_anon_1.mtu_result } as u32;
+    let device_mtu = device & link::MTU;
+    // What was asked is what comes back where the kernel does not tell (before Linux 5.12, and
+    // without the neighbour's address).
+    let mtu = if told > ASKED_LENGTH as u32 && told < device_mtu {
+        told
+    } else {
+        device_mtu
+    };
+    // SAFETY: the family says which variant was filled in, and the other words of it are zero.
+    let hop = unsafe { fib.__bindgen_anon_4.ipv6_dst };
+    let [a, b, c, d] = query.dst;
+    let is_same =
+        fib.family == family(query) && hop[0] == a && hop[1] == b && hop[2] == c && hop[3] == d;
+    let gateway = if is_same { 0 } else { link::GATEWAY };
+    (device & !link::MTU) | mtu | gateway
+}
+
+#[inline(always)]
+const fn family(query: &Query) -> u8 {
+    if query.v6 != 0 { AF_INET6 } else { AF_INET }
+}
+
+/// The MACs of a frame to the next hop.
+#[inline(always)]
+fn macs(fib: &bpf_fib_lookup) -> [u32; 3] {
     // SAFETY: the kernel filled in this variant of the union, whose MACs lie at even addresses.
     // Volatile, or LLVM may join the halves to words that a verifier which is strict about
     // alignment refuses.
@@ -181,60 +214,58 @@ fn neighbour(fib: &bpf_fib_lookup) -> NextHop {
         true => first | second << 16,
         false => first << 16 | second,
     };
-    let device = maps::DEVICES.get_ptr(&fib.ifindex);
-    NextHop {
-        ifindex: fib.ifindex,
-        epoch: 0,
-        macs: [
-            word(half(dst, 0), half(dst, 1)),
-            word(half(dst, 2), half(src, 0)),
-            word(half(src, 1), half(src, 2)),
-        ],
-        // SAFETY: the entry of a preallocated map is never unmapped; at worst a stale flag is read.
-        direct: device.map_or(0, |flags| unsafe { *flags } & XDP_REDIRECT),
-    }
+    [
+        word(half(dst, 0), half(dst, 1)),
+        word(half(dst, 2), half(src, 0)),
+        word(half(src, 1), half(src, 2)),
+    ]
 }
 
-/// Asks the routing table about `flow`; `fill` enters its addresses.
+/// Length of the packet that the routing table is asked about: any but 0, for which TC does not
+/// tell the route's MTU (`bpf_skb_fib_lookup` in the kernel's net/core/filter.c), and fits all.
+const ASKED_LENGTH: u16 = 1;
+
+/// Asks the routing table.
 #[inline(always)]
-fn lookup<A: Address>(
-    context: *mut c_void,
-    family: u8,
-    ingress: u32,
-    flow: &Flow<A>,
-    protocol: u8,
-    fill: impl FnOnce(&mut bpf_fib_lookup),
-) -> Route {
+fn lookup(context: *mut c_void, ingress: u32, query: &Query, hop: &mut NextHop) -> Route {
+    *hop = NextHop::default();
     // Off the stack, where 64 bytes are too many.
-    let Some(fib) = maps::FIB.get_ptr_mut(0) else {
+    let Some(lookup) = maps::FIB.get_ptr_mut(0) else {
         return Route::Stack;
     };
-    // SAFETY: a per-CPU element that only this function uses, a plain C struct of integers.
-    let fib = unsafe { &mut *fib };
+    // SAFETY: a per-CPU element, a plain C struct of integers.
+    let maps::Lookup { fib, neighbour } = unsafe { &mut *lookup };
     *fib = unsafe { core::mem::zeroed() };
-    fib.family = family;
-    fib.l4_protocol = protocol;
-    fib.sport = flow.src_port.0;
-    fib.dport = flow.dst_port.0;
+    fib.family = family(query);
+    fib.l4_protocol = query.protocol as u8;
+    fib.sport = query.ports[0].0;
+    fib.dport = query.ports[1].0;
+    fib.__bindgen_anon_1.tot_len = ASKED_LENGTH;
     fib.ifindex = ingress;
-    fill(fib);
+    // An IPv4 address is the first word of the same union.
+    fib.__bindgen_anon_3.ipv6_src = query.src;
+    fib.__bindgen_anon_4.ipv6_dst = query.dst;
     // SAFETY: `fib` is a whole parameter block and the length is its own.
     let answer = unsafe { fib_lookup(context, fib, size_of::<bpf_fib_lookup>() as i32, 0) };
     // Where forwarding is off, in tunnels and for local addresses, the stack knows what to do.
     match answer as u32 {
         BPF_FIB_LKUP_RET_SUCCESS => {
-            let hop = neighbour(fib);
+            hop.ifindex = fib.ifindex;
+            hop.link = link_word(fib, query);
+            hop.macs = macs(fib);
             // Before Linux 6.3 a neighbour counts while it is still being asked for its address.
             if hop.macs[0] | (hop.macs[1] & FIRST_HALF) == 0 {
-                return Route::Unresolved {
-                    ifindex: fib.ifindex,
-                };
+                note_neighbour(fib, neighbour);
+                return Route::Unresolved;
             }
-            Route::Neighbour(hop)
+            Route::Neighbour
         }
-        BPF_FIB_LKUP_RET_NO_NEIGH => Route::Unresolved {
-            ifindex: fib.ifindex,
-        },
+        BPF_FIB_LKUP_RET_NO_NEIGH => {
+            hop.ifindex = fib.ifindex;
+            hop.link = link_word(fib, query);
+            note_neighbour(fib, neighbour);
+            Route::Unresolved
+        }
         BPF_FIB_LKUP_RET_BLACKHOLE | BPF_FIB_LKUP_RET_UNREACHABLE | BPF_FIB_LKUP_RET_PROHIBIT => {
             Route::Refused
         }
@@ -243,7 +274,7 @@ fn lookup<A: Address>(
 }
 
 macro_rules! family_tables {
-    ($family:ty, $services:ident, $flows:ident, $handshakes:ident, $work:ident, $take_source:ident, $af:ident, $src:ident, $dst:ident) => {
+    ($family:ty, $services:ident, $flows:ident, $handshakes:ident, $work:ident, $take_source:ident) => {
         impl FamilyTables<$family> for Kernel {
             #[inline(always)]
             fn service(&self, key: &ServiceKey<$family>) -> Option<&Service> {
@@ -316,43 +347,24 @@ macro_rules! family_tables {
                 // SAFETY: a per-CPU element, lent to one borrower at a time by contract.
                 maps::$work.get_ptr_mut(0).map(|work| unsafe { &mut *work })
             }
-
-            #[inline(always)]
-            fn route(&self, ingress: u32, flow: &Flow<$family>, protocol: u8) -> Route {
-                lookup(self.context, $af, ingress, flow, protocol, |fib| {
-                    fib.__bindgen_anon_3.$src = flow.src.0;
-                    fib.__bindgen_anon_4.$dst = flow.dst.0;
-                })
-            }
         }
     };
 }
 
-family_tables!(
-    V4,
-    SERVICES4,
-    FLOWS4,
-    HANDSHAKES4,
-    WORK4,
-    take_source4,
-    AF_INET,
-    ipv4_src,
-    ipv4_dst
-);
-family_tables!(
-    V6,
-    SERVICES6,
-    FLOWS6,
-    HANDSHAKES6,
-    WORK6,
-    take_source6,
-    AF_INET6,
-    ipv6_src,
-    ipv6_dst
-);
+family_tables!(V4, SERVICES4, FLOWS4, HANDSHAKES4, WORK4, take_source4);
+family_tables!(V6, SERVICES6, FLOWS6, HANDSHAKES6, WORK6, take_source6);
 
 const TAKEN: u32 = Attempt::Taken as u32;
 const ENTERED: u32 = Attempt::Entered as u32;
+
+/// Keeps the next hop's address for who sends the packet: the packet's own destination may be
+/// another one.
+#[inline(always)]
+fn note_neighbour(fib: &bpf_fib_lookup, neighbour: &mut bpf_redir_neigh) {
+    neighbour.nh_family = fib.family as u32;
+    // SAFETY: the family says which variant was filled in, and the other words of it are zero.
+    neighbour.__bindgen_anon_1.ipv6_nh = unsafe { fib.__bindgen_anon_4.ipv6_dst };
+}
 
 /// [`path::draw`], [`NO_SLOT`] for none. Subprograms that touch no packet serve all hooks.
 #[unsafe(no_mangle)]

@@ -40,6 +40,8 @@ extern "C" fn log_event(event: u32) -> u32 {
         e if is(e, Drop::Unroutable) => info!((), "dropped: unroutable"),
         e if is(e, Drop::FrameAccess) => info!((), "dropped: frame_access"),
         e if is(e, Drop::HandshakeTableFull) => info!((), "dropped: handshake_table_full"),
+        e if is(e, Drop::TooBig) => info!((), "dropped: too_big"),
+        e if is(e, Drop::NotNeighbour) => info!((), "dropped: not_neighbour"),
         other => info!((), "dropped: reason {}", other),
     }
     0

@@ -1,6 +1,6 @@
 //! Every map. Sizes are minimal here; the daemon sets them at load time from its config.
 
-use aya_ebpf::bindings::bpf_fib_lookup;
+use aya_ebpf::bindings::{bpf_fib_lookup, bpf_redir_neigh};
 use aya_ebpf::btf_maps::{Array, ArrayOfMaps, HashMap, LruHashMap, PerCpuArray};
 use aya_ebpf::macros::btf_map;
 use lb_common::abi::{
@@ -62,7 +62,7 @@ pub(crate) static HANDSHAKES4: LruHashMap<FlowKey<V4>, Flow<V4>, 1> = LruHashMap
 #[btf_map]
 pub(crate) static HANDSHAKES6: LruHashMap<FlowKey<V6>, Flow<V6>, 1> = LruHashMap::new();
 
-/// What is known of devices, by ifindex: bit 0 if XDP may redirect into it. Writer: the daemon.
+/// What is known of devices, by ifindex: bits of [`lb_common::abi::link`]. Writer: the daemon.
 #[btf_map]
 pub(crate) static DEVICES: HashMap<u32, u32, 1024> = HashMap::new();
 
@@ -82,6 +82,15 @@ pub(crate) static WORK4: PerCpuArray<Work<V4>, 1> = PerCpuArray::new();
 #[btf_map]
 pub(crate) static WORK6: PerCpuArray<Work<V6>, 1> = PerCpuArray::new();
 
-/// Question to the routing table and its answer. Writer: the packet path.
+/// Question to the routing table and its answer, and the neighbour to resolve where it is one
+/// without a MAC.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(crate) struct Lookup {
+    pub(crate) fib: bpf_fib_lookup,
+    pub(crate) neighbour: bpf_redir_neigh,
+}
+
+/// Writer: the packet path.
 #[btf_map]
-pub(crate) static FIB: PerCpuArray<bpf_fib_lookup, 1> = PerCpuArray::new();
+pub(crate) static FIB: PerCpuArray<Lookup, 1> = PerCpuArray::new();

@@ -4,12 +4,14 @@ use core::mem::offset_of;
 
 use aya_ebpf::{
     bindings::{
-        __sk_buff, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, BPF_F_RECOMPUTE_CSUM, TC_ACT_SHOT,
-        TC_ACT_UNSPEC,
+        __sk_buff, BPF_F_ADJ_ROOM_ENCAP_L3_IPV4, BPF_F_ADJ_ROOM_ENCAP_L3_IPV6,
+        BPF_F_ADJ_ROOM_FIXED_GSO, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, BPF_F_RECOMPUTE_CSUM,
+        TC_ACT_SHOT, TC_ACT_UNSPEC, bpf_adj_room_mode::BPF_ADJ_ROOM_MAC, bpf_redir_neigh,
     },
     helpers::{
         bpf_csum_update, bpf_l4_csum_replace, bpf_redirect, bpf_redirect_neigh,
-        bpf_skb_change_head, bpf_skb_change_tail, bpf_skb_pull_data, bpf_skb_store_bytes,
+        bpf_skb_adjust_room, bpf_skb_change_head, bpf_skb_change_tail, bpf_skb_pull_data,
+        bpf_skb_store_bytes,
     },
 };
 use lb_common::{
@@ -19,6 +21,7 @@ use lb_common::{
 
 use crate::context::bound;
 use crate::hook::{self, Hook, subprograms, walk};
+use crate::maps;
 
 /// Headers that the path reads: Ethernet, IPv6, TCP. Beyond them only IPv4 options lie.
 const HEADERS: u32 = 14 + 40 + 20;
@@ -140,6 +143,29 @@ impl Frame for TcFrame {
     }
 
     #[inline(always)]
+    fn segment(&self) -> u32 {
+        // SAFETY: as in `at`.
+        unsafe { (*self.context).gso_size }
+    }
+
+    /// The helper that knows of tunnels: it tells the device where the inner headers are, for
+    /// segments and checksums that are left to it. Segments keep their size, which the path has
+    /// found to fit.
+    #[inline(always)]
+    fn wrap(&mut self, by: usize, v6: bool) -> Option<()> {
+        let family = if v6 {
+            BPF_F_ADJ_ROOM_ENCAP_L3_IPV6
+        } else {
+            BPF_F_ADJ_ROOM_ENCAP_L3_IPV4
+        };
+        let flags = (family | BPF_F_ADJ_ROOM_FIXED_GSO) as u64;
+        // SAFETY: the context is the kernel's.
+        let answer =
+            unsafe { bpf_skb_adjust_room(self.context, by as i32, BPF_ADJ_ROOM_MAC, flags) };
+        (answer == 0).then_some(())
+    }
+
+    #[inline(always)]
     fn grow_head(&mut self, by: usize) -> Option<()> {
         // SAFETY: the context is the kernel's.
         let answer = unsafe { bpf_skb_change_head(self.context, by as u32, 0) };
@@ -188,8 +214,13 @@ impl Hook for TcFrame {
                 how: Handover::Resolve,
                 ifindex,
             } => {
-                // SAFETY: the helper only notes the device; without parameters it routes itself.
-                unsafe { bpf_redirect_neigh(ifindex, core::ptr::null_mut(), 0, 0) }
+                let Some(lookup) = maps::FIB.get_ptr_mut(0) else {
+                    return Self::SHOT;
+                };
+                let size = size_of::<bpf_redir_neigh>() as i32;
+                // SAFETY: a per-CPU element; the helper only notes the device and copies the
+                // neighbour.
+                unsafe { bpf_redirect_neigh(ifindex, &raw mut (*lookup).neighbour, size, 0) }
             }
         };
         action as u32
@@ -203,6 +234,8 @@ subprograms! {
     tc_slow6 = slow::<V6>();
     tc_open4 = open::<V4>();
     tc_open6 = open::<V6>();
+    tc_encapsulate4 = encapsulate::<V4>();
+    tc_encapsulate6 = encapsulate::<V6>();
     tc_answer4 = answer::<V4>();
     tc_answer6 = answer::<V6>();
 }
@@ -231,6 +264,7 @@ extern "C" fn lbd_tc(context: *mut __sk_buff) -> i32 {
             hook::fast::<TcFrame, V4>(context, network),
             tc_slow4,
             tc_open4,
+            tc_encapsulate4,
             tc_answer4
         ),
         Network::Ipv6(network) => walk!(
@@ -239,6 +273,7 @@ extern "C" fn lbd_tc(context: *mut __sk_buff) -> i32 {
             tc_fast6(context, network as u32),
             tc_slow6,
             tc_open6,
+            tc_encapsulate6,
             tc_answer6
         ),
         Network::Foreign => return TC_ACT_UNSPEC,

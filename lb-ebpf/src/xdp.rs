@@ -4,7 +4,7 @@ use core::mem::offset_of;
 
 use aya_ebpf::{
     bindings::xdp_action::{XDP_DROP, XDP_PASS, XDP_TX},
-    bindings::{__sk_buff, TC_ACT_UNSPEC, xdp_md},
+    bindings::{__sk_buff, TC_ACT_UNSPEC, bpf_redir_neigh, bpf_redir_neigh__bindgen_ty_1, xdp_md},
     helpers::{
         bpf_jiffies64, bpf_ktime_get_ns, bpf_redirect, bpf_redirect_neigh, bpf_xdp_adjust_head,
         bpf_xdp_adjust_meta, bpf_xdp_adjust_tail,
@@ -17,6 +17,7 @@ use lb_common::{
 
 use crate::context::bound;
 use crate::hook::{self, Hook, subprograms, walk};
+use crate::maps;
 
 /// A packet by direct access.
 struct XdpFrame {
@@ -96,6 +97,18 @@ impl Frame for XdpFrame {
         Some(false)
     }
 
+    /// A packet of several segments is one that the driver has put together, which XDP is never
+    /// shown.
+    #[inline(always)]
+    fn segment(&self) -> u32 {
+        0
+    }
+
+    #[inline(always)]
+    fn wrap(&mut self, by: usize, _: bool) -> Option<()> {
+        self.grow_head(by)
+    }
+
     #[inline(always)]
     fn grow_head(&mut self, by: usize) -> Option<()> {
         // SAFETY: the context is the kernel's.
@@ -112,22 +125,25 @@ impl Frame for XdpFrame {
     }
 }
 
-/// What `lbd_xdp` leaves in front of a packet for `lbd_handover`.
+/// What `lbd_xdp` leaves in front of a packet for `lbd_handover`. As large as metadata may be
+/// (`xdp_metalen_invalid` in the kernel's include/net/xdp.h, before Linux 6.3).
 #[repr(C)]
 struct Note {
     magic: u32,
     ifindex: u32,
-    /// 1 if the neighbour has to be resolved.
-    resolve: u32,
+    /// The neighbour to resolve: the kernel's number of its family, 0 if there is none to resolve,
+    /// and its address.
+    family: u32,
+    neighbour: [u32; 4],
     reserved: u32,
 }
 
 /// Tells our note from other programs' metadata.
-const NOTE_MAGIC: u32 = 0x6c62_6401;
+const NOTE_MAGIC: u32 = 0x6c62_6402;
 
 /// Leaves a note. Where the driver has no room for one the stack gets the packet as it is.
 #[inline(always)]
-fn leave_note(context: *mut xdp_md, ifindex: u32, resolve: u32) {
+fn leave_note(context: *mut xdp_md, ifindex: u32, resolve: bool) {
     // SAFETY: the context is the kernel's; the bounds are checked before the write.
     unsafe {
         if bpf_xdp_adjust_meta(context, -(size_of::<Note>() as i32)) != 0 {
@@ -137,12 +153,17 @@ fn leave_note(context: *mut xdp_md, ifindex: u32, resolve: u32) {
         if note.add(1) as usize > bound::<{ offset_of!(xdp_md, data) }, _>(context) {
             return;
         }
-        note.write(Note {
-            magic: NOTE_MAGIC,
-            ifindex,
-            resolve,
-            reserved: 0,
-        });
+        (*note).magic = NOTE_MAGIC;
+        (*note).ifindex = ifindex;
+        (*note).family = 0;
+        let Some(lookup) = maps::FIB.get_ptr_mut(0) else {
+            return;
+        };
+        if resolve {
+            let neighbour = &(*lookup).neighbour;
+            (*note).family = neighbour.nh_family;
+            (*note).neighbour = neighbour.__bindgen_anon_1.ipv6_nh;
+        }
     }
 }
 
@@ -174,14 +195,14 @@ impl Hook for XdpFrame {
                 how: Handover::Resolve,
                 ifindex,
             } => {
-                leave_note(self.context, ifindex, 1);
+                leave_note(self.context, ifindex, true);
                 XDP_PASS
             }
             Verdict::Kernel {
                 how: Handover::Output,
                 ifindex,
             } => {
-                leave_note(self.context, ifindex, 0);
+                leave_note(self.context, ifindex, false);
                 XDP_PASS
             }
         }
@@ -195,6 +216,8 @@ subprograms! {
     xdp_slow6 = slow::<V6>();
     xdp_open4 = open::<V4>();
     xdp_open6 = open::<V6>();
+    xdp_encapsulate4 = encapsulate::<V4>();
+    xdp_encapsulate6 = encapsulate::<V6>();
     xdp_answer4 = answer::<V4>();
     xdp_answer6 = answer::<V6>();
 }
@@ -210,6 +233,7 @@ extern "C" fn lbd_xdp(context: *mut xdp_md) -> u32 {
             hook::fast::<XdpFrame, V4>(context, network),
             xdp_slow4,
             xdp_open4,
+            xdp_encapsulate4,
             xdp_answer4
         ),
         Network::Ipv6(network) => walk!(
@@ -218,6 +242,7 @@ extern "C" fn lbd_xdp(context: *mut xdp_md) -> u32 {
             xdp_fast6(context, network as u32),
             xdp_slow6,
             xdp_open6,
+            xdp_encapsulate6,
             xdp_answer6
         ),
         Network::Foreign => XDP_PASS,
@@ -239,11 +264,16 @@ extern "C" fn lbd_handover(context: *mut __sk_buff) -> i32 {
         // number and another lbd may look.
         (*note).magic = 0;
         let ifindex = (*note).ifindex;
-        if (*note).resolve == 0 {
-            bpf_redirect(ifindex, 0) as i32
-        } else {
-            bpf_redirect_neigh(ifindex, core::ptr::null_mut(), 0, 0) as i32
+        if (*note).family == 0 {
+            return bpf_redirect(ifindex, 0) as i32;
         }
+        let mut hop = bpf_redir_neigh {
+            nh_family: (*note).family,
+            __bindgen_anon_1: bpf_redir_neigh__bindgen_ty_1 {
+                ipv6_nh: (*note).neighbour,
+            },
+        };
+        bpf_redirect_neigh(ifindex, &mut hop, size_of_val(&hop) as i32, 0) as i32
     }
 }
 

@@ -15,6 +15,13 @@ pub mod flow_state {
     pub const BACKEND_FIN: u32 = 1 << 3;
     /// A RST from either side was seen.
     pub const RESET: u32 = 1 << 4;
+    /// Packets keep addresses and ports, and go to the backend's own Ethernet address. Written
+    /// when the flow begins, as [`TUNNEL`]; the service may be forwarded otherwise by now.
+    pub const L2: u32 = 1 << 8;
+    /// Packets go to the backend inside an IP header of the node's.
+    pub const TUNNEL: u32 = 1 << 9;
+    /// The backend answers the client itself: there is no entry of the other direction.
+    pub const DIRECT: u32 = L2 | TUNNEL;
 
     /// Nothing more is to come: both sides closed, or one reset.
     #[inline(always)]
@@ -30,6 +37,22 @@ pub mod flow_state {
     }
 }
 
+/// [`NextHop::link`], and the values of the `DEVICES` map.
+pub mod link {
+    /// Bytes of the largest packet, IP header included; this value where it is not known.
+    pub const MTU: u32 = 0xffff;
+    /// XDP may redirect straight into the device; else the kernel must transmit.
+    pub const REDIRECT: u32 = 1 << 31;
+    /// The neighbour is a router, not the destination. Only of a next hop.
+    pub const GATEWAY: u32 = 1 << 30;
+
+    /// The word for a device.
+    pub const fn new(mtu: u32, redirect: bool) -> u32 {
+        let mtu = if mtu == 0 || mtu > MTU { MTU } else { mtu };
+        mtu | if redirect { REDIRECT } else { 0 }
+    }
+}
+
 /// Where a flow's packets go next, good while `epoch` equals [`super::Config::epoch`].
 ///
 /// `epoch` 0 is never current, so a zeroed next hop is "not resolved".
@@ -41,8 +64,35 @@ pub struct NextHop {
     /// Destination and source MAC, the first 12 bytes of the frame. Words, because the verifier
     /// wants aligned accesses where copies of this pass over the stack.
     pub macs: [u32; 3],
-    /// 1 if XDP may redirect straight into the device, 0 if the kernel must transmit.
-    pub direct: u32,
+    /// Bits of [`link`]. A tunnel's overhead is off the MTU already.
+    pub link: u32,
+}
+
+impl NextHop {
+    /// Bytes of the largest packet that may be sent on, IP header included.
+    #[inline(always)]
+    pub const fn mtu(&self) -> u32 {
+        self.link & link::MTU
+    }
+
+    #[inline(always)]
+    pub const fn is_direct(&self) -> bool {
+        self.link & link::REDIRECT != 0
+    }
+
+    #[inline(always)]
+    pub const fn is_gateway(&self) -> bool {
+        self.link & link::GATEWAY != 0
+    }
+
+    /// Makes this the way of packets that are to grow by `overhead` bytes.
+    #[inline(always)]
+    pub const fn narrow(&mut self, overhead: u32) {
+        let mtu = self.mtu();
+        if mtu != link::MTU {
+            self.link = (self.link & !link::MTU) | mtu.saturating_sub(overhead);
+        }
+    }
 }
 
 /// One direction of a connection: key tuple → this tuple. Both directions are alike.

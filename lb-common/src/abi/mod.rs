@@ -10,7 +10,7 @@ mod service;
 
 pub use address::{Address, Be16, V4, V6};
 pub use config::{Config, PORT_WORDS, PortKind, port_bit};
-pub use flow::{Flow, NextHop, flow_state};
+pub use flow::{Flow, NextHop, flow_state, link};
 pub use key::{FlowKey, ServiceKey, protocol};
 pub use pod::{Pod, as_bytes, from_bytes};
 pub use reason::Drop;
@@ -20,7 +20,7 @@ pub use service::{
 };
 
 /// Version of every layout in this module; names the pin directory (`<bpffs>/lbd/<version>/`).
-pub const ABI_VERSION: u32 = 1;
+pub const ABI_VERSION: u32 = 2;
 
 /// Map names, as declared in `lb-ebpf/src/maps.rs` and used for pinning.
 pub mod map {

@@ -55,7 +55,7 @@ use super::{
     key::{FlowKey, ServiceKey},
     service::{Backend, BackendCounters, Service},
 };
-use crate::path::{Ipv4Tail, Ipv6Middle, Ipv6Tail, Packet, Work, wire};
+use crate::path::{Ipv4Tail, Ipv6Middle, Ipv6Tail, Packet, Query, Work, wire};
 
 plain_bytes! {
     Be16 => size 2, align 2;
@@ -69,8 +69,9 @@ plain_bytes! {
     Flow<V4> => size 64, align 4;
     Flow<V6> => size 88, align 4;
     Packet => size 12, align 2;
-    Work<V4> => size 128, align 4;
-    Work<V6> => size 224, align 4;
+    Query => size 44, align 4;
+    Work<V4> => size 204, align 4;
+    Work<V6> => size 300, align 4;
     Service => size 32, align 4;
     Backend => size 64, align 4;
     BackendCounters => size 64, align 8;

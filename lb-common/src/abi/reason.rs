@@ -23,11 +23,16 @@ pub enum Drop {
     FrameAccess = 8,
     /// The map of handshakes refused the entry.
     HandshakeTableFull = 9,
+    /// The packet is larger than its way, tunnel included. Counted for packets whose sender is
+    /// told the MTU as well.
+    TooBig = 10,
+    /// With `dsr-l2`: the backend is behind a router, or the node itself.
+    NotNeighbour = 11,
 }
 
 impl Drop {
     /// Every reason, by number.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 11] = [
         Self::NoBackend,
         Self::RejectLimited,
         Self::FlowTableFull,
@@ -37,6 +42,8 @@ impl Drop {
         Self::Unroutable,
         Self::FrameAccess,
         Self::HandshakeTableFull,
+        Self::TooBig,
+        Self::NotNeighbour,
     ];
 
     /// Elements of the `DROPS` array; leaves room for later reasons without a new layout.
@@ -54,6 +61,8 @@ impl Drop {
             Self::Unroutable => "unroutable",
             Self::FrameAccess => "frame_access",
             Self::HandshakeTableFull => "handshake_table_full",
+            Self::TooBig => "too_big",
+            Self::NotNeighbour => "not_neighbour",
         }
     }
 }

@@ -10,9 +10,14 @@ pub mod policy {
     pub const RANDOM: u8 = 2;
 }
 
-/// Values of [`Service::forwarding`].
+/// Values of [`Service::forwarding`]: how a new connection's packets reach its backend.
 pub mod forwarding {
+    /// Addresses and ports are translated, in both directions.
     pub const NAT: u8 = 0;
+    /// Direct server return: as they are, to the backend's Ethernet address.
+    pub const DSR_L2: u8 = 1;
+    /// Direct server return: inside an IP header (RFC 2003, RFC 2473).
+    pub const DSR_IPIP: u8 = 2;
 }
 
 /// Values of [`Service::no_backend`]: what a client hears when no backend is eligible.
@@ -72,7 +77,8 @@ pub struct Backend {
     pub state: u32,
     /// Address words, see [`Address::from_words`].
     pub address: [u32; 4],
-    /// Node address that connections to this backend come from, with [`backend_flag::SNAT`].
+    /// Node address that connections to this backend come from, with [`backend_flag::SNAT`]; else
+    /// where packets in a tunnel to it come from. Unspecified if neither is known.
     pub source: [u32; 4],
     /// Port in network byte order.
     pub port: u16,
@@ -83,7 +89,10 @@ pub struct Backend {
     pub service: u32,
     /// Bits of [`backend_flag`].
     pub flags: u32,
-    pub reserved: [u32; 3],
+    /// Bits of the source's last word, as it stands in a packet, that a tunnel fills with the
+    /// flow's hash.
+    pub spread: u32,
+    pub reserved: [u32; 2],
 }
 
 impl Backend {

@@ -1,6 +1,6 @@
 //! The few places where IPv4 and IPv6 differ.
 
-use super::wire::{Ipv4, Ipv6};
+use super::wire::{self, Ipv4, Ipv6};
 use super::{Covered, Delta, Frame, Sum};
 use crate::abi::{Address, Be16, V4, V6};
 
@@ -27,6 +27,11 @@ pub trait Family: Address {
     const ICMP: u8;
     /// Type and code of "port unreachable".
     const PORT_UNREACHABLE: (u8, u8);
+    /// Type and code of "fragmentation needed" and "packet too big" (RFC 1191, RFC 4443).
+    const TOO_BIG: (u8, u8);
+    /// Protocol number of a packet of this family in another's payload.
+    const INNER: u8;
+    const ETHERTYPE: Be16;
 
     /// Reads the header; `None` for fragments and headers that contradict themselves.
     fn read<F: Frame>(frame: &F, offset: usize) -> Option<Header<Self>>;
@@ -35,15 +40,20 @@ pub trait Family: Address {
     /// to a checksum; `header` what was read there.
     fn rewrite<F: Frame>(frame: &mut F, offset: usize, header: &Rewrite<Self>) -> Option<()>;
 
-    /// Writes a fresh header with `payload` bytes behind it.
-    fn write<F: Frame>(
-        frame: &mut F,
-        offset: usize,
-        src: Self,
-        dst: Self,
-        protocol: u8,
-        payload: usize,
-    ) -> Option<()>;
+    /// Decrements the TTL of the header at `offset`, and changes nothing else.
+    fn age<F: Frame>(frame: &mut F, offset: usize, ttl: u8, checksum: u16) -> Option<()>;
+
+    /// Type of service or traffic class of the header at `offset`.
+    fn class<F: Frame>(frame: &F, offset: usize) -> Option<u8>;
+
+    /// Whether routers may fragment the packet whose header is at `offset`.
+    fn is_divisible<F: Frame>(frame: &F, offset: usize) -> Option<bool>;
+
+    /// Rest of the header of a [`Self::TOO_BIG`] that tells of `mtu`.
+    fn too_big(mtu: u32) -> u32;
+
+    /// Writes a fresh header.
+    fn write<F: Frame>(frame: &mut F, offset: usize, header: &Fresh<Self>) -> Option<()>;
 
     /// What the pseudo-header adds to an ICMP checksum.
     fn icmp_pseudo(src: Self, dst: Self, length: usize) -> Sum;
@@ -63,6 +73,22 @@ pub struct Rewrite<A> {
     /// Checksum the packet came with.
     pub checksum: u16,
     pub delta: Delta,
+}
+
+/// A header that the path makes itself. Aligned, because the addresses pass over the stack, where
+/// the verifier wants accesses of eight bytes aligned.
+#[repr(C, align(8))]
+#[derive(Clone, Copy, Debug)]
+pub struct Fresh<A> {
+    pub src: A,
+    pub dst: A,
+    pub protocol: u8,
+    /// Type of service or traffic class.
+    pub class: u8,
+    /// Flow label: the lower 20 bits, host byte order. IPv4 has none.
+    pub label: u32,
+    /// Bytes behind the header.
+    pub payload: usize,
 }
 
 /// TTL of packets the path makes itself (RFC 1700's recommended default).
@@ -96,10 +122,17 @@ pub(crate) struct Ipv6Tail {
     dst: V6,
 }
 
+/// Do not fragment. Set in every header the path makes: with an id of 0, fragments would be
+/// ambiguous (RFC 6864).
+const DONT_FRAGMENT: Be16 = Be16::new(0x4000);
+
 impl Family for V4 {
     const HEADER: usize = size_of::<Ipv4>();
     const ICMP: u8 = 1;
     const PORT_UNREACHABLE: (u8, u8) = (3, 3);
+    const TOO_BIG: (u8, u8) = (3, 4);
+    const INNER: u8 = 4;
+    const ETHERTYPE: Be16 = wire::ETHERTYPE_IPV4;
 
     #[inline(always)]
     fn read<F: Frame>(frame: &F, offset: usize) -> Option<Header<Self>> {
@@ -143,20 +176,39 @@ impl Family for V4 {
     }
 
     #[inline(always)]
-    fn write<F: Frame>(
-        frame: &mut F,
-        offset: usize,
-        src: Self,
-        dst: Self,
-        protocol: u8,
-        payload: usize,
-    ) -> Option<()> {
-        /// Do not fragment: the packet is small, and an id of 0 would be ambiguous otherwise.
-        const DONT_FRAGMENT: Be16 = Be16::new(0x4000);
+    fn age<F: Frame>(frame: &mut F, offset: usize, ttl: u8, checksum: u16) -> Option<()> {
+        let at = offset + core::mem::offset_of!(Ipv4, ttl);
+        frame.store(at, &(ttl - 1), Covered::Neutral)?;
+        let at = offset + core::mem::offset_of!(Ipv4, checksum);
+        frame.store(at, &Delta::TTL.apply(checksum), Covered::Neutral)
+    }
+
+    #[inline(always)]
+    fn class<F: Frame>(frame: &F, offset: usize) -> Option<u8> {
+        frame.load::<u8>(offset + core::mem::offset_of!(Ipv4, tos))
+    }
+
+    #[inline(always)]
+    fn is_divisible<F: Frame>(frame: &F, offset: usize) -> Option<bool> {
+        let flags = frame.load::<Be16>(offset + core::mem::offset_of!(Ipv4, fragment))?;
+        Some(flags.0 & DONT_FRAGMENT.0 == 0)
+    }
+
+    #[inline(always)]
+    fn too_big(mtu: u32) -> u32 {
+        // 16 bits unused, 16 bits MTU (RFC 1191 section 4).
+        (mtu & 0xffff).to_be()
+    }
+
+    #[inline(always)]
+    fn write<F: Frame>(frame: &mut F, offset: usize, header: &Fresh<Self>) -> Option<()> {
+        let Fresh {
+            src, dst, protocol, ..
+        } = *header;
         let mut ip = Ipv4 {
             version_ihl: 0x45,
-            tos: 0,
-            total_length: Be16::new((Self::HEADER + payload) as u16),
+            tos: header.class,
+            total_length: Be16::new((Self::HEADER + header.payload) as u16),
             id: Be16(0),
             fragment: DONT_FRAGMENT,
             ttl: DEFAULT_TTL,
@@ -166,7 +218,7 @@ impl Family for V4 {
             dst,
         };
         ip.checksum = Sum::default()
-            .port(Be16::new(0x4500))
+            .port(Be16::new(u16::from_be_bytes([0x45, header.class])))
             .port(ip.total_length)
             .port(DONT_FRAGMENT)
             .port(Be16::new(u16::from_be_bytes([DEFAULT_TTL, protocol])))
@@ -186,6 +238,9 @@ impl Family for V6 {
     const HEADER: usize = size_of::<Ipv6>();
     const ICMP: u8 = 58;
     const PORT_UNREACHABLE: (u8, u8) = (1, 4);
+    const TOO_BIG: (u8, u8) = (2, 0);
+    const INNER: u8 = 41;
+    const ETHERTYPE: Be16 = wire::ETHERTYPE_IPV6;
 
     #[inline(always)]
     fn read<F: Frame>(frame: &F, offset: usize) -> Option<Header<Self>> {
@@ -221,21 +276,41 @@ impl Family for V6 {
     }
 
     #[inline(always)]
-    fn write<F: Frame>(
-        frame: &mut F,
-        offset: usize,
-        src: Self,
-        dst: Self,
-        protocol: u8,
-        payload: usize,
-    ) -> Option<()> {
+    fn age<F: Frame>(frame: &mut F, offset: usize, ttl: u8, _: u16) -> Option<()> {
+        // With the byte before it: a checksum over the packet is made up in words of 16 bits.
+        let at = offset + core::mem::offset_of!(Ipv6, next_header);
+        let [next_header, _] = frame.load::<[u8; 2]>(at)?;
+        let word = u16::from_ne_bytes([next_header, ttl - 1]);
+        frame.store(at, &word, Covered::Changed)
+    }
+
+    #[inline(always)]
+    fn class<F: Frame>(frame: &F, offset: usize) -> Option<u8> {
+        let [high, low] = frame.load::<[u8; 2]>(offset)?;
+        Some(high << 4 | low >> 4)
+    }
+
+    #[inline(always)]
+    fn is_divisible<F: Frame>(_: &F, _: usize) -> Option<bool> {
+        Some(false)
+    }
+
+    #[inline(always)]
+    fn too_big(mtu: u32) -> u32 {
+        mtu.to_be()
+    }
+
+    #[inline(always)]
+    fn write<F: Frame>(frame: &mut F, offset: usize, header: &Fresh<Self>) -> Option<()> {
+        let [_, a, b, c] = (header.label & 0xf_ffff).to_be_bytes();
+        let class = header.class;
         let ip = Ipv6 {
-            version_class_label: [0x60, 0, 0, 0],
-            payload_length: Be16::new(payload as u16),
-            next_header: protocol,
+            version_class_label: [0x60 | class >> 4, class << 4 | a, b, c],
+            payload_length: Be16::new(header.payload as u16),
+            next_header: header.protocol,
             hop_limit: DEFAULT_TTL,
-            src,
-            dst,
+            src: header.src,
+            dst: header.dst,
         };
         frame.store(offset, &ip, Covered::Changed)
     }

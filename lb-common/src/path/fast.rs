@@ -1,7 +1,7 @@
 //! The established packet: one hash lookup, no call that is not needed.
 
 use super::parse::{self, Packet};
-use super::translate::{self, To, Way};
+use super::translate::{self, To};
 use super::wire::tcp;
 use super::{Family, FamilyTables, Frame, Step, Verdict};
 use crate::abi::{Drop, Flow, FlowKey, NextHop, backend_state, flow_state};
@@ -19,12 +19,13 @@ pub fn fast<A: Family, F: Frame, T: FamilyTables<A>>(
     let Some((key, packet)) = parse::packet::<A, F, T>(frame, tables, network) else {
         return PASS;
     };
-    let Some((flow, hop)) = current::<A, T>(tables, &key, &packet) else {
+    let Some((flow, hop)) = current::<A, F, T>(frame, tables, &key, &packet) else {
         let Some(work) = tables.work() else {
             return PASS;
         };
         work.key = key;
         work.packet = packet;
+        work.mtu = 0;
         return Ok(Step::Slow);
     };
     let Some(config) = tables.config() else {
@@ -35,23 +36,25 @@ pub fn fast<A: Family, F: Frame, T: FamilyTables<A>>(
     if now.wrapping_sub(flow.last_seen.get()) >= config.hz {
         flow.last_seen.set(now);
     }
-    let reverse = flow.state.get() & flow_state::REVERSE != 0;
+    let state = flow.state.get();
+    let reverse = state & flow_state::REVERSE != 0;
     tables.count_packet(flow.slot, reverse, frame.length() as u64);
-    translate::send(
-        frame,
-        &packet,
-        flow,
-        &Way {
-            to: To::Neighbour,
-            hop,
-        },
-    )
-    .map(Step::Done)
+    if state & flow_state::TUNNEL != 0 {
+        let Some(work) = tables.work() else {
+            return PASS;
+        };
+        work.key = key;
+        work.packet = packet;
+        work.hop = hop;
+        return Ok(translate::tunnel(work, flow.slot, To::Neighbour));
+    }
+    translate::send(frame, &packet, flow, To::Neighbour, &hop).map(Step::Done)
 }
 
-/// The flow of a packet that needs nothing but translation, and its next hop.
+/// The flow of a packet that needs nothing but to be sent on, and its next hop.
 #[inline(always)]
-fn current<'t, A: Family, T: FamilyTables<A>>(
+fn current<'t, A: Family, F: Frame, T: FamilyTables<A>>(
+    frame: &F,
     tables: &'t T,
     key: &FlowKey<A>,
     packet: &Packet,
@@ -67,6 +70,7 @@ fn current<'t, A: Family, T: FamilyTables<A>>(
     let unavailable = packet.is_udp() && backend.state == backend_state::DOWN;
     let is_current = backend.generation == flow.generation
         && !unavailable
-        && hop.epoch == tables.config()?.epoch;
+        && hop.epoch == tables.config()?.epoch
+        && !translate::exceeds(frame, packet, hop.mtu());
     is_current.then_some((flow, hop))
 }

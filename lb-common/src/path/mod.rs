@@ -2,12 +2,13 @@
 //!
 //! Generic over [`Frame`] (where a packet lives) and [`Tables`] (what the path reads and writes),
 //! and over the address family, so that XDP, TC and the tests' byte slice run the same code.
-//! A hook calls [`network`], then [`fast`], and only where that says so [`slow`], [`open`] and
-//! [`answer`], which find the packet in [`Work`]: the parts share neither registers nor stack, which
-//! keeps the verifier's work and the established packet's cost small.
+//! A hook calls [`network`], then [`fast`], and only where that says so [`slow`], [`open`],
+//! [`encapsulate`] and [`answer`], which find the packet in [`Work`]: the parts share neither
+//! registers nor stack, which keeps the verifier's work and the established packet's cost small.
 
 mod allocate;
 mod checksum;
+mod encapsulate;
 mod family;
 mod fast;
 mod open;
@@ -24,6 +25,7 @@ use crate::abi::{
 
 pub use allocate::{Attempt, take_source};
 pub use checksum::{Delta, Sum};
+pub use encapsulate::encapsulate;
 pub use family::Family;
 pub(crate) use family::{Ipv4Tail, Ipv6Middle, Ipv6Tail};
 pub use fast::fast;
@@ -65,21 +67,38 @@ pub enum Step {
     Slow,
     /// The packet is of no known flow: [`open`].
     Open,
-    /// The client is to be told by [`answer`] that its packet goes nowhere.
+    /// The packet goes into a tunnel by [`encapsulate`].
+    Encapsulate,
+    /// The sender is to be told by [`answer`] that its packet goes nowhere.
     Answer,
 }
 
 /// What the routing table says about a destination.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Route {
-    /// A plain neighbour; `epoch` is filled in by the path.
-    Neighbour(NextHop),
-    /// The device is known, the neighbour's address is not.
-    Unresolved { ifindex: u32 },
+    /// A plain neighbour; the next hop's epoch is left to the path.
+    Neighbour,
+    /// Device and link of the next hop are known, its MAC is not.
+    Unresolved,
     /// Not for a plain neighbour: local, tunnel, forwarding off.
     Stack,
     /// Unreachable, prohibit or blackhole.
     Refused,
+}
+
+/// A question to the routing table.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Query {
+    /// 1 for IPv6.
+    pub v6: u32,
+    /// Of the packet's IP header.
+    pub protocol: u32,
+    /// Source and destination; 0 in a tunnel.
+    pub ports: [Be16; 2],
+    /// Address words ([`Address::to_words`]).
+    pub src: [u32; 4],
+    pub dst: [u32; 4],
 }
 
 /// Whether a store changes the sum of the bytes that a hardware checksum over the packet covers.
@@ -117,6 +136,14 @@ pub trait Frame {
     /// Whether the TCP or UDP checksum field at `offset` holds the pseudo-header's sum only, because
     /// who sends the packet is to sum up the rest (`CHECKSUM_PARTIAL` of a socket buffer).
     fn is_checksum_left(&mut self, offset: usize) -> Option<bool>;
+
+    /// Bytes of transport payload that each packet will have into which the device splits this
+    /// frame; 0 if it is one packet.
+    fn segment(&self) -> u32;
+
+    /// Makes room of `by` bytes between the Ethernet and the IP header, for another IP header,
+    /// one of IPv6 if `v6`. What the Ethernet header holds afterwards is undefined.
+    fn wrap(&mut self, by: usize, v6: bool) -> Option<()>;
 
     /// Makes room of `by` bytes in front of the packet; offsets count from the new beginning.
     fn grow_head(&mut self, by: usize) -> Option<()>;
@@ -169,6 +196,10 @@ pub trait Tables {
 
     /// Takes one of `per_second` answers that this CPU may give in the second `second`.
     fn take_reject(&self, second: u32, per_second: u32) -> bool;
+
+    /// The way of a packet that came in by device `ingress`. Leaves the next hop in `hop`, zeroes
+    /// if there is none.
+    fn route(&self, ingress: u32, query: &Query, hop: &mut NextHop) -> Route;
 }
 
 /// What the parts behind [`fast`] work on and hand on. Too much for a BPF stack of 512 bytes when
@@ -185,7 +216,13 @@ pub struct Work<A> {
     /// An entry to be inserted.
     pub flow: Flow<A>,
     pub packet: Packet,
-    pub reserved: u32,
+    /// What [`answer`] is to tell: 0 that nobody is there, else that the packet exceeds this MTU.
+    pub mtu: u32,
+    /// For [`encapsulate`]: the backend, and how the outer packet leaves.
+    pub slot: u32,
+    pub to: u32,
+    pub hop: NextHop,
+    pub query: Query,
 }
 
 /// What the path counts of a connection's life.
@@ -224,9 +261,6 @@ pub trait FamilyTables<A: Address>: Tables {
         reason = "per-CPU memory, lent to one part of the path at a time"
     )]
     fn work(&self) -> Option<&mut Work<A>>;
-
-    /// The way of a packet that `flow` has translated.
-    fn route(&self, ingress: u32, flow: &Flow<A>, protocol: u8) -> Route;
 }
 
 /// Fast path, then slow path where needed: what a hook does, for callers without a verifier.
@@ -257,6 +291,7 @@ fn family<A: Family, F: Frame, T: FamilyTables<A>>(
     match step {
         Step::Done(verdict) => Ok(verdict),
         Step::Slow | Step::Open => Ok(Verdict::Pass),
+        Step::Encapsulate => encapsulate::<A, F, T>(frame, tables),
         Step::Answer => answer::<A, F, T>(frame, tables),
     }
 }

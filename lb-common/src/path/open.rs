@@ -2,8 +2,8 @@
 
 use super::allocate::{self, Drawn};
 use super::wire::tcp;
-use super::{Family, FamilyTables, Frame, Milestone, Step, Verdict, Work, select, translate};
-use crate::abi::{Drop, ServiceKey, no_backend};
+use super::{Family, FamilyTables, Frame, Milestone, Step, Verdict, select, translate};
+use crate::abi::{Drop, FlowKey, ServiceKey, flow_state, forwarding, no_backend};
 
 /// Draws a backend for the packet in [`Work`], which is of no known flow, enters both directions and sends it on.
 ///
@@ -40,26 +40,40 @@ pub fn open<A: Family, F: Frame, T: FamilyTables<A>>(
         backend,
         now: tables.now(),
     };
-    allocate::reverse(tables, config, &drawn)?;
-    let Some(Work {
-        key,
-        opposite: reverse,
-        flow,
-        ..
-    }) = tables.work()
-    else {
+    let mode = match service.forwarding {
+        forwarding::DSR_L2 => flow_state::L2,
+        forwarding::DSR_IPIP => flow_state::TUNNEL,
+        _ => 0,
+    };
+    if mode == 0 {
+        allocate::reverse(tables, config, &drawn)?;
+    } else {
+        // Nothing is translated.
+        work.opposite = work.key.reversed();
+    }
+    let Some(work) = tables.work() else {
         return PASS;
     };
-    allocate::fill(flow, key, reverse, &drawn, 0);
-    let way = match translate::way(frame, tables, config, flow, packet.protocol) {
-        Ok(way) => way,
-        Err(reason) => {
+    allocate::fill(&mut work.flow, &work.key, &work.opposite, &drawn, mode);
+    let undo = |tables: &T, reverse: &FlowKey<A>| {
+        if mode == 0 {
             tables.remove_handshake(reverse);
+        }
+    };
+    let (flow, room) = (&work.flow, (&mut work.query, &mut work.hop));
+    let mut to = match translate::way(frame, tables, config, &work.key, flow, room) {
+        Ok(to) => to,
+        Err(reason) => {
+            undo(tables, &work.opposite);
             return Err(reason);
         }
     };
-    if tables.insert_handshake(key, flow, true).is_err() {
-        tables.remove_handshake(reverse);
+    if translate::is_too_big(frame, &work.key, &packet, flow, &mut to, &work.hop) {
+        undo(tables, &work.opposite);
+        return Ok(translate::refuse(tables, work));
+    }
+    if tables.insert_handshake(&work.key, flow, true).is_err() {
+        undo(tables, &work.opposite);
         return Err(Drop::HandshakeTableFull);
     }
     // What is picked up in the middle (another node's connection, a straggler) did not begin here.
@@ -67,5 +81,8 @@ pub fn open<A: Family, F: Frame, T: FamilyTables<A>>(
         tables.count_connection(slot, Milestone::Begun);
     }
     tables.count_packet(slot, false, frame.length() as u64);
-    translate::send(frame, &packet, flow, &way).map(Step::Done)
+    if mode == flow_state::TUNNEL {
+        return Ok(translate::tunnel(work, slot, to));
+    }
+    translate::send(frame, &packet, &work.flow, to, &work.hop).map(Step::Done)
 }

@@ -71,6 +71,24 @@ impl Packet {
         (self.transport & OFFSETS) as usize
     }
 
+    /// Bytes of the packet, IP header included.
+    #[inline(always)]
+    pub(super) const fn total_length(&self) -> u32 {
+        self.transport_length as u32 + (self.transport as u32 - self.network as u32)
+    }
+
+    /// Bytes of the IP and transport headers.
+    #[inline(always)]
+    pub(super) fn headers<F: Frame>(&self, frame: &F) -> Option<u32> {
+        let transport = if self.is_udp() {
+            size_of::<Udp>() as u32
+        } else {
+            let at = self.transport() + core::mem::offset_of!(Tcp, data_offset);
+            (frame.load::<u8>(at)? >> 4) as u32 * 4
+        };
+        Some(self.transport as u32 - self.network as u32 + transport)
+    }
+
     /// Offset of the checksum field in the TCP or UDP header.
     #[inline(always)]
     pub(super) const fn checksum_offset(&self) -> usize {

@@ -1,15 +1,17 @@
-//! Answers in the VIP's name: TCP reset, ICMP port unreachable.
+//! Answers in the name of who was to get the packet: TCP reset, ICMP port unreachable, and that
+//! the packet is too big.
 
+use super::family::Fresh;
 use super::parse::Packet;
-use super::wire::{self, Icmp, Macs, Tcp, tcp};
+use super::wire::{self, Icmp, Macs, Tcp, Udp, tcp};
 use super::{Covered, Family, FamilyTables, Frame, Sum, Verdict};
 use crate::abi::{Be16, Drop, FlowKey, protocol};
 
-/// Bytes of the transport header that an ICMP error quotes (RFC 792 asks for 8).
-const QUOTED: usize = 8;
+/// Words of the largest quote: an IPv4 header of 60 bytes, or one of IPv6, and a TCP header.
+const QUOTED_WORDS: usize = (60 + size_of::<Tcp>()) / 4;
 
-/// Tells the client that its packet, which is in [`Work`](super::Work), goes nowhere, within the
-/// rate limit.
+/// Tells the sender that its packet, which is in [`Work`](super::Work), goes nowhere, or does not
+/// fit its way, within the rate limit.
 ///
 /// # Errors
 /// The reason why there is no answer.
@@ -22,8 +24,9 @@ pub fn answer<A: Family, F: Frame, T: FamilyTables<A>>(
         return Ok(Verdict::Pass);
     };
     let packet = work.packet;
+    let mtu = work.mtu;
     // Never answer a reset (RFC 9293 3.10.7.1).
-    if packet.has(tcp::RST) {
+    if mtu == 0 && packet.has(tcp::RST) {
         return Err(Drop::ResetWithoutFlow);
     }
     let second = tables.now().checked_div(config.hz).unwrap_or(0);
@@ -32,8 +35,8 @@ pub fn answer<A: Family, F: Frame, T: FamilyTables<A>>(
     }
     let key = work.key.reversed();
     let written = match packet.protocol {
-        protocol::TCP => reset(frame, &packet, &key),
-        _ => unreachable(frame, &packet, &key),
+        protocol::TCP if mtu == 0 => reset(frame, &packet, &key),
+        _ => error(frame, &packet, &key, mtu),
     };
     written.map(|()| Verdict::Transmit).ok_or(Drop::FrameAccess)
 }
@@ -83,26 +86,37 @@ fn reset<A: Family, F: Frame>(frame: &mut F, packet: &Packet, key: &FlowKey<A>) 
     answer.checksum = if is_left { pseudo.begun() } else { whole };
     frame.set_length(transport + size_of::<Tcp>())?;
     turn_back(frame, 0)?;
-    A::write(
-        frame,
-        packet.network(),
-        key.src,
-        key.dst,
-        protocol::TCP,
-        size_of::<Tcp>(),
-    )?;
+    let header = Fresh {
+        src: key.src,
+        dst: key.dst,
+        protocol: protocol::TCP,
+        class: 0,
+        label: 0,
+        payload: size_of::<Tcp>(),
+    };
+    A::write(frame, packet.network(), &header)?;
     frame.store(transport, &answer, Covered::Changed)
 }
 
-/// Puts an ICMP error in front of the packet and cuts the packet behind what is quoted.
+/// Puts an ICMP error in front of the packet and cuts the packet behind what is quoted: "packet too
+/// big" for `mtu`, or "port unreachable" if that is 0.
 #[inline(always)]
-fn unreachable<A: Family, F: Frame>(
+fn error<A: Family, F: Frame>(
     frame: &mut F,
     packet: &Packet,
     key: &FlowKey<A>,
+    mtu: u32,
 ) -> Option<()> {
     let room = A::HEADER + size_of::<Icmp>();
-    let quoted = packet.transport() - packet.network() + QUOTED;
+    // RFC 792 asks for 8 bytes of the transport header. All of a plain TCP header, because a
+    // checksum left to who sends the packet would otherwise be written behind the packet's end.
+    let transport = if packet.is_udp() {
+        size_of::<Udp>()
+    } else {
+        size_of::<Tcp>()
+    };
+    let headers = packet.transport() - packet.network();
+    let quoted = headers + transport;
     let (src, dst) = (key.src, key.dst);
     let is_left = frame.is_checksum_left(packet.checksum_offset())?;
     // Cut first: before Linux 5.11 a packet may not grow beyond its device's MTU.
@@ -112,40 +126,48 @@ fn unreachable<A: Family, F: Frame>(
     turn_back(frame, room)?;
     let icmp = packet.network() + A::HEADER;
     let quote = packet.network() + room;
-    let (kind, code) = A::PORT_UNREACHABLE;
+    let ((kind, code), rest) = if mtu == 0 {
+        (A::PORT_UNREACHABLE, 0)
+    } else {
+        (A::TOO_BIG, A::too_big(mtu))
+    };
     let mut sum = A::icmp_pseudo(src, dst, size_of::<Icmp>() + quoted)
-        .port(Be16::new(u16::from_be_bytes([kind, code])));
-    // An IP header of at most 60 bytes and the quoted 8.
-    for word in 0..17 {
+        .port(Be16::new(u16::from_be_bytes([kind, code])))
+        .double(rest);
+    let mut segment = Sum::default();
+    for word in 0..QUOTED_WORDS {
         if word * 4 >= quoted {
             break;
         }
-        sum = sum.double(frame.load::<u32>(quote + word * 4)?);
+        let bytes = frame.load::<u32>(quote + word * 4)?;
+        sum = sum.double(bytes);
+        // All ones behind the IP header. A branch would double what the verifier walks.
+        let behind = ((headers as i32 - 1 - word as i32 * 4) >> 31) as u32;
+        segment = segment.double(bytes & behind);
     }
     if is_left {
         // What the quoted checksum will be once the quoted bytes are summed up.
-        let [src_port, dst_port, length, found] =
-            frame.load::<[u16; 4]>(quote + quoted - QUOTED)?;
-        let quoted = Sum::default().word(src_port).word(dst_port);
-        let filled = match quoted.word(length).word(found).header() {
+        let found = frame.load::<u16>(packet.checksum_offset() + room)?;
+        let filled = match segment.header() {
             0 => 0xffff,
             filled => filled,
         };
         sum = sum.word(filled).word(!found);
     }
-    A::write(
-        frame,
-        packet.network(),
+    let header = Fresh {
         src,
         dst,
-        A::ICMP,
-        size_of::<Icmp>() + quoted,
-    )?;
+        protocol: A::ICMP,
+        class: 0,
+        label: 0,
+        payload: size_of::<Icmp>() + quoted,
+    };
+    A::write(frame, packet.network(), &header)?;
     let header = Icmp {
         kind,
         code,
         checksum: sum.header(),
-        rest: 0,
+        rest,
     };
     frame.store(icmp, &header, Covered::Changed)
 }

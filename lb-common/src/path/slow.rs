@@ -47,9 +47,13 @@ pub fn slow<A: Family, F: Frame, T: FamilyTables<A>>(
             None => return Ok(Step::Open),
         },
     };
-    work.opposite = flow.opposite(packet.protocol);
+    work.opposite = if is_direct(flow) {
+        work.key
+    } else {
+        flow.opposite(packet.protocol)
+    };
     match fate(tables, &packet, flow) {
-        Fate::Keep => known(frame, tables, config, work, &packet, flow, found).map(Step::Done),
+        Fate::Keep => known(frame, tables, config, work, &packet, flow, found),
         Fate::Redraw => {
             forget(tables, work, found);
             Ok(Step::Open)
@@ -63,6 +67,12 @@ pub fn slow<A: Family, F: Frame, T: FamilyTables<A>>(
             }
         }
     }
+}
+
+/// The flow has no other direction; what is to be done to that is then done to itself.
+#[inline(always)]
+fn is_direct<A>(flow: &Flow<A>) -> bool {
+    flow.state.get() & flow_state::DIRECT != 0
 }
 
 #[inline(always)]
@@ -100,15 +110,28 @@ fn known<A: Family, F: Frame, T: FamilyTables<A>>(
     packet: &Packet,
     flow: &Flow<A>,
     found: Found,
-) -> Result<Verdict, Drop> {
+) -> Result<Step, Drop> {
     let reverse = flow.state.get() & flow_state::REVERSE != 0;
     flow.last_seen.set(tables.now());
     tables.count_packet(flow.slot, reverse, frame.length() as u64);
-    let way = translate::way(frame, tables, config, flow, packet.protocol)?;
+    let room = (&mut work.query, &mut work.hop);
+    let mut to = translate::way(frame, tables, config, &work.key, flow, room)?;
     if packet.has(tcp::FIN | tcp::RST) {
         note_end(tables, &work.opposite, packet, flow, found, reverse);
     }
-    let verdict = translate::send(frame, packet, flow, &way)?;
+    if translate::is_too_big(frame, &work.key, packet, flow, &mut to, &work.hop) {
+        return Ok(translate::refuse(tables, work));
+    }
+    if is_direct(flow) {
+        // The client answers the backend's answer, which does not come by here.
+        if found == Found::Handshake && !packet.has(tcp::SYN | tcp::RST) {
+            establish_direct(tables, work, flow)?;
+        }
+        if flow.state.get() & flow_state::TUNNEL != 0 {
+            return Ok(translate::tunnel(work, flow.slot, to));
+        }
+    }
+    let verdict = translate::send(frame, packet, flow, to, &work.hop)?;
     if found == Found::Handshake && reverse {
         if packet.has(tcp::RST) {
             tables.count_connection(flow.slot, Milestone::Refused);
@@ -116,7 +139,7 @@ fn known<A: Family, F: Frame, T: FamilyTables<A>>(
             establish(tables, work, flow)?;
         }
     }
-    Ok(verdict)
+    Ok(Step::Done(verdict))
 }
 
 /// Marks both directions with the end that this packet brings.
@@ -194,6 +217,25 @@ fn establish<A: Family, T: FamilyTables<A>>(
     tables.count_connection(flow.slot, Milestone::Established);
     tables.remove_handshake(forward);
     tables.remove_handshake(key);
+    Ok(())
+}
+
+/// The client's second packet: a lone SYN or datagram, whose source may be forged, stays where
+/// others like it evict it.
+#[inline(always)]
+fn establish_direct<A: Family, T: FamilyTables<A>>(
+    tables: &T,
+    work: &mut Work<A>,
+    begun: &Flow<A>,
+) -> Result<(), Drop> {
+    work.flow.clone_from(begun);
+    let state = &work.flow.state;
+    state.set(state.get() | flow_state::ESTABLISHED);
+    tables
+        .insert_flow(&work.key, &work.flow)
+        .map_err(|_| Drop::FlowTableFull)?;
+    tables.count_connection(begun.slot, Milestone::Established);
+    tables.remove_handshake(&work.key);
     Ok(())
 }
 

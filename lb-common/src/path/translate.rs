@@ -2,67 +2,162 @@
 
 use super::family::Rewrite;
 use super::parse::Packet;
-use super::{Covered, Delta, Family, FamilyTables, Frame, Handover, Route, Verdict};
-use crate::abi::{Config, Drop, Flow, NextHop};
+use super::{
+    Covered, Delta, Family, FamilyTables, Frame, Handover, Query, Route, Step, Verdict, Work,
+    encapsulate,
+};
+use crate::abi::{Be16, Config, Drop, Flow, FlowKey, NextHop, flow_state};
 
-/// How a packet leaves. Every field is always set: an enum's unused payload is an undefined
-/// register to LLVM, and the verifier refuses what it then does with a pointer left in there.
-#[derive(Clone, Copy)]
-pub(super) struct Way {
-    pub(super) to: To,
-    /// Zeroed for [`To::Stack`]; only the device for [`To::Unresolved`].
-    pub(super) hop: NextHop,
-}
+/// Least MTU that an error tells of: every link carries as much (RFC 791 section 3.2).
+const MIN_MTU: u32 = 68;
 
+/// How a packet leaves.
 #[derive(Clone, Copy, PartialEq, Eq)]
+#[repr(u32)]
 pub(super) enum To {
-    Neighbour,
-    Unresolved,
-    Stack,
+    Neighbour = 0,
+    /// The next hop has no MACs yet.
+    Unresolved = 1,
+    /// The next hop is zeroed.
+    Stack = 2,
 }
 
-/// The flow's cached next hop if it is current, else the routing table's answer, which is cached
-/// where it is good for more than one packet.
+impl To {
+    /// The way back from `self as u32`.
+    #[inline(always)]
+    pub(super) const fn from_number(number: u32) -> Self {
+        match number {
+            0 => Self::Neighbour,
+            1 => Self::Unresolved,
+            _ => Self::Stack,
+        }
+    }
+}
+
+/// Finds the way of the packets of `key` and leaves its next hop in `hop`: the cached one if it is current, else the
+/// routing table's answer, which is cached where it is good for more than one packet. `query` and
+/// `hop` are memory off the stack.
 #[inline(always)]
 pub(super) fn way<A: Family, F: Frame, T: FamilyTables<A>>(
     frame: &F,
     tables: &T,
     config: &Config,
+    key: &FlowKey<A>,
     flow: &Flow<A>,
-    protocol: u8,
-) -> Result<Way, Drop> {
-    let cached = flow.next_hop.get();
-    if cached.epoch == config.epoch {
-        return Ok(Way {
-            to: To::Neighbour,
-            hop: cached,
-        });
+    (query, hop): (&mut Query, &mut NextHop),
+) -> Result<To, Drop> {
+    *hop = flow.next_hop.get();
+    if hop.epoch == config.epoch {
+        return Ok(To::Neighbour);
     }
-    match tables.route(frame.ingress(), flow, protocol) {
-        Route::Neighbour(hop) => {
-            let hop = NextHop {
-                epoch: config.epoch,
-                ..hop
-            };
-            flow.next_hop.set(hop);
-            Ok(Way {
-                to: To::Neighbour,
-                hop,
-            })
-        }
-        Route::Unresolved { ifindex } => Ok(Way {
-            to: To::Unresolved,
-            hop: NextHop {
-                ifindex,
-                ..NextHop::default()
-            },
-        }),
-        Route::Stack => Ok(Way {
-            to: To::Stack,
-            hop: NextHop::default(),
-        }),
-        Route::Refused => Err(Drop::Unroutable),
+    let mode = flow.state.get() & flow_state::DIRECT;
+    let overhead = ask(tables, key, flow, mode, query)?;
+    let to = match tables.route(frame.ingress(), query, hop) {
+        Route::Neighbour => To::Neighbour,
+        Route::Unresolved => To::Unresolved,
+        Route::Stack => To::Stack,
+        Route::Refused => return Err(Drop::Unroutable),
+    };
+    // A router would send the packet, which is to the service's address, straight back; so would
+    // this node's stack.
+    if mode == flow_state::L2 && (to == To::Stack || hop.is_gateway()) {
+        return Err(Drop::NotNeighbour);
     }
+    hop.narrow(overhead);
+    if to == To::Neighbour {
+        hop.epoch = config.epoch;
+        flow.next_hop.set(*hop);
+    }
+    Ok(to)
+}
+
+/// Asks where the flow's packets are to go, and gives the bytes they grow by.
+#[inline(always)]
+fn ask<A: Family, T: FamilyTables<A>>(
+    tables: &T,
+    key: &FlowKey<A>,
+    flow: &Flow<A>,
+    mode: u32,
+    query: &mut Query,
+) -> Result<u32, Drop> {
+    query.v6 = A::IS_V6 as u32;
+    query.protocol = key.protocol;
+    query.ports = [flow.src_port, flow.dst_port];
+    query.src = flow.src.to_words();
+    query.dst = flow.dst.to_words();
+    if mode == 0 {
+        return Ok(0);
+    }
+    let backend = tables.backend(flow.slot).ok_or(Drop::BackendRemoved)?;
+    query.dst = backend.address;
+    query.v6 = encapsulate::is_v6(backend) as u32;
+    if mode == flow_state::L2 {
+        return Ok(0);
+    }
+    // IPv6 in IPv4 is not offered.
+    if A::IS_V6 && !encapsulate::is_v6(backend) {
+        return Err(Drop::Unroutable);
+    }
+    query.src = backend.source;
+    encapsulate::spread(backend, key, &mut query.src);
+    query.protocol = A::INNER as u32;
+    query.ports = [Be16(0); 2];
+    Ok(encapsulate::overhead(backend))
+}
+
+/// Whether a packet exceeds `mtu`, or each of the packets that its device will make of it.
+#[inline(always)]
+pub(super) fn exceeds<F: Frame>(frame: &F, packet: &Packet, mtu: u32) -> bool {
+    if packet.total_length() <= mtu {
+        return false;
+    }
+    match frame.segment() {
+        0 => true,
+        segment => packet
+            .headers(frame)
+            .is_none_or(|headers| headers + segment > mtu),
+    }
+}
+
+/// Whether the packet in [`Work`] is too big for its way, which its sender is then to be told.
+///
+/// What may be fragmented goes to the kernel, which does that. It takes no packet from an address
+/// of its own, though, nor one to a service's address: their senders are told, which heed it
+/// whether they allowed fragments or not.
+#[inline(always)]
+pub(super) fn is_too_big<A: Family, F: Frame>(
+    frame: &F,
+    key: &FlowKey<A>,
+    packet: &Packet,
+    flow: &Flow<A>,
+    to: &mut To,
+    hop: &NextHop,
+) -> bool {
+    if *to == To::Stack || !exceeds(frame, packet, hop.mtu()) {
+        return false;
+    }
+    let is_translated = flow.state.get() & flow_state::DIRECT == 0 && flow.src == key.src;
+    if is_translated && A::is_divisible(frame, packet.network()) == Some(true) {
+        *to = To::Stack;
+        return false;
+    }
+    true
+}
+
+/// The packet goes nowhere because it is too big: has its sender told.
+#[inline(always)]
+pub(super) fn refuse<A: Family, T: FamilyTables<A>>(tables: &T, work: &mut Work<A>) -> Step {
+    tables.count_drop(Drop::TooBig);
+    work.mtu = work.hop.mtu().max(MIN_MTU);
+    Step::Answer
+}
+
+/// Leaves the packet in [`Work`], with its next hop, to [`super::encapsulate`].
+#[inline(always)]
+pub(super) fn tunnel<A: Family>(work: &mut Work<A>, slot: u32, to: To) -> Step {
+    work.slot = slot;
+    work.to = to as u32;
+    Step::Encapsulate
 }
 
 /// Rewrites the packet and says how it leaves.
@@ -71,29 +166,36 @@ pub(super) fn send<A: Family, F: Frame>(
     frame: &mut F,
     packet: &Packet,
     flow: &Flow<A>,
-    way: &Way,
+    to: To,
+    hop: &NextHop,
 ) -> Result<Verdict, Drop> {
-    let forwarded = way.to != To::Stack;
-    rewrite(frame, packet, flow, forwarded).ok_or(Drop::FrameAccess)?;
-    let hop = &way.hop;
+    let forwarded = to != To::Stack;
+    if flow.state.get() & flow_state::L2 != 0 {
+        A::age(frame, packet.network(), packet.ttl, packet.header_checksum)
+    } else {
+        rewrite(frame, packet, flow, forwarded)
+    }
+    .ok_or(Drop::FrameAccess)?;
+    if to == To::Neighbour {
+        frame
+            .store(0, &hop.macs, Covered::Neutral)
+            .ok_or(Drop::FrameAccess)?;
+    }
+    Ok(leave(frame, to, hop))
+}
+
+/// How a packet leaves that is as it is to be.
+#[inline(always)]
+pub(super) fn leave<F: Frame>(frame: &F, to: To, hop: &NextHop) -> Verdict {
     let ifindex = hop.ifindex;
-    let how = match way.to {
+    let how = match to {
         To::Stack => Handover::Stack,
         To::Unresolved => Handover::Resolve,
-        To::Neighbour => {
-            frame
-                .store(0, &hop.macs, Covered::Neutral)
-                .ok_or(Drop::FrameAccess)?;
-            if ifindex == frame.ingress() {
-                return Ok(Verdict::Transmit);
-            }
-            if hop.direct != 0 {
-                return Ok(Verdict::Redirect { ifindex });
-            }
-            Handover::Output
-        }
+        To::Neighbour if ifindex == frame.ingress() => return Verdict::Transmit,
+        To::Neighbour if hop.is_direct() => return Verdict::Redirect { ifindex },
+        To::Neighbour => Handover::Output,
     };
-    Ok(Verdict::Kernel { how, ifindex })
+    Verdict::Kernel { how, ifindex }
 }
 
 /// New addresses, ports and checksums; the kernel's stack decrements the TTL itself.

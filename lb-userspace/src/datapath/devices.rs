@@ -12,6 +12,7 @@ pub(super) struct Device {
     pub(super) index: u32,
     pub(super) name: String,
     pub(super) up: bool,
+    pub(super) mtu: u32,
     loopback: bool,
     ethernet: bool,
     /// Kind of a virtual device (`veth`, `vlan`, `bridge`…), `None` for hardware.
@@ -163,6 +164,9 @@ fn device(message: &Message) -> Option<Device> {
         index: number(body, 4)?,
         name: text(attribute(tail, libc::IFLA_IFNAME)?),
         up: flags & libc::IFF_UP as u32 != 0,
+        mtu: attribute(tail, libc::IFLA_MTU)
+            .and_then(|mtu| number(mtu, 0))
+            .unwrap_or_default(),
         loopback: flags & libc::IFF_LOOPBACK as u32 != 0,
         ethernet: number::<u16>(body, 2)? == libc::ARPHRD_ETHER,
         kind,
@@ -229,6 +233,7 @@ mod tests {
             index,
             name: name.to_owned(),
             up,
+            mtu: 1500,
             loopback: name == "lo",
             ethernet: true,
             kind: kind.map(str::to_owned),

@@ -1,5 +1,6 @@
 //! The table. Every case exists for IPv4 and IPv6.
 
+mod direct;
 mod foreign;
 mod refuse;
 mod tcp;
@@ -20,6 +21,7 @@ pub fn all() -> Vec<Case> {
         udp::cases(&mut table);
         refuse::cases(&mut table);
         foreign::cases(&mut table);
+        direct::cases(&mut table);
     }
     table.cases
 }
@@ -182,16 +184,26 @@ fn reset_of(packet: &Packet) -> Vec<u8> {
 
 /// The "port unreachable" that answers `packet`.
 fn unreachable_of(packet: &Packet) -> Vec<u8> {
-    let (kind, code, header) = if packet.src.is_ipv6() {
-        (1, 4, 40)
+    let (kind, code) = if packet.src.is_ipv6() { (1, 4) } else { (3, 3) };
+    unreachable_with(packet, kind, code, 0)
+}
+
+/// The ICMP error that answers `packet`.
+fn unreachable_with(packet: &Packet, kind: u8, code: u8, rest: u32) -> Vec<u8> {
+    let header = if packet.src.is_ipv6() {
+        40
     } else {
-        (3, 3, 20 + packet.options.len())
+        20 + packet.options.len()
     };
-    let quoted = packet.bytes()[14..14 + header + 8].to_vec();
+    let transport = match packet.transport {
+        Transport::Tcp { .. } => 20,
+        _ => 8,
+    };
+    let quoted = packet.bytes()[14..14 + header + transport].to_vec();
     let macs = (packet.macs.1, packet.macs.0);
     Packet::tcp(macs, packet.dst, packet.src, 0)
         .with(|answer| {
-            answer.transport = Transport::Icmp(kind, code, 0);
+            answer.transport = Transport::Icmp(kind, code, rest);
             answer.id = 0;
             answer.payload = quoted;
         })

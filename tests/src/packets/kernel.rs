@@ -19,7 +19,8 @@ use aya::{
     util::nr_cpus,
 };
 use lb_common::abi::{
-    Address as _, Backend, Be16, Config, Drop, Service, ServiceKey, V4, V6, as_bytes, map, protocol,
+    Address as _, Backend, Be16, Config, Drop, Service, ServiceKey, V4, V6, as_bytes, link, map,
+    protocol,
 };
 
 use super::world::{self, Addresses, Mac};
@@ -107,8 +108,9 @@ impl Kernel {
         }
         let (client_side, backend_side) = (self.client_side, self.backend_side);
         let mut devices = self.map::<BpfHashMap<_, u32, u32>>(map::DEVICES)?;
-        devices.insert(&client_side, &1, 0)?;
-        devices.insert(&backend_side, &1, 0)?;
+        let word = link::new(world::MTU, true);
+        devices.insert(&client_side, &word, 0)?;
+        devices.insert(&backend_side, &word, 0)?;
         for v6 in [false, true] {
             self.install_services(Addresses { v6 })?;
         }
@@ -139,12 +141,12 @@ impl Kernel {
                 self.map::<BpfHashMap<_, [u8; 8], [u8; 32]>>(map::SERVICES4)?
                     .insert(&key, &value, 0)?;
             }
-            if let Some(slots) = listen.table {
-                let offset = if addresses.v6 { world::V6_SLOTS } else { 0 };
+            if let Some(slots) = &listen.table {
                 let mut inner = Array::<MapData, u32>::create(slots.len() as u32 + 1, INNER_MAP)?;
                 inner.set(0, &(slots.len() as u32), 0)?;
                 for (index, slot) in slots.iter().enumerate() {
-                    inner.set(index as u32 + 1, &(slot + offset), 0)?;
+                    let slot = listen.slot(*slot, addresses);
+                    inner.set(index as u32 + 1, &slot, 0)?;
                 }
                 self.map::<ArrayOfMaps<_, Array<MapData, u32>>>(map::TABLES)?
                     .set(service.table, &inner, 0)?;
@@ -320,21 +322,21 @@ impl Runner for Kernel {
         self.write_config().expect("writing the config");
     }
 
-    fn evict(&mut self, src: SocketAddr, dst: SocketAddr, udp: bool) {
+    fn evict(&mut self, src: SocketAddr, dst: SocketAddr, udp: bool) -> bool {
         let done = if src.is_ipv6() {
             bytes::<_, 40>(&tuple::<V6>(src, dst, udp)).and_then(|key| {
                 let name = map::HANDSHAKES6;
                 let mut map = self.map::<BpfHashMap<_, [u8; 40], [u8; 88]>>(name)?;
-                Ok(map.remove(&key)?)
+                Ok(map.remove(&key).is_ok())
             })
         } else {
             bytes::<_, 16>(&tuple::<V4>(src, dst, udp)).and_then(|key| {
                 let name = map::HANDSHAKES4;
                 let mut map = self.map::<BpfHashMap<_, [u8; 16], [u8; 64]>>(name)?;
-                Ok(map.remove(&key)?)
+                Ok(map.remove(&key).is_ok())
             })
         };
-        done.expect("removing a handshake");
+        done.expect("removing a handshake")
     }
 
     fn wait_second(&mut self) {
@@ -511,13 +513,25 @@ fn build_namespace() -> Result<(u32, u32)> {
     }
     ip("addr add 198.51.100.254/24 dev c0")?;
     ip("addr add 2001:db8:c::fe/64 dev c0 nodad")?;
+    let narrow = world::NARROW_MTU;
+    ip(&format!(
+        "route add 198.51.100.128/25 dev c0 mtu lock {narrow}"
+    ))?;
+    ip(&format!(
+        "route add 2001:db8:c:0:1::/80 dev c0 mtu lock {narrow}"
+    ))?;
     ip("route add blackhole 10.9.0.0/16")?;
     ip("route add blackhole 2001:db8:9::/48")?;
     for v6 in [false, true] {
         let a = Addresses { v6 };
         let length = if v6 { "64 nodad" } else { "24" };
         ip(&format!("addr add {}/{length} dev b0", a.node(0).ip()))?;
-        for client in [a.client(0), a.neighbour_of_clients(0)] {
+        let (router, [routed, narrow_route]) = (a.backend(1, 0).ip(), a.routes());
+        ip(&format!("route add {routed} via {router} dev b0"))?;
+        ip(&format!(
+            "route add {narrow_route} via {router} dev b0 mtu lock {narrow}"
+        ))?;
+        for client in [a.client(0), a.neighbour_of_clients(0), a.narrow_client(0)] {
             let to = mac(world::CLIENT_MAC);
             ip(&format!(
                 "neigh replace {} lladdr {to} dev c0 nud permanent",

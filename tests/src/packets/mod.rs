@@ -36,6 +36,12 @@ pub enum Step {
     Rejects(u32),
     /// A second and a bit passes.
     Second,
+    /// The table of handshakes must not have an entry of this tuple.
+    Unknown {
+        src: SocketAddr,
+        dst: SocketAddr,
+        udp: bool,
+    },
     /// The table of handshakes loses the entry of this tuple, as under a flood.
     Evict {
         src: SocketAddr,
@@ -69,7 +75,8 @@ pub trait Runner {
     fn next_epoch(&mut self);
     fn set_rejects(&mut self, per_second: u32);
     fn wait_second(&mut self);
-    fn evict(&mut self, src: SocketAddr, dst: SocketAddr, udp: bool);
+    /// Whether there was an entry.
+    fn evict(&mut self, src: SocketAddr, dst: SocketAddr, udp: bool) -> bool;
 }
 
 /// The tuple as the tables hold it.
@@ -116,7 +123,7 @@ impl Expect {
             Self::Stack(packet) => (&[Pass], Some(packet)),
             Self::Resolve(packet) => (&[Resolve, Pass, Send], Some(packet)),
             Self::Dropped(reason) => {
-                if outcome.action == Action::Drop && outcome.counted.last() == Some(reason) {
+                if outcome.action == Action::Drop && outcome.counted.contains(reason) {
                     return None;
                 }
                 return Some(format!(
@@ -165,8 +172,16 @@ pub fn run(case: &Case, runner: &mut dyn Runner) -> Result<(), String> {
                 runner.next_epoch();
                 continue;
             }
-            Step::Evict { src, dst, udp } => {
-                runner.evict(*src, *dst, *udp);
+            Step::Evict { src, dst, udp } | Step::Unknown { src, dst, udp } => {
+                let wanted = matches!(step, Step::Evict { .. });
+                if runner.evict(*src, *dst, *udp) != wanted {
+                    let is = if wanted { "is no" } else { "is a" };
+                    return Err(format!(
+                        "{}, step {}: there {is} handshake {src} → {dst}",
+                        case.name,
+                        number + 1
+                    ));
+                }
                 continue;
             }
             Step::Second => {

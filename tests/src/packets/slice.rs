@@ -9,11 +9,11 @@ use std::{
 use lb_common::{
     abi::{
         Address, Backend, Be16, Config, Drop, Flow, FlowKey, NextHop, Pod, Service, ServiceKey, V4,
-        V6, as_bytes, from_bytes, protocol,
+        V6, as_bytes, from_bytes, link, protocol,
     },
     path::{
         self, Attempt, Covered, Delta, FamilyTables, Frame, Handover, InsertError, Milestone,
-        Route, Tables, Verdict, Work,
+        Query, Route, Tables, Verdict, Work,
     },
 };
 
@@ -71,6 +71,14 @@ impl Frame for SliceFrame {
 
     fn is_checksum_left(&mut self, _: usize) -> Option<bool> {
         Some(false)
+    }
+
+    fn segment(&self) -> u32 {
+        0
+    }
+
+    fn wrap(&mut self, by: usize, _: bool) -> Option<()> {
+        self.grow_head(by)
     }
 
     fn grow_head(&mut self, by: usize) -> Option<()> {
@@ -165,10 +173,9 @@ impl Memory {
                 let key = ServiceKey::new(V4::from_words(&words), port, protocol);
                 self.v4.services.insert(key, service);
             }
-            if let Some(slots) = listen.table {
-                let offset = if addresses.v6 { world::V6_SLOTS } else { 0 };
+            if let Some(slots) = &listen.table {
                 let mut entries = vec![slots.len() as u32];
-                entries.extend(slots.iter().map(|slot| slot + offset));
+                entries.extend(slots.iter().map(|slot| listen.slot(*slot, addresses)));
                 self.tables.insert(table, entries);
             }
         }
@@ -235,6 +242,17 @@ impl Tables for Memory {
         self.rejects.set(self.rejects.get() + 1);
         self.rejects.get() <= per_second
     }
+
+    fn route(&self, _: u32, query: &Query, hop: &mut NextHop) -> Route {
+        let dst = if query.v6 != 0 {
+            V6(query.dst).ip()
+        } else {
+            V4(query.dst[0]).ip()
+        };
+        let (route, next) = route(dst);
+        *hop = next;
+        route
+    }
 }
 
 macro_rules! family_tables {
@@ -292,10 +310,6 @@ macro_rules! family_tables {
                 // SAFETY: leaked, and lent to one borrower at a time by contract.
                 Some(unsafe { &mut *self.$field.work })
             }
-
-            fn route(&self, _: u32, flow: &Flow<$family>, _: u8) -> Route {
-                route(flow.dst.ip())
-            }
         }
     };
 }
@@ -304,36 +318,52 @@ family_tables!(V4, v4);
 family_tables!(V6, v6);
 
 /// The standard world's routes.
-fn route(dst: std::net::IpAddr) -> Route {
+fn route(dst: std::net::IpAddr) -> (Route, NextHop) {
+    let none = NextHop::default();
     let same = |address: std::net::SocketAddr| address.ip() == dst;
+    let towards_backends = |mtu| neighbour(BACKEND_SIDE, world::TO_BACKEND, mtu);
     for a in [Addresses { v6: false }, Addresses { v6: true }] {
         if same(a.black_hole(0)) {
-            return Route::Refused;
+            return (Route::Refused, none);
         }
         if same(a.node(0)) {
-            return Route::Stack;
+            return (Route::Stack, none);
         }
         if same(a.backend(99, 0)) {
-            return Route::Unresolved {
-                ifindex: BACKEND_SIDE,
-            };
+            let macs = none.macs;
+            let hop = towards_backends(world::MTU);
+            return (Route::Unresolved, NextHop { macs, ..hop });
+        }
+        if same(a.narrow(0)) {
+            let mut hop = towards_backends(world::NARROW_MTU);
+            hop.link |= link::GATEWAY;
+            return (Route::Neighbour, hop);
+        }
+        if same(a.routed(0)) {
+            let mut hop = towards_backends(world::MTU);
+            hop.link |= link::GATEWAY;
+            return (Route::Neighbour, hop);
         }
         if (1..64).any(|last| same(a.backend(last, 0))) {
-            return neighbour(BACKEND_SIDE, world::TO_BACKEND);
+            return (Route::Neighbour, towards_backends(world::MTU));
+        }
+        if same(a.narrow_client(0)) {
+            let hop = neighbour(CLIENT_SIDE, world::TO_CLIENT, world::NARROW_MTU);
+            return (Route::Neighbour, hop);
         }
     }
-    neighbour(CLIENT_SIDE, world::TO_CLIENT)
+    let hop = neighbour(CLIENT_SIDE, world::TO_CLIENT, world::MTU);
+    (Route::Neighbour, hop)
 }
 
-fn neighbour(ifindex: u32, (dst, src): (Mac, Mac)) -> Route {
+fn neighbour(ifindex: u32, (dst, src): (Mac, Mac), mtu: u32) -> NextHop {
     let bytes = [dst, src].concat();
-    let macs = from_bytes(&bytes).unwrap_or_default();
-    Route::Neighbour(NextHop {
+    NextHop {
         ifindex,
         epoch: 0,
-        macs,
-        direct: 1,
-    })
+        macs: from_bytes(&bytes).unwrap_or_default(),
+        link: link::new(mtu, true),
+    }
 }
 
 /// The byte slice as a place for cases.
@@ -412,11 +442,15 @@ impl Runner for Slice {
         self.memory.config.epoch += 1;
     }
 
-    fn evict(&mut self, src: SocketAddr, dst: SocketAddr, udp: bool) {
+    fn evict(&mut self, src: SocketAddr, dst: SocketAddr, udp: bool) -> bool {
         if src.is_ipv6() {
-            self.memory.remove_handshake(&tuple::<V6>(src, dst, udp));
+            let key = tuple::<V6>(src, dst, udp);
+            let mut handshakes = self.memory.v6.handshakes.borrow_mut();
+            handshakes.remove(&key).is_some()
         } else {
-            self.memory.remove_handshake(&tuple::<V4>(src, dst, udp));
+            let key = tuple::<V4>(src, dst, udp);
+            let mut handshakes = self.memory.v4.handshakes.borrow_mut();
+            handshakes.remove(&key).is_some()
         }
     }
 

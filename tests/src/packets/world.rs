@@ -9,8 +9,8 @@
 use std::net::{IpAddr, SocketAddr};
 
 use lb_common::abi::{
-    Backend, Be16, Config, PortKind, Service, backend_flag, backend_state, no_backend, policy,
-    port_bit, protocol,
+    Backend, Be16, Config, PortKind, Service, backend_flag, backend_state, forwarding, no_backend,
+    policy, port_bit, protocol,
 };
 
 pub type Mac = [u8; 6];
@@ -29,6 +29,16 @@ pub const TO_BACKEND: (Mac, Mac) = (BACKEND_MAC, BACKEND_SIDE_MAC);
 
 /// The one port of the SNAT pool, so that a draw from it has one result.
 pub const SNAT_PORT: u16 = 40_000;
+
+/// MTU of the world's devices, and of some routes.
+pub const MTU: u32 = 1500;
+pub const NARROW_MTU: u32 = 1400;
+
+/// Where tunnels begin, by family of the outer header: an address of the node that is never
+/// spread, and the prefix of those that are.
+pub const TUNNEL_PREFIX: [&str; 2] = ["172.16.0.0", "fd00:7::"];
+/// Bits of the last word, host byte order.
+pub const TUNNEL_SPREAD: u32 = 0xffff;
 
 /// Addresses by family.
 #[derive(Clone, Copy, Debug)]
@@ -73,6 +83,30 @@ impl Addresses {
         SocketAddr::new(self.pick("198.51.100.77", "2001:db8:c::77"), port)
     }
 
+    /// Behind a router on the backends' side.
+    pub fn routed(self, port: u16) -> SocketAddr {
+        SocketAddr::new(self.pick("10.2.0.1", "2001:db8:2::1"), port)
+    }
+
+    /// The same, behind a way of [`NARROW_MTU`].
+    pub fn narrow(self, port: u16) -> SocketAddr {
+        SocketAddr::new(self.pick("10.3.0.1", "2001:db8:3::1"), port)
+    }
+
+    /// The prefixes of both.
+    pub fn routes(self) -> [&'static str; 2] {
+        if self.v6 {
+            ["2001:db8:2::/48", "2001:db8:3::/48"]
+        } else {
+            ["10.2.0.0/16", "10.3.0.0/16"]
+        }
+    }
+
+    /// A client behind a way of [`NARROW_MTU`].
+    pub fn narrow_client(self, port: u16) -> SocketAddr {
+        SocketAddr::new(self.pick("198.51.100.200", "2001:db8:c:0:1::7"), port)
+    }
+
     pub fn black_hole(self, port: u16) -> SocketAddr {
         SocketAddr::new(self.pick("10.9.0.1", "2001:db8:9::1"), port)
     }
@@ -84,8 +118,22 @@ pub struct Listen {
     pub udp: bool,
     pub policy: u8,
     pub no_backend: u8,
+    pub forwarding: u8,
+    /// IPv4 clients are served by IPv6 backends.
+    pub crossed: bool,
     /// Slots in its table; `None` for no table at all.
     pub table: Option<Vec<u32>>,
+}
+
+impl Listen {
+    /// The slot that stands for `slot` in the table for clients of a family.
+    pub fn slot(&self, slot: u32, clients: Addresses) -> u32 {
+        slot + if clients.v6 || self.crossed {
+            V6_SLOTS
+        } else {
+            0
+        }
+    }
 }
 
 /// Ports of the world's services.
@@ -114,6 +162,24 @@ pub mod port {
     pub const DNS_DROP: u16 = 56;
     pub const DNS_DOWN: u16 = 57;
     pub const DNS_TWO: u16 = 58;
+    pub const DNS_L2: u16 = 59;
+    pub const DNS_TUNNEL: u16 = 60;
+    /// TCP through NAT to a backend behind a narrow way.
+    pub const NARROW: u16 = 100;
+    pub const L2: u16 = 101;
+    pub const TUNNEL: u16 = 102;
+    /// A tunnel of IPv6, whatever the client.
+    pub const CROSSED: u16 = 103;
+    /// A tunnel from addresses that are spread.
+    pub const SPREAD: u16 = 104;
+    pub const L2_ROUTED: u16 = 105;
+    pub const L2_LOCAL: u16 = 106;
+    pub const L2_UNRESOLVED: u16 = 107;
+    pub const TUNNEL_UNRESOLVED: u16 = 108;
+    pub const TUNNEL_NARROW: u16 = 109;
+    pub const L2_TWO: u16 = 110;
+    pub const NARROW_SNAT: u16 = 111;
+    pub const TUNNEL_BLACK_HOLE: u16 = 112;
 }
 
 /// Slots of IPv4 backends; IPv6 ones lie [`V6_SLOTS`] higher.
@@ -138,10 +204,26 @@ pub mod slot {
     pub const WEB_AGAIN: u32 = 18;
     pub const DNS_TWO_A: u32 = 19;
     pub const DNS_TWO_B: u32 = 20;
-    pub const COUNT: u32 = 64;
+    pub const DNS_L2: u32 = 21;
+    pub const DNS_TUNNEL: u32 = 22;
+    pub const NARROW: u32 = 23;
+    pub const L2: u32 = 24;
+    pub const TUNNEL: u32 = 25;
+    pub const CROSSED: u32 = 26;
+    pub const SPREAD: u32 = 27;
+    pub const L2_ROUTED: u32 = 28;
+    pub const L2_LOCAL: u32 = 29;
+    pub const L2_UNRESOLVED: u32 = 30;
+    pub const TUNNEL_UNRESOLVED: u32 = 31;
+    pub const TUNNEL_NARROW: u32 = 32;
+    pub const L2_TWO_A: u32 = 33;
+    pub const L2_TWO_B: u32 = 34;
+    pub const NARROW_SNAT: u32 = 35;
+    pub const TUNNEL_BLACK_HOLE: u32 = 36;
+    pub const COUNT: u32 = 128;
 }
 
-pub const V6_SLOTS: u32 = 32;
+pub const V6_SLOTS: u32 = 64;
 
 pub const CONFIG: Config = Config {
     epoch: 1,
@@ -159,11 +241,21 @@ pub fn listens() -> Vec<Listen> {
         udp: false,
         policy: MAGLEV,
         no_backend: no_backend::REJECT,
+        forwarding: forwarding::NAT,
+        crossed: false,
         table: Some(slots.to_vec()),
     };
     let udp = |port, slots: &[u32]| Listen {
         udp: true,
         ..tcp(port, slots)
+    };
+    let l2 = |listen| Listen {
+        forwarding: forwarding::DSR_L2,
+        ..listen
+    };
+    let tunnel = |listen| Listen {
+        forwarding: forwarding::DSR_IPIP,
+        ..listen
     };
     vec![
         tcp(port::WEB, &[slot::WEB; 7]),
@@ -209,6 +301,27 @@ pub fn listens() -> Vec<Listen> {
         },
         udp(port::DNS_DOWN, &[slot::DNS_DOWN; 7]),
         udp(port::DNS_TWO, &[slot::DNS_TWO_A, slot::DNS_TWO_B]),
+        l2(udp(port::DNS_L2, &[slot::DNS_L2])),
+        tunnel(udp(port::DNS_TUNNEL, &[slot::DNS_TUNNEL])),
+        tcp(port::NARROW, &[slot::NARROW]),
+        tcp(port::NARROW_SNAT, &[slot::NARROW_SNAT]),
+        l2(tcp(port::L2, &[slot::L2])),
+        l2(tcp(port::L2_ROUTED, &[slot::L2_ROUTED])),
+        l2(tcp(port::L2_LOCAL, &[slot::L2_LOCAL])),
+        l2(tcp(port::L2_UNRESOLVED, &[slot::L2_UNRESOLVED])),
+        Listen {
+            policy: ROUND_ROBIN,
+            ..l2(tcp(port::L2_TWO, &[slot::L2_TWO_A, slot::L2_TWO_B]))
+        },
+        tunnel(tcp(port::TUNNEL, &[slot::TUNNEL])),
+        Listen {
+            crossed: true,
+            ..tunnel(tcp(port::CROSSED, &[slot::CROSSED]))
+        },
+        tunnel(tcp(port::SPREAD, &[slot::SPREAD])),
+        tunnel(tcp(port::TUNNEL_UNRESOLVED, &[slot::TUNNEL_UNRESOLVED])),
+        tunnel(tcp(port::TUNNEL_NARROW, &[slot::TUNNEL_NARROW])),
+        tunnel(tcp(port::TUNNEL_BLACK_HOLE, &[slot::TUNNEL_BLACK_HOLE])),
     ]
 }
 
@@ -220,7 +333,7 @@ pub fn service(port: u16) -> Service {
         id: u32::from(port),
         table: 0,
         policy: listen.policy,
-        forwarding: 0,
+        forwarding: listen.forwarding,
         no_backend: listen.no_backend,
         ..Service::default()
     }
@@ -238,7 +351,7 @@ pub fn backends(addresses: Addresses) -> Vec<(u32, Backend)> {
     let a = addresses;
     let offset = if a.v6 { V6_SLOTS } else { 0 };
     let entry = |slot: u32, service: u16, address: SocketAddr| {
-        let udp = matches!(service, port::DNS..=port::DNS_TWO);
+        let udp = matches!(service, port::DNS..=port::DNS_TUNNEL);
         let backend = Backend {
             generation: 1,
             state: backend_state::ACTIVE,
@@ -258,6 +371,25 @@ pub fn backends(addresses: Addresses) -> Vec<(u32, Backend)> {
             Backend {
                 source,
                 flags: backend_flag::SNAT,
+                ..backend
+            },
+        )
+    };
+    // Direct return: the port is the service's.
+    let direct = |slot: u32, service: u16, last: u8| entry(slot, service, a.backend(last, service));
+    let tunnel = |(slot, backend): (u32, Backend)| {
+        let source = words(a.node(0).ip());
+        (slot, Backend { source, ..backend })
+    };
+    let spread = |(slot, backend): (u32, Backend)| {
+        let prefix = TUNNEL_PREFIX[usize::from(a.v6)].parse();
+        let source = words(prefix.expect("an address"));
+        let spread = TUNNEL_SPREAD.to_be();
+        (
+            slot,
+            Backend {
+                source,
+                spread,
                 ..backend
             },
         )
@@ -296,6 +428,30 @@ pub fn backends(addresses: Addresses) -> Vec<(u32, Backend)> {
         entry(slot::WEB_AGAIN, port::WEB_AGAIN, a.backend(1, 8080)),
         entry(slot::DNS_TWO_A, port::DNS_TWO, a.backend(19, 5353)),
         entry(slot::DNS_TWO_B, port::DNS_TWO, a.backend(20, 5353)),
+        direct(slot::DNS_L2, port::DNS_L2, 21),
+        tunnel(direct(slot::DNS_TUNNEL, port::DNS_TUNNEL, 22)),
+        entry(slot::NARROW, port::NARROW, a.narrow(8080)),
+        snat(entry(slot::NARROW_SNAT, port::NARROW_SNAT, a.narrow(8081))),
+        direct(slot::L2, port::L2, 24),
+        entry(slot::L2_ROUTED, port::L2_ROUTED, a.routed(port::L2_ROUTED)),
+        entry(slot::L2_LOCAL, port::L2_LOCAL, a.node(port::L2_LOCAL)),
+        direct(slot::L2_UNRESOLVED, port::L2_UNRESOLVED, 99),
+        direct(slot::L2_TWO_A, port::L2_TWO, 30),
+        direct(slot::L2_TWO_B, port::L2_TWO, 31),
+        tunnel(entry(slot::TUNNEL, port::TUNNEL, a.routed(port::TUNNEL))),
+        tunnel(direct(slot::CROSSED, port::CROSSED, 26)),
+        spread(direct(slot::SPREAD, port::SPREAD, 27)),
+        tunnel(direct(slot::TUNNEL_UNRESOLVED, port::TUNNEL_UNRESOLVED, 99)),
+        tunnel(entry(
+            slot::TUNNEL_NARROW,
+            port::TUNNEL_NARROW,
+            a.narrow(port::TUNNEL_NARROW),
+        )),
+        tunnel(entry(
+            slot::TUNNEL_BLACK_HOLE,
+            port::TUNNEL_BLACK_HOLE,
+            a.black_hole(port::TUNNEL_BLACK_HOLE),
+        )),
     ]
 }
 

@@ -1,0 +1,624 @@
+//! Direct server return, and packets that are too big for their way.
+
+use super::{Connection, Table, passes, reset_of, unreachable_with};
+use crate::packets::build::{ACK, FIN, PSH, Packet, RST, SYN, Transport};
+use crate::packets::world::{self, Addresses, MTU, NARROW_MTU, port, slot};
+use crate::packets::{Expect, Step};
+use lb_common::abi::{Be16, Drop, FlowKey, V4, V6, backend_state, protocol};
+use std::net::{IpAddr, SocketAddr};
+
+pub(super) fn cases(table: &mut Table) {
+    for way in ways(table) {
+        life(table, &way);
+        ends(table, &way);
+        liveness(table, &way);
+        sizes(table, &way);
+    }
+    shapes(table);
+    next_hops(table);
+    spread(table);
+    narrow_nat(table);
+}
+
+/// One way of direct return: how packets of one client to one service leave.
+#[derive(Clone)]
+struct Way {
+    name: &'static str,
+    /// TCP and UDP through it.
+    tcp: Connection,
+    udp: Connection,
+    slot: u32,
+    udp_slot: u32,
+    outer: Option<Outer>,
+    /// Of the UDP service, whose backend may have another address.
+    udp_outer: Option<Outer>,
+}
+
+/// Addresses of the tunnel.
+#[derive(Clone, Copy)]
+struct Outer {
+    src: IpAddr,
+    dst: IpAddr,
+}
+
+impl Outer {
+    fn between(source: SocketAddr, backend: SocketAddr) -> Self {
+        Self {
+            src: source.ip(),
+            dst: backend.ip(),
+        }
+    }
+
+    fn overhead(self) -> usize {
+        if self.dst.is_ipv6() { 40 } else { 20 }
+    }
+}
+
+fn ways(table: &Table) -> Vec<Way> {
+    let a = table.addresses;
+    let v6 = Addresses { v6: true };
+    let to = |port| Connection::new(a.client(40_070), a.vip(port), a.vip(port));
+    let dns_l2 = to(port::DNS_L2).udp();
+    let dns_tunnel = to(port::DNS_TUNNEL).udp();
+    let dns_outer = Outer::between(a.node(0), a.backend(22, 0));
+    vec![
+        Way {
+            name: "l2",
+            tcp: to(port::L2),
+            udp: dns_l2,
+            slot: table.slot(slot::L2),
+            udp_slot: table.slot(slot::DNS_L2),
+            outer: None,
+            udp_outer: None,
+        },
+        Way {
+            name: "tunnel",
+            tcp: to(port::TUNNEL),
+            udp: dns_tunnel.clone(),
+            slot: table.slot(slot::TUNNEL),
+            udp_slot: table.slot(slot::DNS_TUNNEL),
+            outer: Some(Outer::between(a.node(0), a.routed(0))),
+            udp_outer: Some(dns_outer),
+        },
+        Way {
+            name: "ipv6_tunnel",
+            tcp: to(port::CROSSED),
+            udp: dns_tunnel,
+            slot: slot::CROSSED + world::V6_SLOTS,
+            udp_slot: table.slot(slot::DNS_TUNNEL),
+            outer: Some(Outer::between(v6.node(0), v6.backend(26, 0))),
+            udp_outer: Some(dns_outer),
+        },
+    ]
+}
+
+/// The low 32 bits in which flows' outer headers differ: the upper half of the flow's hash.
+fn label(packet: &Packet) -> u32 {
+    let protocol = match packet.transport {
+        Transport::Udp { .. } => protocol::UDP,
+        _ => protocol::TCP,
+    };
+    let (src_port, dst_port) = (Be16::new(packet.src.port()), Be16::new(packet.dst.port()));
+    let hash = match (packet.src.ip(), packet.dst.ip()) {
+        (IpAddr::V4(src), IpAddr::V4(dst)) => {
+            let (src, dst) = (V4::from(src), V4::from(dst));
+            lb_common::hash::five_tuple(&FlowKey::new(src, src_port, dst, dst_port, protocol))
+        }
+        (IpAddr::V6(src), IpAddr::V6(dst)) => {
+            let (src, dst) = (V6::from(src), V6::from(dst));
+            lb_common::hash::five_tuple(&FlowKey::new(src, src_port, dst, dst_port, protocol))
+        }
+        _ => panic!("both ends are of one family"),
+    };
+    (hash >> 32) as u32
+}
+
+/// `packet` as it leaves: one hop further, to the backend's MAC, perhaps in a tunnel.
+fn sent(packet: &Packet, outer: Option<Outer>) -> Vec<u8> {
+    let inner = packet.moved(world::TO_BACKEND, packet.src, packet.dst);
+    match outer {
+        None => inner.bytes(),
+        Some(outer) => inside(&inner, outer, label(packet)),
+    }
+}
+
+/// `inner` in the tunnel `outer`; what lies behind the packet (padding) stays there.
+fn inside(inner: &Packet, outer: Outer, label: u32) -> Vec<u8> {
+    let bytes = inner.bytes();
+    let ip = &bytes[14..bytes.len() - inner.trailer.len()];
+    let number = if inner.src.is_ipv6() { 41 } else { 4 };
+    let mut out = inner
+        .moved(
+            inner.macs,
+            SocketAddr::new(outer.src, 0),
+            SocketAddr::new(outer.dst, 0),
+        )
+        .with(|packet| {
+            packet.ttl = 64;
+            packet.id = 0;
+            packet.fragment = 0x4000;
+            packet.options = Vec::new();
+            packet.transport = Transport::Other(number);
+            packet.payload = ip.to_vec();
+            packet.total_length = None;
+        })
+        .bytes();
+    if outer.dst.is_ipv6() {
+        let [_, a, b, c] = (label & 0xf_ffff).to_be_bytes();
+        out[15] |= a;
+        out[16] = b;
+        out[17] = c;
+    }
+    out
+}
+
+impl Way {
+    fn forwards(&self, packet: Packet) -> Step {
+        let out = sent(&packet, self.outer);
+        Step::FromClient(packet.bytes(), Expect::Redirect(out))
+    }
+
+    fn asks(&self, packet: Packet) -> Step {
+        let out = sent(&packet, self.udp_outer);
+        Step::FromClient(packet.bytes(), Expect::Redirect(out))
+    }
+
+    /// SYN, and the client's acknowledgement of an answer that does not come by.
+    fn opened(&self) -> Vec<Step> {
+        let tcp = &self.tcp;
+        vec![
+            self.forwards(tcp.request(SYN)),
+            self.forwards(tcp.request(ACK)),
+        ]
+    }
+
+    fn forget(&self) -> Step {
+        let (src, dst) = (self.tcp.client, self.tcp.vip);
+        Step::Evict {
+            src,
+            dst,
+            udp: false,
+        }
+    }
+}
+
+fn life(table: &mut Table, way: &Way) {
+    let (name, tcp, udp) = (way.name, &way.tcp, &way.udp);
+    let add = |table: &mut Table, what: &str, steps| {
+        table.add(&format!("{name}_{what}"), steps);
+    };
+    add(
+        table,
+        "syn_reaches_backend",
+        vec![way.forwards(tcp.request(SYN))],
+    );
+    add(table, "handshake", way.opened());
+    let mut steps = way.opened();
+    for length in [0, 1, 2, 700, 1400] {
+        let data = tcp.request(ACK | PSH).with(|p| p.payload = vec![7; length]);
+        steps.push(way.forwards(data));
+    }
+    add(table, "data", steps);
+    add(
+        table,
+        "retransmitted_syn",
+        vec![
+            way.forwards(tcp.request(SYN)),
+            way.forwards(tcp.request(SYN)),
+            way.forwards(tcp.request(ACK)),
+        ],
+    );
+    // What the client's second packet made lies where nothing is evicted.
+    let mut steps = way.opened();
+    steps.push(Step::Unknown {
+        src: tcp.client,
+        dst: tcp.vip,
+        udp: false,
+    });
+    steps.push(way.forwards(tcp.request(ACK)));
+    add(table, "second_packet_establishes", steps);
+    add(
+        table,
+        "lone_syn_stays_a_handshake",
+        vec![
+            way.forwards(tcp.request(SYN)),
+            way.forwards(tcp.request(SYN)),
+            way.forget(),
+        ],
+    );
+    add(
+        table,
+        "datagrams",
+        vec![
+            way.asks(udp.request(0)),
+            way.asks(udp.request(0)),
+            Step::Unknown {
+                src: udp.client,
+                dst: udp.vip,
+                udp: true,
+            },
+            way.asks(udp.request(0)),
+        ],
+    );
+    let mut steps = way.opened();
+    steps.push(Step::Epoch);
+    steps.push(way.forwards(tcp.request(ACK)));
+    steps.push(way.forwards(tcp.request(ACK)));
+    add(table, "new_epoch_looks_the_way_up", steps);
+    // The backend's own answer passes by, if it comes here at all.
+    let mut steps = way.opened();
+    let reply = Packet::tcp(world::FROM_BACKEND, tcp.vip, tcp.client, SYN | ACK);
+    steps.push(Step::FromBackend(reply.bytes(), Expect::Pass));
+    add(table, "answer_is_not_ours", steps);
+    let mut steps = way.opened();
+    for class in [0x02, 0xb8, 0xff] {
+        let marked = |flags| tcp.request(flags).with(|p| p.tos = class);
+        steps.push(way.forwards(marked(ACK)));
+        steps.push(way.forwards(marked(ACK | FIN)));
+    }
+    add(table, "class_of_service_is_kept", steps);
+    if !table.addresses.v6 {
+        let options = |flags| tcp.request(flags).with(|p| p.options = vec![1; 12]);
+        add(
+            table,
+            "ip_options_are_kept",
+            vec![way.forwards(options(SYN)), way.forwards(options(ACK))],
+        );
+        let divisible = |flags| tcp.request(flags).with(|p| p.fragment = 0);
+        add(
+            table,
+            "dont_fragment_is_kept",
+            vec![way.forwards(divisible(SYN)), way.forwards(divisible(ACK))],
+        );
+        let unsummed = udp.request(0).with(|p| {
+            p.transport = Transport::Udp {
+                checksum: false,
+                length: None,
+            };
+        });
+        add(
+            table,
+            "udp_without_checksum",
+            vec![way.asks(unsummed.clone()), way.asks(unsummed)],
+        );
+    }
+    add(
+        table,
+        "ttl_1_passes",
+        vec![passes(tcp.request(SYN).with(|p| p.ttl = 1))],
+    );
+    let mut steps = way.opened();
+    steps.push(passes(tcp.request(ACK).with(|p| p.ttl = 1)));
+    steps.push(way.forwards(tcp.request(ACK).with(|p| p.ttl = 2)));
+    add(table, "ttl_1_of_a_known_flow_passes", steps);
+}
+
+fn ends(table: &mut Table, way: &Way) {
+    let (name, tcp) = (way.name, &way.tcp);
+    let mut steps = way.opened();
+    steps.push(way.forwards(tcp.request(FIN | ACK)));
+    steps.push(way.forwards(tcp.request(ACK)));
+    table.add(&format!("{name}_half_closed_goes_on"), steps.clone());
+    steps.push(way.forwards(tcp.request(SYN)));
+    steps.push(way.forwards(tcp.request(ACK)));
+    table.add(&format!("{name}_port_again_after_fin"), steps);
+    let mut steps = way.opened();
+    steps.push(way.forwards(tcp.request(RST)));
+    steps.push(way.forwards(tcp.request(SYN)));
+    steps.push(way.forwards(tcp.request(ACK)));
+    table.add(&format!("{name}_port_again_after_reset"), steps);
+    table.add(
+        &format!("{name}_reset_establishes_nothing"),
+        vec![
+            way.forwards(tcp.request(SYN)),
+            way.forwards(tcp.request(RST)),
+            way.forget(),
+            Step::FromClient(
+                tcp.request(RST).bytes(),
+                Expect::Dropped(Drop::ResetWithoutFlow),
+            ),
+        ],
+    );
+}
+
+fn liveness(table: &mut Table, way: &Way) {
+    let (name, tcp, udp) = (way.name, &way.tcp, &way.udp);
+    let state = |slot, state, generation| Step::Backend {
+        slot,
+        state,
+        generation,
+    };
+    let resets = |packet: Packet| {
+        let answer = reset_of(&packet);
+        Step::FromClient(packet.bytes(), Expect::Transmit(answer))
+    };
+    let mut steps = way.opened();
+    steps.push(state(way.slot, backend_state::FREE, 2));
+    steps.push(resets(tcp.request(ACK)));
+    table.add(&format!("{name}_removed_backend_resets"), steps);
+    let mut steps = way.opened();
+    steps.push(state(way.slot, backend_state::ACTIVE, 2));
+    steps.push(resets(tcp.request(ACK)));
+    steps.push(way.forwards(tcp.request(SYN)));
+    table.add(&format!("{name}_slot_of_another_backend"), steps);
+    let mut steps = way.opened();
+    for which in [backend_state::DRAINING, backend_state::DOWN] {
+        steps.push(state(way.slot, which, 1));
+        steps.push(way.forwards(tcp.request(ACK)));
+    }
+    steps.push(resets(tcp.request(SYN)));
+    table.add(&format!("{name}_tcp_goes_on_while_backend_ends"), steps);
+    let mut steps = vec![way.asks(udp.request(0)), way.asks(udp.request(0))];
+    steps.push(state(way.udp_slot, backend_state::DOWN, 1));
+    steps.push(Step::FromClient(
+        udp.request(0).bytes(),
+        Expect::Transmit(super::unreachable_of(&udp.request(0))),
+    ));
+    table.add(&format!("{name}_udp_leaves_failed_backend"), steps);
+}
+
+/// The largest packet that fits, and the next.
+fn sizes(table: &mut Table, way: &Way) {
+    let (name, tcp, udp) = (way.name, &way.tcp, &way.udp);
+    let header = if table.addresses.v6 { 40 } else { 20 };
+    let largest = MTU as usize - way.outer.map_or(0, Outer::overhead);
+    let of = |packet: Packet, length: usize, transport: usize| {
+        packet.with(|p| p.payload = vec![0x33; length - header - transport])
+    };
+    let segment = |length| of(tcp.request(ACK), length, 20);
+    let mut steps = way.opened();
+    steps.push(way.forwards(segment(largest)));
+    steps.push(answered(&segment(largest + 1), largest));
+    steps.push(way.forwards(segment(largest)));
+    table.add(&format!("{name}_segment_too_big_is_answered"), steps);
+    let udp_largest = MTU as usize - way.udp_outer.map_or(0, Outer::overhead);
+    let datagram = |length| of(udp.request(0), length, 8);
+    table.add(
+        &format!("{name}_first_datagram_too_big_is_answered"),
+        vec![
+            answered(&datagram(udp_largest + 1), udp_largest),
+            way.asks(datagram(udp_largest)),
+            way.asks(datagram(udp_largest)),
+            answered(&datagram(udp_largest + 1), udp_largest),
+        ],
+    );
+    if !table.addresses.v6 {
+        let divisible = segment(largest + 1).with(|p| p.fragment = 0);
+        let mut steps = way.opened();
+        steps.push(answered(&divisible, largest));
+        table.add(&format!("{name}_divisible_too_big_is_answered"), steps);
+        let optional = |length: usize| {
+            let packet = tcp.request(ACK).with(|p| p.options = vec![1; 40]);
+            of(packet, length - 40, 20)
+        };
+        let mut steps = way.opened();
+        steps.push(way.forwards(optional(largest)));
+        steps.push(answered(&optional(largest + 1), largest));
+        table.add(&format!("{name}_too_big_with_options_is_answered"), steps);
+    }
+    let mut steps = way.opened();
+    steps.push(Step::Rejects(0));
+    steps.push(Step::FromClient(
+        segment(largest + 1).bytes(),
+        Expect::Dropped(Drop::RejectLimited),
+    ));
+    table.add(&format!("{name}_too_big_answers_are_limited"), steps);
+}
+
+/// `packet` is answered: it is too big for `mtu`.
+fn answered(packet: &Packet, mtu: usize) -> Step {
+    Step::FromClient(packet.bytes(), Expect::Transmit(too_big(packet, mtu)))
+}
+
+fn too_big(packet: &Packet, mtu: usize) -> Vec<u8> {
+    let (kind, code) = if packet.src.is_ipv6() { (2, 0) } else { (3, 4) };
+    unreachable_with(packet, kind, code, mtu as u32)
+}
+
+fn shapes(table: &mut Table) {
+    let a = table.addresses;
+    for way in ways(table) {
+        let tagged = way.tcp.request(SYN).with(|p| p.tags = vec![(0x8100, 5)]);
+        table.add(
+            &format!("{}_tagged_frame_passes", way.name),
+            vec![passes(tagged)],
+        );
+    }
+    // Of two backends each keeps its connection.
+    let to = |client| Connection::new(a.client(client), a.vip(port::L2_TWO), a.vip(port::L2_TWO));
+    let (first, second) = (to(40_080), to(40_081));
+    let direct = |packet: Packet| {
+        let out = sent(&packet, None);
+        Step::FromClient(packet.bytes(), Expect::Redirect(out))
+    };
+    table.add(
+        "l2_two_connections",
+        vec![
+            direct(first.request(SYN)),
+            direct(second.request(SYN)),
+            direct(first.request(ACK)),
+            direct(second.request(ACK)),
+        ],
+    );
+    let way = &ways(table)[1];
+    let padded = |flags| way.tcp.request(flags).with(|p| p.trailer = vec![0; 6]);
+    let padding = |flags| {
+        let packet = padded(flags);
+        let mut out = sent(&packet, way.outer);
+        out.extend(&packet.trailer);
+        // Built without the padding inside, which stays behind the packet.
+        let bare = sent(&way.tcp.request(flags), way.outer).len();
+        out.truncate(bare + 6);
+        Step::FromClient(packet.bytes(), Expect::Redirect(out))
+    };
+    table.add("tunnel_padded_frame", vec![padding(SYN), padding(ACK)]);
+}
+
+fn next_hops(table: &mut Table) {
+    let a = table.addresses;
+    let to = |port| Connection::new(a.client(40_090), a.vip(port), a.vip(port)).request(SYN);
+    for (name, port) in [("router", port::L2_ROUTED), ("the_node", port::L2_LOCAL)] {
+        table.add(
+            &format!("l2_backend_behind_{name}_is_refused"),
+            vec![Step::FromClient(
+                to(port).bytes(),
+                Expect::Dropped(Drop::NotNeighbour),
+            )],
+        );
+    }
+    table.add(
+        "tunnel_to_black_hole_is_unroutable",
+        vec![Step::FromClient(
+            to(port::TUNNEL_BLACK_HOLE).bytes(),
+            Expect::Dropped(Drop::Unroutable),
+        )],
+    );
+    // The kernel writes the MACs; until then they are the client's.
+    let packet = to(port::L2_UNRESOLVED);
+    let out = packet.moved(packet.macs, packet.src, packet.dst).bytes();
+    table.add(
+        "l2_unresolved_neighbour",
+        vec![Step::FromClient(packet.bytes(), Expect::Resolve(out))],
+    );
+    let packet = to(port::TUNNEL_UNRESOLVED);
+    let inner = packet.moved(packet.macs, packet.src, packet.dst);
+    let outer = Outer::between(a.node(0), a.backend(99, 0));
+    let out = inside(&inner, outer, label(&packet));
+    table.add(
+        "tunnel_unresolved_neighbour",
+        vec![Step::FromClient(packet.bytes(), Expect::Resolve(out))],
+    );
+    // A way narrower than its device.
+    let connection = Connection::new(
+        a.client(40_090),
+        a.vip(port::TUNNEL_NARROW),
+        a.vip(port::TUNNEL_NARROW),
+    );
+    let outer = Outer::between(a.node(0), a.narrow(0));
+    let largest = NARROW_MTU as usize - outer.overhead();
+    let headers = if a.v6 { 60 } else { 40 };
+    let sized = |length: usize| {
+        connection
+            .request(ACK)
+            .with(|p| p.payload = vec![1; length - headers])
+    };
+    let forwards = |packet: Packet| {
+        let out = sent(&packet, Some(outer));
+        Step::FromClient(packet.bytes(), Expect::Redirect(out))
+    };
+    table.add(
+        "tunnel_over_a_narrow_route",
+        vec![
+            forwards(connection.request(SYN)),
+            forwards(sized(largest)),
+            answered(&sized(largest + 1), largest),
+            forwards(sized(largest)),
+            answered(&sized(largest + 1), largest),
+        ],
+    );
+}
+
+/// Flows of one client come from different addresses in the tunnel, each always from its own.
+fn spread(table: &mut Table) {
+    let a = table.addresses;
+    let prefix: IpAddr = world::TUNNEL_PREFIX[usize::from(a.v6)]
+        .parse()
+        .expect("an address");
+    let mut sources = std::collections::HashSet::new();
+    let mut steps = Vec::new();
+    for client in 41_000..41_016 {
+        let connection =
+            Connection::new(a.client(client), a.vip(port::SPREAD), a.vip(port::SPREAD));
+        for flags in [SYN, ACK, ACK | PSH] {
+            let packet = connection.request(flags);
+            let bits = label(&packet) & world::TUNNEL_SPREAD.to_be();
+            let src = match prefix {
+                IpAddr::V4(prefix) => {
+                    let word = V4::from(prefix).0 | bits;
+                    V4(word).ip()
+                }
+                IpAddr::V6(prefix) => {
+                    let [x, y, z, word] = V6::from(prefix).0;
+                    V6([x, y, z, word | bits]).ip()
+                }
+            };
+            sources.insert(src);
+            let outer = Outer {
+                src,
+                dst: a.backend(27, 0).ip(),
+            };
+            let out = sent(&packet, Some(outer));
+            steps.push(Step::FromClient(packet.bytes(), Expect::Redirect(out)));
+        }
+    }
+    assert!(sources.len() >= 15, "{} sources of 16 flows", sources.len());
+    table.add("tunnel_sources_are_spread", steps);
+}
+
+/// NAT over a way that is narrower than the packets.
+fn narrow_nat(table: &mut Table) {
+    let a = table.addresses;
+    let headers = if a.v6 { 60 } else { 40 };
+    let mtu = NARROW_MTU as usize;
+    let sized =
+        |packet: Packet, length: usize| packet.with(|p| p.payload = vec![9; length - headers]);
+    let plain = Connection::new(a.client(40_001), a.vip(port::NARROW), a.narrow(8080));
+    let snat = Connection::new(a.client(40_001), a.vip(port::NARROW_SNAT), a.narrow(8081))
+        .seen_as(a.node(world::SNAT_PORT));
+    for (name, nat) in [("nat", &plain), ("snat", &snat)] {
+        let mut steps = nat.opened();
+        steps.push(nat.forwards(sized(nat.request(ACK), mtu)));
+        steps.push(answered(&sized(nat.request(ACK), mtu + 1), mtu));
+        steps.push(nat.forwards(nat.request(ACK)));
+        table.add(&format!("{name}_too_big_is_answered"), steps);
+    }
+    table.add(
+        "nat_first_packet_too_big_is_answered",
+        vec![
+            answered(&sized(plain.request(SYN), mtu + 1), mtu),
+            plain.forwards(plain.request(SYN)),
+        ],
+    );
+    // Replies: the backend is told, about the packet that it sent.
+    for (name, service, backend, source) in [
+        ("nat", port::WEB, a.backend(1, 8080), None),
+        (
+            "snat",
+            port::SNAT,
+            a.backend(2, 8443),
+            Some(a.node(world::SNAT_PORT)),
+        ),
+    ] {
+        let client = a.narrow_client(40_001);
+        let mut connection = Connection::new(client, a.vip(service), backend);
+        if let Some(source) = source {
+            connection = connection.seen_as(source);
+        }
+        let back = |packet: Packet, length| sized(packet, length);
+        let mut steps = connection.opened();
+        steps.push(connection.returns(back(connection.reply(ACK), mtu)));
+        let long = back(connection.reply(ACK), mtu + 1);
+        let told = Expect::Transmit(too_big(&long, mtu));
+        steps.push(Step::FromBackend(long.bytes(), told));
+        steps.push(connection.returns(connection.reply(ACK)));
+        table.add(&format!("{name}_reply_too_big_is_answered"), steps);
+    }
+    if a.v6 {
+        return;
+    }
+    // What may be fragmented is left to the kernel, translated, with its TTL.
+    let divisible = |packet: Packet| sized(packet, mtu + 1).with(|p| p.fragment = 0);
+    let packet = divisible(plain.request(ACK));
+    let out = packet
+        .moved(packet.macs, plain.source, plain.backend)
+        .with(|p| p.ttl += 1)
+        .bytes();
+    let mut steps = plain.opened();
+    steps.push(Step::FromClient(packet.bytes(), Expect::Stack(out)));
+    steps.push(plain.forwards(plain.request(ACK)));
+    table.add("nat_divisible_goes_to_the_kernel", steps);
+    // Not what would come from an address of the node's.
+    let mut steps = snat.opened();
+    steps.push(answered(&divisible(snat.request(ACK)), mtu));
+    table.add("snat_divisible_is_answered", steps);
+}
