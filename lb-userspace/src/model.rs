@@ -29,6 +29,72 @@ pub enum Protocol {
 pub enum Forwarding {
     #[default]
     Nat,
+    /// Direct server return: to the backend's Ethernet address, otherwise as it came.
+    DsrL2,
+    /// Direct server return: in an IP header of the node's.
+    DsrIpip,
+}
+
+/// A range of addresses, `ADDRESS/LENGTH`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Prefix {
+    pub address: std::net::IpAddr,
+    /// Bits that all its addresses have in common.
+    pub length: u8,
+}
+
+impl Prefix {
+    /// Bits of an address of this family.
+    pub const fn width(&self) -> u8 {
+        if is_v6(self.address) { 128 } else { 32 }
+    }
+
+    /// Whether the address has no bits behind the length.
+    pub fn is_base(&self) -> bool {
+        let bits = match self.address {
+            std::net::IpAddr::V4(v4) => u128::from(v4.to_bits()) << 96,
+            std::net::IpAddr::V6(v6) => v6.to_bits(),
+        };
+        self.length >= 128 || bits << self.length == 0
+    }
+}
+
+impl fmt::Display for Prefix {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.address, self.length)
+    }
+}
+
+impl std::str::FromStr for Prefix {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let fault = || format!("`{text}` is no prefix; write e.g. 172.16.0.0/16 or fd00::/64");
+        let (address, length) = text.split_once('/').ok_or_else(fault)?;
+        let prefix = Self {
+            address: address.parse().map_err(|_| fault())?,
+            length: length.parse().map_err(|_| fault())?,
+        };
+        let decimal = length.bytes().all(|b| b.is_ascii_digit());
+        if decimal && prefix.length <= prefix.width() {
+            Ok(prefix)
+        } else {
+            Err(fault())
+        }
+    }
+}
+
+impl Serialize for Prefix {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Prefix {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        text.parse().map_err(serde::de::Error::custom)
+    }
 }
 
 /// When the source of a connection becomes a node address.
@@ -143,6 +209,10 @@ pub struct ServiceSpec {
     pub protocol: Protocol,
     pub forwarding: Forwarding,
     pub snat: Snat,
+    /// Where packets in a tunnel come from, at most one per family; the node's own address if
+    /// there is none.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub tunnel_source: Vec<Prefix>,
     pub policy: Policy,
     pub no_backend: NoBackend,
     pub health: Health,

@@ -44,6 +44,9 @@ pub struct Service {
     pub protocol: &'static str,
     pub policy: &'static str,
     pub snat: &'static str,
+    pub forwarding: &'static str,
+    /// YAML, `[]` for none.
+    pub tunnel_source: &'static str,
     /// YAML.
     pub health: &'static str,
     /// Address and weight.
@@ -62,6 +65,8 @@ impl Service {
             },
             policy: "maglev",
             snat: "auto",
+            forwarding: "nat",
+            tunnel_source: "[]",
             health: QUICK_HEALTH,
             backends: Vec::new(),
         }
@@ -135,12 +140,15 @@ impl Config {
             let listen: Vec<_> = service.listen.iter().map(|a| format!("\"{a}\"")).collect();
             let _ = write!(
                 text,
-                "  - name: {}\n    listen: [{}]\n    protocol: {}\n    snat: {}\n    policy: {}\n\
+                "  - name: {}\n    listen: [{}]\n    protocol: {}\n    snat: {}\n    forwarding: {}\n\
+                 \x20   tunnel_source: {}\n    policy: {}\n\
                  \x20   health: {}\n    backends:\n",
                 service.name,
                 listen.join(", "),
                 service.protocol,
                 service.snat,
+                service.forwarding,
+                service.tunnel_source,
                 service.policy,
                 service.health,
             );

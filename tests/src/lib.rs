@@ -9,6 +9,7 @@ pub mod bulk;
 pub mod capture;
 pub mod clients;
 pub mod daemon;
+pub mod direct;
 pub mod frames;
 pub mod host;
 pub mod net;

@@ -9,8 +9,8 @@ use crate::{
     api::types::UnsetWhat,
     config::{self, parse_address},
     model::{
-        BackendRef, BackendSpec, Forwarding, HealthCheck, NoBackend, Policy, Protocol, Snat,
-        WeightOverride, duration_text,
+        BackendRef, BackendSpec, Forwarding, HealthCheck, NoBackend, Policy, Prefix, Protocol,
+        Snat, WeightOverride, duration_text,
     },
 };
 
@@ -156,7 +156,7 @@ pub(super) struct AddService {
     /// tcp or udp
     #[arg(long, value_parser = parse::word::<Protocol>, default_value_t)]
     pub(super) protocol: Protocol,
-    /// nat
+    /// nat, dsr-l2 or dsr-ipip
     #[arg(long, value_parser = parse::word::<Forwarding>, default_value_t)]
     pub(super) forwarding: Forwarding,
     /// maglev, round-robin or random
@@ -165,6 +165,9 @@ pub(super) struct AddService {
     /// auto, always or never
     #[arg(long, value_parser = parse::word::<Snat>, default_value_t)]
     pub(super) snat: Snat,
+    /// Where packets in a tunnel come from; one of each family [default: the node's address]
+    #[arg(long, value_name = "PREFIX")]
+    pub(super) tunnel_source: Vec<Prefix>,
     /// What clients get while no backend takes connections: reject or drop
     #[arg(long, value_parser = parse::word::<NoBackend>, default_value_t)]
     pub(super) no_backend: NoBackend,

@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     api::types::{BackendItem, EventItem, HealthItem, Request, Response, ServiceItem},
-    model::{Health, HealthCheck, ServiceSpec, duration_text},
+    model::{Forwarding, Health, HealthCheck, ServiceSpec, duration_text},
 };
 
 pub(super) async fn run(
@@ -78,7 +78,7 @@ fn service(
             ("Name", spec.name.clone()),
             ("Listen", listen.join(", ")),
             ("Protocol", spec.protocol.to_string()),
-            ("Forwarding", spec.forwarding.to_string()),
+            ("Forwarding", forwarding(spec)),
             ("SNAT", spec.snat.to_string()),
             ("Policy", spec.policy.to_string()),
             ("No backend", spec.no_backend.to_string()),
@@ -178,6 +178,19 @@ fn events(events: &[EventItem], out: &mut dyn Write) -> io::Result<()> {
     writeln!(out, "\nEvents:")?;
     let rows: Vec<_> = events.iter().map(|item| event_cells(item, false)).collect();
     table::print(&event_header(false), &rows, "  ", out)
+}
+
+/// The mode, and where a tunnel begins.
+fn forwarding(spec: &ServiceSpec) -> String {
+    let mode = spec.forwarding.to_string();
+    if spec.forwarding != Forwarding::DsrIpip {
+        return mode;
+    }
+    let prefixes: Vec<_> = spec.tunnel_source.iter().map(ToString::to_string).collect();
+    match prefixes.as_slice() {
+        [] => format!("{mode} from the node's address"),
+        prefixes => format!("{mode} from {}", prefixes.join(", ")),
+    }
 }
 
 fn health_words(health: &Health) -> String {

@@ -100,6 +100,7 @@ fn service(spec: &ServiceSpec) -> Value {
         protocol,
         forwarding,
         snat,
+        tunnel_source,
         policy,
         no_backend,
         health: health_spec,
@@ -121,6 +122,15 @@ fn service(spec: &ServiceSpec) -> Value {
     }
     if *snat != Snat::default() {
         put_word(&mut map, "snat", snat);
+    }
+    match tunnel_source.as_slice() {
+        [] => {}
+        [one] => put_word(&mut map, "tunnel_source", one),
+        many => put(
+            &mut map,
+            "tunnel_source",
+            many.iter().map(ToString::to_string).collect::<Vec<_>>(),
+        ),
     }
     put_word(&mut map, "policy", policy);
     if *no_backend != NoBackend::default() {

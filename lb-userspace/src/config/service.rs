@@ -11,18 +11,19 @@ use super::{
     value::{Fields, Later, address, choice, list, number, one_or_many, text},
 };
 use crate::model::{
-    BackendSpec, Forwarding, MAX_WEIGHT, NoBackend, Policy, Protocol, ServiceSpec, Snat,
+    BackendSpec, Forwarding, MAX_WEIGHT, NoBackend, Policy, Prefix, Protocol, ServiceSpec, Snat,
 };
 
 /// Weight of a backend whose entry names none.
 pub const DEFAULT_WEIGHT: u16 = 100;
 
-const KEYS: [&str; 9] = [
+const KEYS: [&str; 10] = [
     "name",
     "listen",
     "protocol",
     "forwarding",
     "snat",
+    "tunnel_source",
     "policy",
     "no_backend",
     "health",
@@ -36,8 +37,11 @@ const LATER_KEYS: [Later; 2] = [
     ("discovery", "list the servers under `backends` instead"),
 ];
 const PROTOCOLS: [(&str, Protocol); 2] = [("tcp", Protocol::Tcp), ("udp", Protocol::Udp)];
-const FORWARDINGS: [(&str, Forwarding); 1] = [("nat", Forwarding::Nat)];
-const LATER_FORWARDINGS: [Later; 2] = [("dsr-l2", "use `nat`"), ("dsr-ipip", "use `nat`")];
+const FORWARDINGS: [(&str, Forwarding); 3] = [
+    ("nat", Forwarding::Nat),
+    ("dsr-l2", Forwarding::DsrL2),
+    ("dsr-ipip", Forwarding::DsrIpip),
+];
 const SNATS: [(&str, Snat); 3] = [
     ("auto", Snat::Auto),
     ("always", Snat::Always),
@@ -67,6 +71,7 @@ pub(super) fn service(value: &Node, index: usize, report: &mut Report) -> Servic
         protocol: Protocol::default(),
         forwarding: Forwarding::default(),
         snat: Snat::default(),
+        tunnel_source: Vec::new(),
         policy: Policy::default(),
         no_backend: NoBackend::default(),
         health: health::default_for(Protocol::default()),
@@ -90,16 +95,21 @@ pub(super) fn service(value: &Node, index: usize, report: &mut Report) -> Servic
     macro_rules! choose {
         ($key:ident, $words:expr, $later:expr) => {
             if let Some(value) = fields.get(stringify!($key)) {
+                report.found_at(Item::Choice(index, stringify!($key)), value.place);
                 let chosen = choice(value, stringify!($key), $words, $later, report);
                 spec.$key = chosen.unwrap_or_default();
             }
         };
     }
     choose!(protocol, &PROTOCOLS, &[]);
-    choose!(forwarding, &FORWARDINGS, &LATER_FORWARDINGS);
+    choose!(forwarding, &FORWARDINGS, &[]);
     choose!(snat, &SNATS, &[]);
     choose!(policy, &POLICIES, &LATER_POLICIES);
     choose!(no_backend, &NO_BACKENDS, &[]);
+    if let Some(value) = fields.get("tunnel_source") {
+        report.found_at(Item::Choice(index, "tunnel_source"), value.place);
+        spec.tunnel_source = prefixes(value, report);
+    }
     spec.health = match fields.get("health") {
         Some(value) => health::health(value, spec.protocol, index, report),
         None => health::default_for(spec.protocol),
@@ -129,6 +139,19 @@ fn listens(value: &Node, index: usize, report: &mut Report) -> Vec<SocketAddr> {
         report.found_at(Item::Listens(index), value.place);
     }
     listens
+}
+
+fn prefixes(value: &Node, report: &mut Report) -> Vec<Prefix> {
+    let expected = "a prefix such as 172.16.0.0/16, or a list of them";
+    let mut prefixes = Vec::new();
+    for node in one_or_many(value) {
+        match text(node, "tunnel_source", expected, report).map(str::parse) {
+            Some(Ok(prefix)) => prefixes.push(prefix),
+            Some(Err(fault)) => report.fault(node.place, format!("`tunnel_source`: {fault}")),
+            None => {}
+        }
+    }
+    prefixes
 }
 
 /// A backend, or for a faulty one an address that is marked so and that nothing else is said about.

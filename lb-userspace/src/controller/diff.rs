@@ -133,6 +133,7 @@ fn service_fields(old: &ServiceSpec, new: &ServiceSpec) -> Vec<String> {
         protocol,
         forwarding,
         snat,
+        tunnel_source,
         policy,
         no_backend,
         health,
@@ -147,6 +148,15 @@ fn service_fields(old: &ServiceSpec, new: &ServiceSpec) -> Vec<String> {
     fields.add("protocol", protocol, new.protocol);
     fields.add("forwarding", forwarding, new.forwarding);
     fields.add("snat", snat, new.snat);
+    let prefixes = |list: &[crate::model::Prefix]| {
+        let words: Vec<_> = list.iter().map(ToString::to_string).collect();
+        words.join(" ")
+    };
+    fields.add(
+        "tunnel_source",
+        prefixes(tunnel_source),
+        prefixes(&new.tunnel_source),
+    );
     fields.add("policy", policy, new.policy);
     fields.add("no_backend", no_backend, new.no_backend);
     let Health {

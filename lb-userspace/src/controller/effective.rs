@@ -5,8 +5,11 @@ use std::net::IpAddr;
 use crate::{
     datapath::Route,
     health::Verdict,
-    model::{BackendSpec, BackendState, Health, HealthCheck, Mode, Override, Snat, WeightOverride},
-    plan::{Admit, DesiredBackend},
+    model::{
+        BackendSpec, BackendState, Forwarding, Health, HealthCheck, Mode, Override, Prefix,
+        ServiceSpec, Snat, WeightOverride, is_v6,
+    },
+    plan::{Admit, DesiredBackend, Tunnel},
 };
 
 /// How connections get to a backend and back.
@@ -16,12 +19,41 @@ pub(super) enum Via {
     Client,
     /// The source becomes this address of the node.
     Node(IpAddr),
+    /// In a tunnel.
+    Tunnel(Tunnel),
+    /// The backend would have to be a neighbour of the node's, and is not.
+    Router,
     /// The node has no route to the backend.
     Nowhere,
 }
 
-/// `route` is `None` if it is not known.
-pub(super) fn via(snat: Snat, route: Option<Route>) -> Via {
+/// How a service's backend at `address` is reached; `route` is `None` if it is not known.
+pub(super) fn via(spec: &ServiceSpec, address: IpAddr, route: Option<Route>) -> Via {
+    let source = route.and_then(|route| route.source);
+    match spec.forwarding {
+        Forwarding::Nat => translated(spec.snat, route),
+        Forwarding::DsrL2 if route.is_some_and(|r| r.is_neighbour) => Via::Client,
+        Forwarding::DsrL2 if source.is_some() => Via::Router,
+        Forwarding::DsrL2 => Via::Nowhere,
+        Forwarding::DsrIpip => source.map_or(Via::Nowhere, |source| {
+            Via::Tunnel(tunnel(&spec.tunnel_source, address, source))
+        }),
+    }
+}
+
+/// A tunnel to `backend` from a prefix of its family, else from the node's own address `source`.
+fn tunnel(prefixes: &[Prefix], backend: IpAddr, source: IpAddr) -> Tunnel {
+    let family = |prefix: &&Prefix| is_v6(prefix.address) == is_v6(backend);
+    match prefixes.iter().find(family) {
+        Some(prefix) => Tunnel {
+            source: prefix.address,
+            spread: prefix.width() - prefix.length,
+        },
+        None => Tunnel { source, spread: 0 },
+    }
+}
+
+fn translated(snat: Snat, route: Option<Route>) -> Via {
     let source = route.and_then(|route| route.source);
     match (snat, route, source) {
         (Snat::Never, _, _) => Via::Client,
@@ -75,7 +107,11 @@ pub(super) fn desired(facts: Facts<'_>) -> DesiredBackend {
         admit: effective(facts).admit,
         snat: match facts.via {
             Via::Node(source) => Some(source),
-            Via::Client | Via::Nowhere => None,
+            Via::Client | Via::Tunnel(_) | Via::Router | Via::Nowhere => None,
+        },
+        tunnel: match facts.via {
+            Via::Tunnel(tunnel) => Some(tunnel),
+            Via::Client | Via::Node(_) | Via::Router | Via::Nowhere => None,
         },
     }
 }
@@ -103,7 +139,7 @@ pub(super) fn weight(configured: u16, said: Option<WeightOverride>) -> u32 {
 
 fn standing(facts: Facts<'_>) -> (BackendState, Admit) {
     let healthy = healthy(facts.health, facts.verdict);
-    let reachable = facts.via != Via::Nowhere;
+    let reachable = !matches!(facts.via, Via::Nowhere | Via::Router);
     match (facts.said.mode, reachable, healthy) {
         (Some(Mode::Maintenance), _, _) => (BackendState::Maintenance, Admit::Draining),
         // Connections of a draining backend go on, unless it is dead: UDP flows then move away.
@@ -127,6 +163,12 @@ fn reasons(facts: Facts<'_>, weight: u32) -> Vec<String> {
     }
     if facts.via == Via::Nowhere {
         reasons.push(format!("no route to {}", facts.spec.address.ip()));
+    }
+    if facts.via == Via::Router {
+        let ip = facts.spec.address.ip();
+        reasons.push(format!(
+            "dsr-l2 needs a direct neighbour, which {ip} is not"
+        ));
     }
     let probed = facts.said.mode != Some(Mode::Maintenance);
     reasons.push(if probed {
@@ -362,6 +404,7 @@ mod tests {
         let far = Route {
             source: Some(node),
             returns_here: false,
+            is_neighbour: false,
         };
         let near = Route {
             returns_here: true,
@@ -370,6 +413,7 @@ mod tests {
         let lost = Route {
             source: None,
             returns_here: false,
+            is_neighbour: false,
         };
         for (snat, route, want) in [
             (Snat::Auto, Some(far), Via::Node(node)),
@@ -381,8 +425,45 @@ mod tests {
             (Snat::Never, Some(far), Via::Client),
             (Snat::Never, None, Via::Client),
         ] {
-            assert_eq!(via(snat, route), want, "{snat:?} {route:?}");
+            assert_eq!(translated(snat, route), want, "{snat:?} {route:?}");
         }
+    }
+
+    #[test]
+    fn direct_return_by_route() {
+        let (backend, node): (IpAddr, IpAddr) =
+            ("10.1.0.11".parse().unwrap(), "10.0.0.1".parse().unwrap());
+        let router = Route {
+            source: Some(node),
+            returns_here: false,
+            is_neighbour: false,
+        };
+        let neighbour = Route {
+            is_neighbour: true,
+            ..router
+        };
+        let service = |forwarding| ServiceSpec {
+            forwarding,
+            tunnel_source: vec!["fd00::/64".parse().unwrap()],
+            ..crate::controller::testing::service("web", "192.0.2.1:80", &[])
+        };
+        let l2 = service(Forwarding::DsrL2);
+        assert_eq!(via(&l2, backend, Some(neighbour)), Via::Client);
+        assert_eq!(via(&l2, backend, Some(router)), Via::Router);
+        assert_eq!(via(&l2, backend, None), Via::Nowhere);
+        let mut ipip = service(Forwarding::DsrIpip);
+        let own = Tunnel {
+            source: node,
+            spread: 0,
+        };
+        assert_eq!(via(&ipip, backend, Some(router)), Via::Tunnel(own));
+        ipip.tunnel_source.push("172.16.0.0/16".parse().unwrap());
+        let spread = Tunnel {
+            source: "172.16.0.0".parse().unwrap(),
+            spread: 16,
+        };
+        assert_eq!(via(&ipip, backend, Some(router)), Via::Tunnel(spread));
+        assert_eq!(via(&ipip, backend, None), Via::Nowhere);
     }
 
     proptest! {

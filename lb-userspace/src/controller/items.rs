@@ -33,6 +33,7 @@ pub(super) fn items(
         protocol,
         forwarding,
         snat,
+        tunnel_source: _,
         policy,
         no_backend,
         health: _,

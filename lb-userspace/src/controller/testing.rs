@@ -18,6 +18,7 @@ pub(super) fn service(name: &str, listen: &str, backends: &[&str]) -> ServiceSpe
         protocol: Default::default(),
         forwarding: Default::default(),
         snat: Default::default(),
+        tunnel_source: Vec::new(),
         policy: Default::default(),
         no_backend: Default::default(),
         health: Health::default(),

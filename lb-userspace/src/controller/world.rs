@@ -14,7 +14,7 @@ use super::{
 use crate::{
     datapath::Route,
     health::{Report, Target, Verdict},
-    model::{BackendRef, BackendSpec, Config, HealthCheck, Mode, Override, Snat},
+    model::{BackendRef, BackendSpec, Config, Forwarding, HealthCheck, Mode, Override, Snat},
     plan::{Desired, DesiredService},
     state::State,
 };
@@ -95,6 +95,7 @@ impl Service {
             name: spec.name.clone(),
             listen: spec.listen.clone(),
             protocol: spec.protocol,
+            forwarding: spec.forwarding,
             policy: spec.policy,
             no_backend: spec.no_backend,
             backends: self.facts().map(effective::desired).collect(),
@@ -205,7 +206,8 @@ impl World {
             for place in 0..service.observed.len() {
                 let spec = &service.merged.spec;
                 let address = spec.backends[place].address;
-                let via = effective::via(spec.snat, self.routes.get(&address.ip()).copied());
+                let via =
+                    effective::via(spec, address.ip(), self.routes.get(&address.ip()).copied());
                 if via == service.observed[place].via {
                     continue;
                 }
@@ -298,14 +300,16 @@ impl World {
                     let said = said.cloned().unwrap_or_default();
                     let former = former(&reference, &said);
                     let ip = backend.address.ip();
-                    if merged.spec.snat != Snat::Never && !self.routes.contains_key(&ip) {
+                    let matters = merged.spec.snat != Snat::Never
+                        || merged.spec.forwarding != Forwarding::Nat;
+                    if matters && !self.routes.contains_key(&ip) {
                         let known = old_routes.get(&ip).copied().or_else(|| route(ip));
                         self.routes.insert(ip, known.unwrap_or(NO_ROUTE));
                     }
                     Observed {
                         said,
                         verdict: former.verdict(),
-                        via: effective::via(merged.spec.snat, self.routes.get(&ip).copied()),
+                        via: effective::via(&merged.spec, ip, self.routes.get(&ip).copied()),
                         probes: former.probes,
                     }
                 });
@@ -348,6 +352,7 @@ impl World {
 const NO_ROUTE: Route = Route {
     source: None,
     returns_here: false,
+    is_neighbour: false,
 };
 
 /// What an earlier life of a backend hands on.

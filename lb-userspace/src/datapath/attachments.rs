@@ -1,6 +1,6 @@
 //! All devices together: which are served, how, and what had to be repaired.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use anyhow::{Result, bail};
 use tracing::{info, warn};
@@ -73,12 +73,14 @@ impl Attachments {
         Ok(repaired)
     }
 
-    /// Numbers of the devices that XDP may redirect straight into, right now.
-    pub(super) fn redirect_targets(&self) -> Result<BTreeSet<u32>> {
+    /// What the packet path is to know of every device, right now.
+    pub(super) fn device_words(&self) -> Result<BTreeMap<u32, u32>> {
         let native = |(_, outcome): &(String, Outcome)| *outcome == Ok(Served::Native);
         let any_native = self.served.values().any(native);
         let told = devices::redirect_targets();
-        Ok(devices::direct(&devices::list()?, told, any_native))
+        let all = devices::list()?;
+        let direct = devices::direct(&all, told, any_native);
+        Ok(devices::words(&all, &direct))
     }
 
     /// Name of each device, and how it is served.

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::{Context, Result, bail};
+use lb_common::abi::link;
 
 use super::netlink::{Message, Socket, attribute, number, put_attribute, text};
 use crate::model::Interfaces;
@@ -82,6 +83,14 @@ pub(super) fn select<'a>(
             (chosen, Vec::new())
         }
     }
+}
+
+/// What the packet path is told of every device ([`link`]), by number; `direct` are those that XDP
+/// may redirect into.
+pub(super) fn words(devices: &[Device], direct: &BTreeSet<u32>) -> BTreeMap<u32, u32> {
+    let up = devices.iter().filter(|d| d.up);
+    up.map(|d| (d.index, link::new(d.mtu, direct.contains(&d.index))))
+        .collect()
 }
 
 /// Numbers of the devices that XDP may redirect straight into. `targets` is what the kernel told

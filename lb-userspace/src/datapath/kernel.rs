@@ -1,7 +1,7 @@
 //! The real kernel: loads, pins, attaches and adopts programs and maps through aya.
 
 use std::{
-    collections::BTreeSet,
+    collections::BTreeMap,
     net::{IpAddr, SocketAddr},
     sync::{Mutex, MutexGuard, PoisonError},
 };
@@ -29,8 +29,6 @@ use crate::model::{Limits, Node, Protocol};
 
 /// Answers (RST, ICMP) per second and CPU: enough for people, too few to be a weapon.
 const REJECTS_PER_SECOND: u32 = 1000;
-/// Bit of a `DEVICES` value: XDP may redirect straight into the device.
-const DIRECT: u32 = 1 << 0;
 
 /// What is no part of the node's configuration.
 #[derive(Clone, Copy, Default, Debug)]
@@ -96,20 +94,22 @@ impl Kernel {
         Ok(kernel)
     }
 
-    /// Tells the packet path which devices XDP may redirect into, and says whether that is news.
+    /// Tells the packet path what devices there are, and says whether that is news.
     fn refresh_devices(&self, attachments: &Attachments) -> Result<bool> {
         let map = &self.maps.devices;
         // What finds no room is served through the kernel.
-        let targets = attachments.redirect_targets()?;
-        let targets: BTreeSet<_> = targets.into_iter().take(map.capacity() as usize).collect();
-        let known: BTreeSet<_> = map.all()?.into_iter().map(|(ifindex, _)| ifindex).collect();
-        for ifindex in known.difference(&targets) {
+        let words = attachments.device_words()?;
+        let words: BTreeMap<_, _> = words.into_iter().take(map.capacity() as usize).collect();
+        let known: BTreeMap<_, _> = map.all()?.into_iter().collect();
+        for ifindex in known.keys().filter(|ifindex| !words.contains_key(ifindex)) {
             map.remove(ifindex)?;
         }
-        for ifindex in targets.difference(&known) {
-            map.set(ifindex, &DIRECT)?;
+        for (ifindex, word) in &words {
+            if known.get(ifindex) != Some(word) {
+                map.set(ifindex, word)?;
+            }
         }
-        Ok(known != targets)
+        Ok(known != words)
     }
 
     fn lock_attachments(&self) -> MutexGuard<'_, Attachments> {
@@ -217,7 +217,7 @@ impl Datapath for Kernel {
         let mut attachments = self.lock_attachments();
         let repaired = attachments.repair()?;
         if self.refresh_devices(&attachments)? {
-            // Cached next hops say whether XDP may redirect.
+            // Cached next hops hold what was known of their devices.
             let mut config = self.maps.config.get(0)?;
             config.epoch = next_epoch(config.epoch);
             self.maps.config.set(0, &config)?;

@@ -277,11 +277,17 @@ fn devices_that_take_redirected_frames_are_known() {
                 .index
         };
         let direct = || {
-            let map = sys::Map::from_pin(&bpffs.join("lbd/1/DEVICES")).unwrap();
-            let mut bytes = 0;
-            map.lookup_batch(64, |keys, _| Ok(bytes += keys.len()))
-                .unwrap();
-            bytes / 4
+            let map = sys::Map::from_pin(&bpffs.join("lbd/2/DEVICES")).unwrap();
+            let mut direct = 0;
+            let redirect = |word: &&[u8]| {
+                let word = u32::from_ne_bytes((**word).try_into().unwrap());
+                word & lb_common::abi::link::REDIRECT != 0
+            };
+            map.lookup_batch(64, |_, words| {
+                Ok(direct += words.chunks(4).filter(redirect).count())
+            })
+            .unwrap();
+            direct
         };
         let targets = || devices::redirect_targets().unwrap();
         assert!(targets().contains(&index("far")) && !targets().contains(&index("two")));
@@ -433,7 +439,7 @@ fn maps_keep_their_size_and_refuse_another_layout() {
         let kernel = world.start();
         assert_eq!(kernel.capacity().backends, 5000);
         drop(kernel);
-        let pin = bpffs.join("lbd/1/BACKENDS");
+        let pin = bpffs.join("lbd/2/BACKENDS");
         std::fs::remove_file(&pin).unwrap();
         let pin = pin.display();
         sh(&format!(

@@ -261,6 +261,7 @@ impl Datapath for Memory {
             let direct = Route {
                 source: None,
                 returns_here: true,
+                is_neighbour: true,
             };
             inner.routes.get(&address).copied().unwrap_or(direct)
         })

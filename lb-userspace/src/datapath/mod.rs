@@ -131,4 +131,6 @@ pub struct Route {
     /// Replies of this address come back through this node whatever their destination: the
     /// address is the node's own, or a pod behind a host route (/32, /128) without gateway.
     pub returns_here: bool,
+    /// The address is on a link of the node's: neither its own nor behind a router.
+    pub is_neighbour: bool,
 }

@@ -20,12 +20,14 @@ pub(super) fn route(address: IpAddr) -> Result<Route> {
             return Ok(Route {
                 source: None,
                 returns_here: false,
+                is_neighbour: false,
             });
         };
         let matched = look_up(&socket, address, libc::RTM_F_FIB_MATCH)?;
         Ok(Route {
             source: attribute(tail(&resolved), libc::RTA_PREFSRC).and_then(ip),
             returns_here: is_local(&resolved) || matched.is_some_and(|m| is_host_route(&m)),
+            is_neighbour: !is_local(&resolved) && !has_gateway(&resolved),
         })
     };
     ask().with_context(|| format!("asking the kernel for the route to {address}"))
@@ -73,10 +75,13 @@ fn is_host_route(message: &Message) -> bool {
         Some(libc::AF_INET) => 32,
         _ => 128,
     };
-    let gateway = [libc::RTA_GATEWAY, libc::RTA_VIA, libc::RTA_MULTIPATH]
+    message.body.get(1) == Some(&full) && !has_gateway(message)
+}
+
+fn has_gateway(message: &Message) -> bool {
+    [libc::RTA_GATEWAY, libc::RTA_VIA, libc::RTA_MULTIPATH]
         .iter()
-        .any(|kind| attribute(tail(message), *kind).is_some());
-    message.body.get(1) == Some(&full) && !gateway
+        .any(|kind| attribute(tail(message), *kind).is_some())
 }
 
 fn ip(octets: &[u8]) -> Option<IpAddr> {
@@ -110,22 +115,24 @@ mod tests {
                  route add unreachable 10.66.0.0/16
                  -6 route add 2001:db8:9::7/128 dev pod",
             );
-            let node = |source: &str, returns_here| Route {
+            let node = |source: &str, returns_here, is_neighbour| Route {
                 source: Some(source.parse().unwrap()),
                 returns_here,
+                is_neighbour,
             };
             let ask = |address: &str| route(address.parse().unwrap()).unwrap();
-            assert_eq!(ask("10.0.0.9"), node("10.0.0.1", false));
-            assert_eq!(ask("10.0.0.1"), node("10.0.0.1", true));
-            assert_eq!(ask("127.0.0.1"), node("127.0.0.1", true));
-            assert_eq!(ask("10.9.0.7"), node("10.0.0.1", true));
-            assert_eq!(ask("10.9.0.8"), node("10.0.0.1", false));
-            assert_eq!(ask("198.51.100.1"), node("10.0.0.1", false));
-            assert_eq!(ask("2001:db8::9"), node("2001:db8::1", false));
+            assert_eq!(ask("10.0.0.9"), node("10.0.0.1", false, true));
+            assert_eq!(ask("10.0.0.1"), node("10.0.0.1", true, false));
+            assert_eq!(ask("127.0.0.1"), node("127.0.0.1", true, false));
+            assert_eq!(ask("10.9.0.7"), node("10.0.0.1", true, true));
+            assert_eq!(ask("10.9.0.8"), node("10.0.0.1", false, false));
+            assert_eq!(ask("198.51.100.1"), node("10.0.0.1", false, false));
+            assert_eq!(ask("2001:db8::9"), node("2001:db8::1", false, true));
             assert!(ask("2001:db8:9::7").returns_here);
             let none = Route {
                 source: None,
                 returns_here: false,
+                is_neighbour: false,
             };
             assert_eq!(ask("10.66.0.1"), none);
             assert_eq!(ask("2001:db9::1"), none);

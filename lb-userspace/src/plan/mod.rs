@@ -20,7 +20,7 @@ use lb_common::abi::{Backend, Service};
 
 use crate::{
     datapath::{Capacity, Listen},
-    model::{BackendRef, NoBackend, Policy, Protocol},
+    model::{BackendRef, Forwarding, NoBackend, Policy, Protocol},
 };
 
 pub use change::{Change, Target, changes};
@@ -38,6 +38,7 @@ pub struct DesiredService {
     pub name: String,
     pub listen: Vec<SocketAddr>,
     pub protocol: Protocol,
+    pub forwarding: Forwarding,
     pub policy: Policy,
     pub no_backend: NoBackend,
     pub backends: Vec<DesiredBackend>,
@@ -51,6 +52,16 @@ pub struct DesiredBackend {
     pub admit: Admit,
     /// Source address for SNAT, `None` to keep the client's.
     pub snat: Option<IpAddr>,
+    /// Where a tunnel to it begins, `None` if there is none.
+    pub tunnel: Option<Tunnel>,
+}
+
+/// The node's end of a tunnel.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Tunnel {
+    pub source: IpAddr,
+    /// Low bits of the source that differ from flow to flow; beyond 32 as good as 32.
+    pub spread: u8,
 }
 
 /// Becomes `lb_common::abi::backend_state`.

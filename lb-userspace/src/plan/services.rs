@@ -8,7 +8,7 @@ use lb_common::abi::{Service, backend_state, forwarding, no_backend, policy};
 use super::{DesiredService, Input};
 use crate::{
     datapath::Listen,
-    model::{NoBackend, Policy, is_v6},
+    model::{Forwarding, NoBackend, Policy, is_v6},
 };
 
 /// A desired service that has a number.
@@ -30,7 +30,11 @@ impl Placed<'_> {
                     Policy::RoundRobin => policy::ROUND_ROBIN,
                     Policy::Random => policy::RANDOM,
                 },
-                forwarding: forwarding::NAT,
+                forwarding: match self.desired.forwarding {
+                    Forwarding::Nat => forwarding::NAT,
+                    Forwarding::DsrL2 => forwarding::DSR_L2,
+                    Forwarding::DsrIpip => forwarding::DSR_IPIP,
+                },
                 no_backend: match self.desired.no_backend {
                     NoBackend::Reject => no_backend::REJECT,
                     NoBackend::Drop => no_backend::DROP,
@@ -42,7 +46,7 @@ impl Placed<'_> {
     }
 }
 
-/// Table of a service's backends of the family of `address`.
+/// Table of a service for clients of the family of `address`.
 pub(super) const fn table_index(service: u32, address: IpAddr) -> u32 {
     2 * service + is_v6(address) as u32
 }

@@ -60,13 +60,12 @@ pub(super) fn assign(input: Input<'_>, placed: &[Placed<'_>], refused: &mut Vec<
             match find(known, &entry).or_else(|| free.next(input)) {
                 Some((slot, generation)) => {
                     place.insert(slot);
-                    slots.backends.push((
-                        slot,
-                        Backend {
-                            generation,
-                            ..entry
-                        },
-                    ));
+                    let entry = Backend {
+                        generation,
+                        ..entry
+                    };
+                    let former = input.installed.backends.get(&slot);
+                    slots.backends.push((slot, keep_tunnel(entry, former)));
                     members.push(Placement::new(backend, slot));
                 }
                 None => refused.push(format!(
@@ -143,9 +142,10 @@ fn retire(backend: &Backend) -> Backend {
 /// What the slot of a backend holds, but for the generation.
 fn entry(service: &Placed<'_>, desired: &DesiredBackend) -> Backend {
     // A packet cannot come from another family's address.
-    let source = desired
-        .snat
-        .filter(|s| is_v6(*s) == is_v6(desired.address.ip()));
+    let fits = |s: &IpAddr| is_v6(*s) == is_v6(desired.address.ip());
+    let snat = desired.snat.filter(fits);
+    let tunnel = desired.tunnel.filter(|t| fits(&t.source));
+    let spread = tunnel.filter(|_| snat.is_none()).map_or(0, |t| t.spread);
     Backend {
         generation: 0,
         state: match desired.admit {
@@ -154,13 +154,30 @@ fn entry(service: &Placed<'_>, desired: &DesiredBackend) -> Backend {
             Admit::Down => backend_state::DOWN,
         },
         address: words(desired.address.ip()),
-        source: source.map(words).unwrap_or_default(),
+        source: snat
+            .or(tunnel.map(|t| t.source))
+            .map(words)
+            .unwrap_or_default(),
         port: Be16::new(desired.address.port()).0,
         family: if is_v6(desired.address.ip()) { 6 } else { 4 },
         protocol: protocol_number(service.desired.protocol),
         service: service.id,
-        flags: source.map_or(0, |_| backend_flag::SNAT),
+        flags: snat.map_or(0, |_| backend_flag::SNAT),
+        spread: low_bits(spread).to_be(),
         ..Backend::default()
+    }
+}
+
+/// A tunnel outlives its service's forwarding, for the connections that began in it.
+fn keep_tunnel(entry: Backend, former: Option<&Backend>) -> Backend {
+    let same = former.filter(|f| f.generation == entry.generation);
+    match same {
+        Some(f) if entry.source == [0; 4] && f.flags & backend_flag::SNAT == 0 => Backend {
+            source: f.source,
+            spread: f.spread,
+            ..entry
+        },
+        _ => entry,
     }
 }
 
@@ -171,6 +188,12 @@ pub fn socket_address(backend: &Backend) -> SocketAddr {
         _ => backend.address::<V4>().ip(),
     };
     (ip, Be16(backend.port).get()).into()
+}
+
+fn low_bits(count: u8) -> u32 {
+    u32::MAX
+        .checked_shr(32_u32.saturating_sub(count.into()))
+        .unwrap_or(0)
 }
 
 fn words(address: IpAddr) -> [u32; 4] {

@@ -1,4 +1,8 @@
-use std::{borrow::Cow, collections::BTreeMap};
+use std::{
+    borrow::Cow,
+    collections::BTreeMap,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+};
 
 use super::{
     Input,
@@ -6,7 +10,7 @@ use super::{
     slots::{Placement, Slots},
 };
 use crate::{
-    model::{Policy, is_v6},
+    model::{Forwarding, Policy, is_v6},
     select::{self, Member},
 };
 
@@ -26,7 +30,7 @@ pub struct Table<'a> {
     pub recipe: Option<Recipe>,
 }
 
-/// The tables of all services, one per address family that has an eligible backend.
+/// The tables of all services, one per family of clients that has an eligible backend.
 pub(super) fn tables<'a>(
     input: Input<'a>,
     placed: &[Placed<'_>],
@@ -35,11 +39,11 @@ pub(super) fn tables<'a>(
 ) -> BTreeMap<u32, Table<'a>> {
     let mut tables = BTreeMap::new();
     for (service, backends) in placed.iter().zip(&slots.members) {
-        for family in by_family(backends) {
+        for (clients, family) in by_family(service, backends) {
             let Some(recipe) = recipe(service.desired.policy, &family) else {
                 continue;
             };
-            let index = table_index(service.id, family[0].member.address.ip());
+            let index = table_index(service.id, clients);
             let table = table(input, index, recipe, confirmed);
             tables.insert(index, table);
         }
@@ -79,9 +83,22 @@ fn keep(slots: &[u32]) -> Table<'_> {
     }
 }
 
-fn by_family(backends: &[Placement]) -> [Vec<&Placement>; 2] {
-    let (v6, v4) = backends.iter().partition(|p| is_v6(p.member.address.ip()));
-    [v4, v6]
+/// Backends by the family of the clients they serve, which any address of that family stands for:
+/// their own, and with a tunnel those of IPv6 both.
+fn by_family<'b>(
+    service: &Placed<'_>,
+    backends: &'b [Placement],
+) -> [(IpAddr, Vec<&'b Placement>); 2] {
+    let is_crossed = service.desired.forwarding == Forwarding::DsrIpip
+        && service.listens.iter().any(|l| l.address.is_ipv4());
+    let of = |v6: bool| {
+        let serves = move |p: &&Placement| is_v6(p.member.address.ip()) == v6 || is_crossed && !v6;
+        backends.iter().filter(serves).collect()
+    };
+    [
+        (Ipv4Addr::UNSPECIFIED.into(), of(false)),
+        (Ipv6Addr::UNSPECIFIED.into(), of(true)),
+    ]
 }
 
 /// `None` without an eligible backend.

@@ -12,6 +12,7 @@ fn service(name: &str, listen: &[&str], policy: Policy, backends: u8) -> Desired
         name: name.to_owned(),
         listen: listen.iter().map(|l| l.parse().unwrap()).collect(),
         protocol: Protocol::Tcp,
+        forwarding: Default::default(),
         policy,
         no_backend: NoBackend::Drop,
         backends: (1..=backends)
@@ -20,6 +21,7 @@ fn service(name: &str, listen: &[&str], policy: Policy, backends: u8) -> Desired
                 weight: 10,
                 admit: Admit::Active,
                 snat: Some("10.9.9.9".parse().unwrap()),
+                tunnel: None,
             })
             .collect(),
     }

@@ -29,6 +29,7 @@ fn backend(address: &str) -> DesiredBackend {
         weight: 100,
         admit: Admit::Active,
         snat: None,
+        tunnel: None,
     }
 }
 
@@ -37,6 +38,7 @@ fn service(name: &str, listen: &str, backends: &[&str]) -> DesiredService {
         name: name.to_owned(),
         listen: vec![listen.parse().unwrap()],
         protocol: Protocol::Tcp,
+        forwarding: Default::default(),
         policy: Policy::RoundRobin,
         no_backend: NoBackend::Reject,
         backends: backends.iter().map(|b| backend(b)).collect(),

@@ -32,6 +32,8 @@ pub(super) enum Item {
     Name(usize),
     Listens(usize),
     Listen(usize, usize),
+    /// One of a service's keys that say how it is served.
+    Choice(usize, &'static str),
     Backends(usize),
     Backend(usize, usize),
     Labels(usize, usize),
@@ -48,6 +50,7 @@ impl Item {
             Self::Service(_) => Some(Self::Setting("services")),
             Self::Name(service)
             | Self::Listens(service)
+            | Self::Choice(service, _)
             | Self::Backends(service)
             | Self::Health(service, "") => Some(Self::Service(service)),
             Self::Listen(service, _) => Some(Self::Listens(service)),
@@ -64,6 +67,7 @@ impl Item {
             | Self::Name(service)
             | Self::Listens(service)
             | Self::Listen(service, _)
+            | Self::Choice(service, _)
             | Self::Backends(service)
             | Self::Backend(service, _)
             | Self::Labels(service, _)

@@ -8,7 +8,7 @@ use super::{
 };
 use crate::{
     config::suggest::quoted,
-    model::{Config, ServiceSpec},
+    model::{Config, Forwarding, Prefix, ServiceSpec, Snat},
 };
 
 /// Longest service name and label key, as in DNS labels.
@@ -40,6 +40,84 @@ pub(super) fn service(spec: &ServiceSpec, index: usize, remarks: &mut Remarks) {
     }
     backends(spec, index, remarks);
     families(spec, index, remarks);
+    tunnel_source(spec, index, remarks);
+    if spec.forwarding != Forwarding::Nat {
+        direct(spec, index, remarks);
+    }
+}
+
+/// Direct return: the backend gets what the client sent.
+fn direct(spec: &ServiceSpec, index: usize, remarks: &mut Remarks) {
+    let forwarding = spec.forwarding;
+    if spec.snat == Snat::Always {
+        let message = format!(
+            "`snat: always` contradicts `forwarding: {forwarding}`, with which backends answer \
+             clients themselves; remove it, or use `forwarding: nat`"
+        );
+        remarks.fault(Item::Choice(index, "snat"), message);
+    }
+    for (at, backend) in spec.backends.iter().enumerate() {
+        let address = backend.address;
+        let item = Item::Backend(index, at);
+        if let Some(listen) = spec.listen.iter().find(|l| l.port() != address.port()) {
+            let message = format!(
+                "backend {address} has another port than {listen}, but `forwarding: {forwarding}` \
+                 changes no ports; write port {}, or use `forwarding: nat`",
+                listen.port()
+            );
+            remarks.fault(item, message);
+        }
+        let can_serve = |listen: &std::net::SocketAddr| {
+            let in_ipv6 = forwarding == Forwarding::DsrIpip && address.is_ipv6();
+            in_ipv6 || listen.is_ipv6() == address.is_ipv6()
+        };
+        if !spec.listen.iter().any(can_serve) {
+            let message = if address.is_ipv6() {
+                format!(
+                    "backend {address} cannot serve IPv4 with `forwarding: {forwarding}`; write \
+                     its IPv4 address, or use `forwarding: dsr-ipip`"
+                )
+            } else {
+                format!(
+                    "backend {address} cannot serve IPv6 with `forwarding: {forwarding}`; write \
+                     its IPv6 address"
+                )
+            };
+            remarks.fault(item, message);
+        }
+    }
+}
+
+fn tunnel_source(spec: &ServiceSpec, index: usize, remarks: &mut Remarks) {
+    let item = Item::Choice(index, "tunnel_source");
+    if !spec.tunnel_source.is_empty() && spec.forwarding != Forwarding::DsrIpip {
+        let message = format!(
+            "`tunnel_source` means nothing with `forwarding: {}`",
+            spec.forwarding
+        );
+        remarks.warn(item, message);
+    }
+    for (at, prefix) in spec.tunnel_source.iter().enumerate() {
+        if !prefix.is_base() {
+            let message = format!(
+                "`tunnel_source` {prefix} has bits behind its length; write the prefix's first \
+                 address"
+            );
+            remarks.fault(item, message);
+        }
+        if prefix.length < 8 || prefix.address.is_multicast() || prefix.address.is_loopback() {
+            let message = format!(
+                "`tunnel_source` {prefix} is no range of hosts; write one such as 172.16.0.0/16"
+            );
+            remarks.fault(item, message);
+        }
+        let same = |other: &Prefix| other.width() == prefix.width();
+        if spec.tunnel_source[..at].iter().any(same) {
+            let message =
+                format!("`tunnel_source` {prefix} is the second of its family; write one of each");
+            remarks.fault(item, message);
+        }
+    }
 }
 
 pub(super) fn names_differ(config: &Config, remarks: &mut Remarks) {
@@ -163,8 +241,10 @@ fn families(spec: &ServiceSpec, index: usize, remarks: &mut Remarks) {
         return;
     }
     for (at, listen) in spec.listen.iter().enumerate() {
-        let served =
-            |backend: &crate::model::BackendSpec| backend.address.is_ipv6() == listen.is_ipv6();
+        let any_family = spec.forwarding == Forwarding::DsrIpip && listen.is_ipv4();
+        let served = |backend: &crate::model::BackendSpec| {
+            any_family || backend.address.is_ipv6() == listen.is_ipv6()
+        };
         if !spec.backends.iter().any(served) {
             let family = if listen.is_ipv6() { "IPv6" } else { "IPv4" };
             let message =

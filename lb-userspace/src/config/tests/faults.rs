@@ -302,8 +302,13 @@ fn one_service() {
              instead",
         ),
         (
-            "forwarding: dsr-ipip",
-            "4:17: `dsr-ipip` is not supported by this version; use `nat`",
+            "forwarding: dsr",
+            "4:17: unknown value `dsr` for `forwarding`; allowed: nat, dsr-l2 or dsr-ipip",
+        ),
+        (
+            "tunnel_source: 172.16.0.0",
+            "4:20: `tunnel_source`: `172.16.0.0` is no prefix; write e.g. 172.16.0.0/16 or \
+             fd00::/64",
         ),
         (
             "policy: round_robin",

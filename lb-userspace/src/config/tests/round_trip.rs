@@ -137,6 +137,7 @@ prop_compose! {
             protocol,
             forwarding: Forwarding::Nat,
             snat,
+            tunnel_source: Vec::new(),
             policy,
             no_backend,
             health,

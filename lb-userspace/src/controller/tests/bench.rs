@@ -38,6 +38,7 @@ fn eviction_at_size() {
         Some(Route {
             source: None,
             returns_here: true,
+            is_neighbour: true,
         })
     };
     let began = Instant::now();

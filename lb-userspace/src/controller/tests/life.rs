@@ -219,6 +219,7 @@ async fn a_change_of_the_network_moves_source_addresses() {
         Route {
             source: Some("192.0.2.254".parse().unwrap()),
             returns_here: false,
+            is_neighbour: true,
         },
     );
     handle.network_changed();
@@ -236,6 +237,7 @@ async fn a_change_of_the_network_moves_source_addresses() {
         Route {
             source: None,
             returns_here: false,
+            is_neighbour: true,
         },
     );
     handle.network_changed();

@@ -34,6 +34,7 @@ fn near(_: IpAddr) -> Option<Route> {
     Some(Route {
         source: None,
         returns_here: true,
+        is_neighbour: true,
     })
 }
 
@@ -150,10 +151,12 @@ fn routes_decide_on_source_addresses() {
     let far = Route {
         source: Some(source),
         returns_here: false,
+        is_neighbour: true,
     };
     let lost = Route {
         source: None,
         returns_here: false,
+        is_neighbour: true,
     };
     let ip = |address: &str| address.parse::<SocketAddr>().unwrap().ip();
     let (one, two) = (ip("10.0.0.1:80"), ip("10.0.0.2:80"));

@@ -308,6 +308,7 @@ fn desired_service(name: &'static str) -> impl Strategy<Value = DesiredService> 
             weight,
             admit,
             snat: snat.then(|| "10.9.9.9".parse().unwrap()),
+            tunnel: None,
             ..super::backend(address)
         });
     (
@@ -323,6 +324,7 @@ fn desired_service(name: &'static str) -> impl Strategy<Value = DesiredService> 
         .prop_map(move |(listen, protocol, policy, backends)| DesiredService {
             listen: listen.iter().map(|l| l.parse().unwrap()).collect(),
             protocol,
+            forwarding: Default::default(),
             policy,
             backends,
             ..service(name, "192.0.2.1:80", &[])

@@ -129,6 +129,7 @@ async fn describe_shows_everything() {
                 protocol: Protocol::Tcp,
                 forwarding: Default::default(),
                 snat: Default::default(),
+                tunnel_source: Vec::new(),
                 policy: Policy::RoundRobin,
                 no_backend: Default::default(),
                 health: Health::default(),
