@@ -13,6 +13,7 @@ use aya_ebpf::{
     EbpfContext,
     bindings::{__sk_buff, TC_ACT_OK, TC_ACT_UNSPEC, xdp_action::XDP_PASS, xdp_md},
     btf_maps::{Array, HashMap, ProgramArray},
+    helpers::bpf_xdp_adjust_head,
     macros::btf_map,
 };
 use context::bound;
@@ -142,6 +143,40 @@ macro_rules! wrapper {
 }
 
 wrapper!(bench_xdp, call_xdp, XDP_UNDER_TEST, xdp_md, "xdp", XDP_PASS);
+
+/// As `bench_xdp`, for a program that puts a header in front of the packet: takes it off again,
+/// which is part of what is measured.
+#[unsafe(no_mangle)]
+#[unsafe(link_section = "xdp")]
+extern "C" fn bench_tunnel(context: *mut xdp_md) -> u32 {
+    let Some(bench) = BENCH.get_ptr_mut(0) else {
+        return XDP_PASS;
+    };
+    let length = || {
+        // SAFETY: the context is the kernel's.
+        unsafe {
+            bound::<{ offset_of!(xdp_md, data_end) }, _>(context)
+                - bound::<{ offset_of!(xdp_md, data) }, _>(context)
+        }
+    };
+    // SAFETY: as in `wrapper`.
+    unsafe {
+        let data = bound::<{ offset_of!(xdp_md, data) }, _>(context);
+        if data + HEADERS > bound::<{ offset_of!(xdp_md, data_end) }, _>(context) {
+            return XDP_PASS;
+        }
+        restore(&mut *bench, data as *mut u8);
+    }
+    let before = length();
+    let verdict = call_xdp(context);
+    let grown = length() - before;
+    // SAFETY: the context is the kernel's; the element is this run's alone.
+    unsafe {
+        bpf_xdp_adjust_head(context, grown as i32);
+        check(&mut *bench, verdict);
+    }
+    XDP_PASS
+}
 wrapper!(
     bench_tc,
     call_tc,

@@ -200,6 +200,21 @@ mod tests {
         assert_eq!(judge(at(120), &reversed, &r, None), Verdict::Remove);
     }
 
+    /// With direct return nothing stands under `opposite`: the answers pass by.
+    #[test]
+    fn direct_return_ages_by_what_the_client_sends() {
+        let key = key(protocol::TCP);
+        let direct = |state| entry(V4(1), 1000, V4(2), 80, 0, state | TUNNEL);
+        for (state, idle) in [(0, 7440), (CLIENT_FIN, 240), (RESET, 10)] {
+            let flow = direct(state);
+            assert_eq!(flow.opposite(protocol::TCP), key.reversed());
+            assert_eq!(judge(at(idle - 1), &key, &flow, None), Verdict::Keep);
+            assert_eq!(judge(at(idle), &key, &flow, None), Verdict::Remove);
+            assert!(is_connection(flow.state.get()));
+        }
+        assert!(is_active(direct(CLIENT_FIN).state.get()));
+    }
+
     #[test]
     fn a_packet_after_the_clock_was_read_is_no_age() {
         let f = forward(3, 0);

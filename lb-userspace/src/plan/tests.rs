@@ -1,4 +1,4 @@
-use lb_common::abi::{backend_state, policy};
+use lb_common::abi::{backend_flag, backend_state, policy};
 
 use super::*;
 
@@ -196,4 +196,61 @@ fn one_listen_belongs_to_one_service() {
         "service api: 192.0.2.1:80/tcp belongs to service web; choose another address or port"
     );
     assert_eq!(plan.placement.services.len(), 2);
+}
+
+#[test]
+fn ipv6_backends_serve_both_families_in_a_tunnel_only() {
+    let listen = ["192.0.2.1:80", "[2001:db8::1]:80"];
+    let mut web = service("web", &listen, Policy::RoundRobin, 1);
+    let second = DesiredBackend {
+        address: "[fd00::1]:8080".parse().unwrap(),
+        ..web.backends[0].clone()
+    };
+    web.backends.push(second);
+    web.backends.iter_mut().for_each(|b| b.snat = None);
+    let entries = |web: &DesiredService| {
+        let installed = carried_out(
+            Installed::default(),
+            &plan_for(std::slice::from_ref(web), &Installed::default()),
+        );
+        let slots = |table| {
+            let mut slots: Vec<u32> = installed.tables[&table].clone();
+            slots.sort_unstable();
+            slots.dedup();
+            slots
+        };
+        (slots(0), slots(1))
+    };
+    assert_eq!(entries(&web), (vec![0], vec![1]));
+    web.forwarding = Forwarding::DsrIpip;
+    assert_eq!(entries(&web), (vec![0, 1], vec![1]));
+}
+
+#[test]
+fn a_tunnel_outlives_its_services_forwarding() {
+    let mut web = service("web", &["192.0.2.1:80"], Policy::Maglev, 1);
+    web.backends[0].snat = None;
+    web.backends[0].tunnel = Some(Tunnel {
+        source: "172.16.0.0".parse().unwrap(),
+        spread: 16,
+    });
+    web.forwarding = Forwarding::DsrIpip;
+    let first = plan_for(std::slice::from_ref(&web), &Installed::default());
+    let installed = carried_out(Installed::default(), &first);
+    let tunnel = installed.backends[&0];
+    assert_eq!(tunnel.source[0].to_ne_bytes(), [172, 16, 0, 0]);
+    assert_eq!(tunnel.spread.to_ne_bytes(), [0, 0, 255, 255]);
+    assert_eq!(tunnel.flags, 0);
+
+    web.forwarding = Forwarding::Nat;
+    web.backends[0].tunnel = None;
+    let plan = plan_for(std::slice::from_ref(&web), &installed);
+    let installed = carried_out(installed, &plan);
+    assert_eq!(installed.backends[&0], tunnel);
+
+    web.backends[0].snat = Some("10.9.9.9".parse().unwrap());
+    let plan = plan_for(std::slice::from_ref(&web), &installed);
+    let snat = carried_out(installed, &plan).backends[&0];
+    assert_eq!(snat.source[0].to_ne_bytes(), [10, 9, 9, 9]);
+    assert_eq!((snat.flags, snat.spread), (backend_flag::SNAT, 0));
 }

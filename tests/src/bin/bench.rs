@@ -40,6 +40,8 @@ enum Vary {
     SourcePort,
     /// As [`Self::SourcePort`], for a program that does one lookup and nothing else.
     BareLookup,
+    /// Nothing; the program puts a header in front of the packet, which the wrapper takes off.
+    Tunnel,
     /// Every run a new connection, the table emptied before.
     SourceAddress,
     /// The same on a table that is full: each entry evicts another.
@@ -212,6 +214,13 @@ fn measures(hook: Hook) -> Vec<Measure> {
             Vary::Nothing,
         ),
         case(
+            "TCP/IPv4 established, dsr-l2, one flow",
+            None,
+            tcp(v4, port::L2, ACK),
+            SENT,
+            Vary::Nothing,
+        ),
+        case(
             "packet for no service",
             Some(0.35),
             tcp(v4, 9999, ACK),
@@ -250,6 +259,23 @@ fn measures(hook: Hook) -> Vec<Measure> {
         ),
     ];
     if hook == Hook::Xdp {
+        // A socket buffer that is in a tunnel enters no other, so TC has no such row.
+        for (name, packet) in [
+            (
+                "TCP/IPv4 established, dsr-ipip, one flow",
+                tcp(v4, port::TUNNEL, ACK),
+            ),
+            (
+                "TCP/IPv4 established, dsr-ipip in IPv6",
+                tcp(v4, port::CROSSED, ACK),
+            ),
+            (
+                "TCP/IPv6 established, dsr-ipip, one flow",
+                tcp(v6, port::TUNNEL, ACK),
+            ),
+        ] {
+            measures.push(case(name, None, packet, SENT, Vary::Tunnel));
+        }
         measures.push(case(
             "for comparison: one lookup among 64k entries",
             None,
@@ -278,6 +304,18 @@ fn measure_hook(hook: Hook) -> Result<Measured> {
     open(&mut kernel, Addresses { v6: false }, false, CLIENT_PORT)?;
     open(&mut kernel, Addresses { v6: true }, false, CLIENT_PORT)?;
     open(&mut kernel, Addresses { v6: false }, true, CLIENT_PORT)?;
+    for (a, port) in [
+        (Addresses { v6: false }, port::L2),
+        (Addresses { v6: false }, port::TUNNEL),
+        (Addresses { v6: false }, port::CROSSED),
+        (Addresses { v6: true }, port::TUNNEL),
+    ] {
+        for flags in [SYN, ACK] {
+            let (client, vip) = (a.client(CLIENT_PORT), a.vip(port));
+            let packet = Packet::tcp(world::FROM_CLIENT, client, vip, flags);
+            kernel.run(true, &packet.bytes());
+        }
+    }
     let (tested, empty) = match hook {
         Hook::Xdp => (
             xdp_fd(&mut kernel.ebpf, "lbd_xdp")?,
@@ -334,7 +372,13 @@ fn measure_hook(hook: Hook) -> Result<Measured> {
 }
 
 fn load_wrapper(wrapper: &mut Ebpf) -> Result<()> {
-    for name in ["bench_xdp", "empty_xdp", "unit_xdp", "many_xdp"] {
+    for name in [
+        "bench_xdp",
+        "bench_tunnel",
+        "empty_xdp",
+        "unit_xdp",
+        "many_xdp",
+    ] {
         let program: &mut Xdp = wrapper.program_mut(name).context(name)?.try_into()?;
         program.load().context(name)?;
     }
@@ -433,10 +477,11 @@ fn run(
     };
     let result = match hook {
         Hook::Xdp => {
-            let program: &mut Xdp = wrapper
-                .program_mut("bench_xdp")
-                .context("bench_xdp")?
-                .try_into()?;
+            let name = match measure.vary {
+                Vary::Tunnel => "bench_tunnel",
+                _ => "bench_xdp",
+            };
+            let program: &mut Xdp = wrapper.program_mut(name).context(name)?.try_into()?;
             program.test_run(options)?
         }
         Hook::Tc => {
@@ -494,7 +539,7 @@ fn prepare(
     words[word::RUN] = run;
     words[word::EXPECTED] = expected;
     words[word::VARY] = match measure.vary {
-        Vary::Nothing => 0,
+        Vary::Nothing | Vary::Tunnel => 0,
         Vary::SourcePort | Vary::BareLookup => 1,
         Vary::SourceAddress | Vary::FullTable => 2,
     };

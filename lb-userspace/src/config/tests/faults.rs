@@ -283,7 +283,7 @@ fn services_left_incomplete() {
             "2:5: the service has no `listen`; write e.g. `listen: \"192.0.2.10:80\"`",
             "4:13: `listen` is empty; write at least one IP:PORT",
             "5:5: `service` must be a mapping with the keys name, listen, protocol, forwarding, \
-             snat, policy, no_backend, health, backends, not `web`",
+             snat, tunnel_source, policy, no_backend, health, backends, not `web`",
         ]
     );
 }
@@ -427,7 +427,7 @@ fn a_faulty_value_is_reported_once() {
             "1:1: unknown key `servces` in the file; did you mean `services`? \
              (allowed: node, admin or services)",
             "1:12: unknown key `nmae` in service; did you mean `name`? (allowed: name, listen, \
-             protocol, forwarding, snat, policy, no_backend, health or backends)",
+             protocol, forwarding, snat, tunnel_source, policy, no_backend, health or backends)",
             "1:31: `listen` 0.0.0.0:80 is the unspecified address; write the address of one host",
         ]
     );
@@ -459,4 +459,74 @@ fn a_config_without_a_file_gets_the_same_checks() {
             "service `web`: the name `web` is used twice",
         ]
     );
+}
+
+#[test]
+fn direct_return_contradicted() {
+    let text = |keys: &str, listen: &str, backend: &str| {
+        format!(
+            "services:\n  - name: web\n    listen: \"{listen}\"\n    {keys}\n    backends: \
+             [{{address: \"{backend}\"}}]\n"
+        )
+    };
+    let (v4, v6) = ("192.0.2.1:80", "[2001:db8::1]:80");
+    for (keys, listen, backend, fault) in [
+        (
+            "{forwarding: dsr-l2}",
+            v4,
+            "10.1.0.1:8080",
+            "backend 10.1.0.1:8080 has another port than 192.0.2.1:80, but `forwarding: dsr-l2` \
+             changes no ports; write port 80, or use `forwarding: nat`",
+        ),
+        (
+            "{forwarding: dsr-ipip, snat: always}",
+            v4,
+            "10.1.0.1:80",
+            "`snat: always` contradicts `forwarding: dsr-ipip`, with which backends answer clients \
+             themselves; remove it, or use `forwarding: nat`",
+        ),
+        (
+            "{forwarding: dsr-ipip}",
+            v6,
+            "10.1.0.1:80",
+            "backend 10.1.0.1:80 cannot serve IPv6 with `forwarding: dsr-ipip`; write its IPv6 \
+             address",
+        ),
+        (
+            "{forwarding: dsr-l2}",
+            v4,
+            "[fd00::1]:80",
+            "backend [fd00::1]:80 cannot serve IPv4 with `forwarding: dsr-l2`; write its IPv4 \
+             address, or use `forwarding: dsr-ipip`",
+        ),
+        (
+            "{forwarding: dsr-ipip, tunnel_source: 172.16.0.1/16}",
+            v4,
+            "10.1.0.1:80",
+            "`tunnel_source` 172.16.0.1/16 has bits behind its length; write the prefix's first \
+             address",
+        ),
+        (
+            "{forwarding: dsr-ipip, tunnel_source: [172.16.0.0/16, 172.17.0.0/16]}",
+            v4,
+            "10.1.0.1:80",
+            "`tunnel_source` 172.17.0.0/16 is the second of its family; write one of each",
+        ),
+    ] {
+        let keys = keys.trim_matches(['{', '}']);
+        let keys = keys
+            .split(", ")
+            .fold(String::new(), |keys, key| match keys.is_empty() {
+                true => key.to_owned(),
+                // Inside a list the comma goes on.
+                false if !key.contains(": ") => keys + ", " + key,
+                false => keys + "\n    " + key,
+            });
+        let text = text(&keys, listen, backend);
+        let found = faults(&text);
+        assert_eq!(found.len(), 1, "{text}: {found:?}");
+        assert!(found[0].ends_with(fault), "{text}: {found:?}");
+    }
+    let crossed = text("forwarding: dsr-ipip", v4, "[fd00::1]:80");
+    assert!(crate::config::parse(&crossed, "f").is_ok(), "{crossed}");
 }
