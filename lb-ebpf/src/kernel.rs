@@ -1,6 +1,6 @@
 //! [`Tables`] over the kernel's maps and helpers.
 
-use core::ffi::c_void;
+use core::{cell::Cell, ffi::c_void};
 
 use aya_ebpf::{
     bindings::{
@@ -89,6 +89,11 @@ impl Tables for Kernel {
     fn draw(&self, table: u32, service: u32, place: u32) -> Option<u32> {
         let slot = draw(table, service, place);
         (slot != NO_SLOT).then_some(slot)
+    }
+
+    #[inline(always)]
+    fn last_full(&self) -> Option<&Cell<u32>> {
+        maps::FULL.get(0)
     }
 
     #[inline(always)]

@@ -1,5 +1,7 @@
 //! Every map. Sizes are minimal here; the daemon sets them at load time from its config.
 
+use core::cell::Cell;
+
 use aya_ebpf::bindings::bpf_fib_lookup;
 use aya_ebpf::btf_maps::{Array, ArrayOfMaps, HashMap, LruHashMap, PerCpuArray};
 use aya_ebpf::macros::btf_map;
@@ -46,7 +48,7 @@ pub(crate) static COUNTERS: PerCpuArray<BackendCounters, 1> = PerCpuArray::new()
 #[btf_map]
 pub(crate) static CURSORS: PerCpuArray<u32, 1> = PerCpuArray::new();
 
-/// Answered connections; never evicted. Writer: the packet path; the daemon removes the aged.
+/// Connections of clients that are no strangers; never evicted. Writer: the packet path; the daemon removes the aged.
 #[btf_map]
 pub(crate) static FLOWS4: HashMap<FlowKey<V4>, Flow<V4>, 1> = HashMap::new();
 
@@ -54,7 +56,11 @@ pub(crate) static FLOWS4: HashMap<FlowKey<V4>, Flow<V4>, 1> = HashMap::new();
 #[btf_map]
 pub(crate) static FLOWS6: HashMap<FlowKey<V6>, Flow<V6>, 1> = HashMap::new();
 
-/// Connections not answered yet. Writer: the packet path.
+/// Jiffies of the last packet that found [`FLOWS4`] or [`FLOWS6`] full. Writer: the packet path.
+#[btf_map]
+pub(crate) static FULL: Array<Cell<u32>, 1> = Array::new();
+
+/// Connections whose clients may be strangers. Writer: the packet path.
 #[btf_map]
 pub(crate) static HANDSHAKES4: LruHashMap<FlowKey<V4>, Flow<V4>, 1> = LruHashMap::new();
 

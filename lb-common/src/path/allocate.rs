@@ -14,6 +14,8 @@ pub(super) struct Drawn<'t> {
     pub(super) slot: u32,
     pub(super) backend: &'t Backend,
     pub(super) now: u32,
+    /// Bits of [`flow_state`] that both directions begin with.
+    pub(super) state: u32,
 }
 
 /// What came of [`take_source`].
@@ -146,7 +148,7 @@ pub(super) fn fill<A: Address>(
     from: &FlowKey<A>,
     opposite: &FlowKey<A>,
     drawn: &Drawn<'_>,
-    state: u32,
+    direction: u32,
 ) {
     let sum = |key: &FlowKey<A>| Sum::default().address(key.src).address(key.dst);
     flow.src = opposite.dst;
@@ -159,9 +161,9 @@ pub(super) fn fill<A: Address>(
     flow.generation = drawn.backend.generation;
     flow.next_hop.set(NextHop::default());
     flow.last_seen.set(drawn.now);
-    flow.state.set(state);
+    flow.state.set(drawn.state | direction);
     flow.created = drawn.now;
-    flow.reserved = 0;
+    flow.expected.set(0);
 }
 
 #[inline(always)]
@@ -193,10 +195,10 @@ fn pool_port<T: crate::path::Tables>(
     (tables.port_word(index) & bit == 0).then_some(Be16::new(port))
 }
 
-/// Whether a reverse entry answers the client's tuple `key`. One branch: each would double what the
+/// Whether `flow` is the other direction of the entry of `key`. One branch: each would double what the
 /// verifier walks.
 #[inline(always)]
-fn belongs_to<A: Address>(flow: &Flow<A>, key: &FlowKey<A>) -> bool {
+pub(super) fn belongs_to<A: Address>(flow: &Flow<A>, key: &FlowKey<A>) -> bool {
     let differ = |a: A, b: A| {
         let ([a0, a1, a2, a3], [b0, b1, b2, b3]) = (a.to_words(), b.to_words());
         (a0 ^ b0) | (a1 ^ b1) | (a2 ^ b2) | (a3 ^ b3)

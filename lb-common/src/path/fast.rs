@@ -66,6 +66,7 @@ fn current<'t, A: Family, T: FamilyTables<A>>(
     let hop = flow.next_hop.get();
     let unavailable = packet.is_udp() && backend.state == backend_state::DOWN;
     let is_current = backend.generation == flow.generation
+        && flow.state.get() & flow_state::RESET == 0
         && !unavailable
         && hop.epoch == tables.config()?.epoch;
     is_current.then_some((flow, hop))

@@ -18,6 +18,8 @@ mod slow;
 mod translate;
 pub mod wire;
 
+use core::cell::Cell;
+
 use crate::abi::{
     Address, Backend, Be16, Config, Drop, Flow, FlowKey, NextHop, Pod, Service, ServiceKey,
 };
@@ -156,6 +158,10 @@ pub trait Tables {
 
     /// [`draw`], which see.
     fn draw(&self, table: u32, service: u32, place: u32) -> Option<u32>;
+
+    /// Jiffies of the last packet that found no room in the tables of established flows; 0 if none
+    /// ever did.
+    fn last_full(&self) -> Option<&Cell<u32>>;
 
     /// This CPU's round-robin cursor of a service, raised by one after it is read.
     fn cursor(&self, service: u32) -> u32;

@@ -3,7 +3,7 @@
 use super::allocate::{self, Drawn};
 use super::wire::tcp;
 use super::{Family, FamilyTables, Frame, Milestone, Step, Verdict, Work, select, translate};
-use crate::abi::{Drop, ServiceKey, no_backend};
+use crate::abi::{Drop, ServiceKey, flow_state, no_backend};
 
 /// Draws a backend for the packet in [`Work`], which is of no known flow, enters both directions and sends it on.
 ///
@@ -26,6 +26,12 @@ pub fn open<A: Family, F: Frame, T: FamilyTables<A>>(
     if packet.has(tcp::RST) {
         return Err(Drop::ResetWithoutFlow);
     }
+    // Refused here already, while the client has nothing to lose.
+    let was_full = tables.last_full().map_or(0, |last| last.get());
+    if was_full != 0 && tables.now().wrapping_sub(was_full) < config.hz {
+        tables.count_drop(Drop::FlowTableFull);
+        return Ok(Step::Answer);
+    }
     let place = select::place(tables, service, &work.key);
     let drawn = tables.draw(service.table, service.id, place);
     let Some((slot, backend)) = drawn.and_then(|slot| Some((slot, tables.backend(slot)?))) else {
@@ -35,10 +41,14 @@ pub fn open<A: Family, F: Frame, T: FamilyTables<A>>(
         tables.count_drop(Drop::NoBackend);
         return Ok(Step::Answer);
     };
+    // What is picked up in the middle (another node's connection, a straggler) did not begin here.
+    let begins = packet.is_udp() || packet.has(tcp::SYN);
+    let begun = if begins { 0 } else { flow_state::MIDDLE };
     let drawn = Drawn {
         slot,
         backend,
         now: tables.now(),
+        state: begun,
     };
     allocate::reverse(tables, config, &drawn)?;
     let Some(Work {
@@ -62,8 +72,7 @@ pub fn open<A: Family, F: Frame, T: FamilyTables<A>>(
         tables.remove_handshake(reverse);
         return Err(Drop::HandshakeTableFull);
     }
-    // What is picked up in the middle (another node's connection, a straggler) did not begin here.
-    if packet.is_udp() || packet.has(tcp::SYN) {
+    if begins {
         tables.count_connection(slot, Milestone::Begun);
     }
     tables.count_packet(slot, false, frame.length() as u64);

@@ -87,6 +87,20 @@ impl Packet {
         self.protocol == protocol::UDP
     }
 
+    /// The TCP sequence number, in host byte order.
+    #[inline(always)]
+    pub(super) fn sequence<F: Frame>(&self, frame: &F) -> Option<u32> {
+        let field = self.transport() + core::mem::offset_of!(Tcp, sequence);
+        Some(u32::from_be(frame.load(field)?))
+    }
+
+    /// The TCP acknowledgement number, in host byte order.
+    #[inline(always)]
+    pub(super) fn acknowledgement<F: Frame>(&self, frame: &F) -> Option<u32> {
+        let field = self.transport() + core::mem::offset_of!(Tcp, acknowledgement);
+        Some(u32::from_be(frame.load(field)?))
+    }
+
     /// The frame's VLAN tags stand in its bytes.
     #[inline(always)]
     pub(super) const fn is_tagged(&self) -> bool {

@@ -1,10 +1,11 @@
 //! Packets of known connections that need more than the fast path: answers to a first packet,
 //! ends, failures, new routes.
 
+use super::allocate;
 use super::parse::Packet;
 use super::wire::tcp;
-use super::{Family, FamilyTables, Frame, Milestone, Step, Verdict, Work, translate};
-use crate::abi::{Config, Drop, Flow, backend_state, flow_state};
+use super::{Family, FamilyTables, Frame, InsertError, Milestone, Step, Verdict, Work, translate};
+use crate::abi::{Address, Config, Drop, Flow, FlowKey, backend_state, flow_state};
 
 /// Which table a flow stands in.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -49,7 +50,7 @@ pub fn slow<A: Family, F: Frame, T: FamilyTables<A>>(
     };
     work.opposite = flow.opposite(packet.protocol);
     match fate(tables, &packet, flow) {
-        Fate::Keep => known(frame, tables, config, work, &packet, flow, found).map(Step::Done),
+        Fate::Keep => known(frame, tables, config, work, &packet, flow, found),
         Fate::Redraw => {
             forget(tables, work, found);
             Ok(Step::Open)
@@ -100,30 +101,145 @@ fn known<A: Family, F: Frame, T: FamilyTables<A>>(
     packet: &Packet,
     flow: &Flow<A>,
     found: Found,
-) -> Result<Verdict, Drop> {
+) -> Result<Step, Drop> {
     let reverse = flow.state.get() & flow_state::REVERSE != 0;
     flow.last_seen.set(tables.now());
     tables.count_packet(flow.slot, reverse, frame.length() as u64);
     let way = translate::way(frame, tables, config, flow, packet.protocol)?;
     if packet.has(tcp::FIN | tcp::RST) {
         note_end(tables, &work.opposite, packet, flow, found, reverse);
+    } else if flow.state.get() & flow_state::RESET != 0 {
+        forgive(tables, &work.opposite, flow, found);
     }
-    let verdict = translate::send(frame, packet, flow, &way)?;
-    if found == Found::Handshake && reverse {
-        if packet.has(tcp::RST) {
-            tables.count_connection(flow.slot, Milestone::Refused);
-        } else {
-            establish(tables, work, flow)?;
+    let mut proven = false;
+    if found == Found::Handshake {
+        proven = is_proven(frame, tables, config, work, packet, flow)?;
+        if proven && establish(tables, work, flow).is_err() {
+            if let Some(last) = tables.last_full() {
+                last.set(tables.now() | 1);
+            }
+            if reverse {
+                return Err(Drop::FlowTableFull);
+            }
+            tables.count_drop(Drop::FlowTableFull);
+            return Ok(Step::Answer);
         }
     }
-    Ok(verdict)
+    let verdict = translate::send(frame, packet, flow, &way)?;
+    // Not before: what is removed may be another connection's at once.
+    if proven {
+        tables.remove_handshake(&work.opposite);
+        tables.remove_handshake(&work.key);
+    }
+    Ok(Step::Done(verdict))
+}
+
+/// Whether this packet of a handshake shows that the client is where it says to be: then, and only
+/// then, the connection may fill a place that nobody else can take. Notes the backend's answer.
+#[inline(always)]
+fn is_proven<A: Family, F: Frame, T: FamilyTables<A>>(
+    frame: &F,
+    tables: &T,
+    config: &Config,
+    work: &mut Work<A>,
+    packet: &Packet,
+    flow: &Flow<A>,
+) -> Result<bool, Drop> {
+    let state = flow.state.get();
+    let answered = state & flow_state::ANSWERED != 0;
+    if packet.has(tcp::RST) {
+        if state & flow_state::REVERSE != 0 && !answered {
+            tables.count_connection(flow.slot, Milestone::Refused);
+        }
+        return Ok(false);
+    }
+    if state & flow_state::REVERSE == 0 {
+        if packet.is_udp() {
+            return Ok(answered);
+        }
+        // Whoever forged the client's address saw nothing of the backend's number. The client may
+        // acknowledge data as well that followed the answer at once (RFC 7413).
+        const AHEAD: u32 = 1 << 16;
+        let number = packet.acknowledgement(frame).ok_or(Drop::FrameAccess)?;
+        let proves = packet.has(tcp::ACK) && !packet.has(tcp::SYN);
+        return Ok(answered && proves && number.wrapping_sub(flow.expected.get()) < AHEAD);
+    }
+    if !answered {
+        tables.count_connection(flow.slot, Milestone::Established);
+    }
+    // Again for every attempt of the backend: a client may begin anew with its old port.
+    if !answered || packet.has(tcp::SYN) {
+        let expected = match packet.is_udp() {
+            true => 0,
+            false => packet
+                .sequence(frame)
+                .ok_or(Drop::FrameAccess)?
+                .wrapping_add(1),
+        };
+        flow.expected.set(expected);
+        flow.state.set(state | flow_state::ANSWERED);
+        match tables.handshake(&work.opposite) {
+            Some(forward) if allocate::belongs_to(forward, &work.key) => {
+                forward.expected.set(expected);
+                let answered = forward.state.get() | flow_state::ANSWERED;
+                forward.state.set(answered);
+            }
+            // Another attempt that was answered before: the client goes on with that one.
+            Some(forward) if forward.state.get() & flow_state::ANSWERED != 0 => {}
+            // Evicted meanwhile, or replaced by an attempt that is late: the client's next packet
+            // must go where its answer comes from.
+            _ => restore(tables, work, flow),
+        }
+    }
+    // A backend resets connections that it does not know; and it does not go on for long sending to
+    // a client that never spoke again.
+    let lasts = packet.is_udp() && tables.now().wrapping_sub(flow.created) >= config.hz;
+    Ok(state & flow_state::MIDDLE != 0 || lasts)
+}
+
+/// Enters the forward direction of a handshake whose reverse one is `reverse`.
+#[inline(always)]
+fn restore<A: Family, T: FamilyTables<A>>(tables: &T, work: &mut Work<A>, reverse: &Flow<A>) {
+    let Work {
+        key,
+        opposite,
+        flow,
+        ..
+    } = work;
+    // An established one of that tuple is another attempt's, and stays.
+    if tables.flow(opposite).is_some() {
+        return;
+    }
+    flow.clone_from(reverse);
+    mirror(flow, key);
+    flow.next_hop.set(Default::default());
+    // Without room the client's next packet is drawn anew.
+    let _ = tables.insert_handshake(opposite, flow, true);
+}
+
+/// Takes back the mark of a reset that was followed by more: it was forged, or too old to count.
+#[inline(always)]
+fn forgive<A: Family, T: FamilyTables<A>>(
+    tables: &T,
+    opposite: &FlowKey<A>,
+    flow: &Flow<A>,
+    found: Found,
+) {
+    flow.state.set(flow.state.get() & !flow_state::RESET);
+    let other = match found {
+        Found::Established => tables.flow(opposite),
+        Found::Handshake => tables.handshake(opposite),
+    };
+    if let Some(other) = other {
+        other.state.set(other.state.get() & !flow_state::RESET);
+    }
 }
 
 /// Marks both directions with the end that this packet brings.
 #[inline(always)]
 fn note_end<A: Family, T: FamilyTables<A>>(
     tables: &T,
-    opposite: &crate::abi::FlowKey<A>,
+    opposite: &FlowKey<A>,
     packet: &Packet,
     flow: &Flow<A>,
     found: Found,
@@ -150,51 +266,44 @@ fn note_end<A: Family, T: FamilyTables<A>>(
     }
 }
 
-/// The backend answered: moves both directions where no stranger's packet can evict them.
+/// Enters both directions where no stranger's packet can evict them.
 #[inline(always)]
 fn establish<A: Family, T: FamilyTables<A>>(
     tables: &T,
     work: &mut Work<A>,
-    reverse: &Flow<A>,
-) -> Result<(), Drop> {
+    handshake: &Flow<A>,
+) -> Result<(), InsertError> {
     let Work {
         key,
-        opposite: forward,
+        opposite,
         flow,
         ..
     } = work;
-    // A second attempt's answer, after its first half was evicted, must not take over what the
-    // first attempt's answer has established.
-    if let Some(established) = tables.flow(forward)
-        && established.opposite(key.protocol()) != *key
-    {
-        return Ok(());
-    }
-    flow.clone_from(reverse);
+    flow.clone_from(handshake);
     flow.state.set(flow.state.get() | flow_state::ESTABLISHED);
-    tables
-        .insert_flow(key, flow)
-        .map_err(|_| Drop::FlowTableFull)?;
-    // The forward direction is the reverse one seen in a mirror.
+    tables.insert_flow(key, flow)?;
+    mirror(flow, key);
+    flow.next_hop.set(match tables.handshake(opposite) {
+        Some(entry) => entry.next_hop.get(),
+        None => Default::default(),
+    });
+    let mirrored = tables.insert_flow(opposite, flow);
+    if mirrored.is_err() {
+        tables.remove_flow(key);
+    }
+    mirrored
+}
+
+/// Turns the entry of `key` into that of the other direction, which is the same seen in a mirror.
+#[inline(always)]
+fn mirror<A: Address>(flow: &mut Flow<A>, key: &FlowKey<A>) {
     flow.src = key.dst;
     flow.src_port = key.dst_port;
     flow.dst = key.src;
     flow.dst_port = key.src_port;
     flow.address_delta = !flow.address_delta;
     flow.port_delta = !flow.port_delta;
-    flow.state.set(flow.state.get() & !flow_state::REVERSE);
-    flow.next_hop.set(match tables.handshake(forward) {
-        Some(entry) => entry.next_hop.get(),
-        None => Default::default(),
-    });
-    if tables.insert_flow(forward, flow).is_err() {
-        tables.remove_flow(key);
-        return Err(Drop::FlowTableFull);
-    }
-    tables.count_connection(flow.slot, Milestone::Established);
-    tables.remove_handshake(forward);
-    tables.remove_handshake(key);
-    Ok(())
+    flow.state.set(flow.state.get() ^ flow_state::REVERSE);
 }
 
 #[inline(always)]

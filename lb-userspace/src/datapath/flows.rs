@@ -142,7 +142,7 @@ mod tests {
             last_seen: Cell::new(seen(second)),
             state: Cell::new(state | ESTABLISHED),
             created: seen(0),
-            reserved: 0,
+            expected: Cell::new(0),
         }
     }
 

@@ -162,7 +162,7 @@ mod tests {
             last_seen: Cell::new(last_seen * HZ),
             state: Cell::new(state | direction | flow_state::ESTABLISHED),
             created: 0,
-            reserved: 0,
+            expected: Cell::new(0),
         };
         let forward = flow(V4(client), port(9), V4(7), port(8080), last_seen, 0);
         let reverse = flow(

@@ -85,7 +85,7 @@ impl Packet {
             transport: Transport::Tcp {
                 flags,
                 sequence: 0x0102_0304,
-                acknowledgement: 0x0a0b_0c0d,
+                acknowledgement: 0x0102_0305,
                 options: Vec::new(),
             },
             payload: Vec::new(),

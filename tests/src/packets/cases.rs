@@ -130,12 +130,13 @@ impl Connection {
         Step::FromBackend(packet.bytes(), Expect::Redirect(out))
     }
 
-    /// First packet and answer: the connection is established.
+    /// First packet, answer, and the packet by which the client shows that it got the answer.
     fn opened(&self) -> Vec<Step> {
         use super::build::{ACK, SYN};
         vec![
             self.forwards(self.request(SYN)),
             self.returns(self.reply(SYN | ACK)),
+            self.forwards(self.request(ACK)),
         ]
     }
 }

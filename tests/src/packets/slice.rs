@@ -122,6 +122,7 @@ pub struct Memory {
     rejects: Cell<u32>,
     random: Cell<u32>,
     now: u32,
+    full: Cell<u32>,
 }
 
 impl Memory {
@@ -137,6 +138,7 @@ impl Memory {
             drops: RefCell::default(),
             rejects: Cell::new(0),
             now: 1000,
+            full: Cell::new(0),
             random: Cell::new(1),
         };
         for v6 in [false, true] {
@@ -214,6 +216,10 @@ impl Tables for Memory {
 
     fn draw(&self, table: u32, service: u32, place: u32) -> Option<u32> {
         path::draw(self, table, service, place)
+    }
+
+    fn last_full(&self) -> Option<&Cell<u32>> {
+        Some(&self.full)
     }
 
     fn cursor(&self, service: u32) -> u32 {

@@ -102,6 +102,35 @@ fn evictions(table: &mut Table) {
             first.forwards(first.request(ACK)),
         ],
     );
+    // What nobody proved can still be pushed out; what the client proved cannot.
+    let mut steps = vec![
+        first.forwards(first.request(SYN)),
+        first.returns(first.reply(SYN | ACK)),
+        evict(first.client, first.vip),
+        evict(first.backend, first.client),
+        second.forwards(second.request(SYN)),
+    ];
+    table.add("tcp_answer_alone_establishes_nothing", steps.clone());
+    steps.truncate(2);
+    steps.push(first.forwards(forged(&first, 0x1000_0000)));
+    steps.extend([
+        evict(first.client, first.vip),
+        evict(first.backend, first.client),
+        second.forwards(second.request(SYN)),
+    ]);
+    table.add("tcp_forged_acknowledgement_establishes_nothing", steps);
+    for (name, ahead) in [("answer", 0), ("early_data", 1000)] {
+        let mut steps = vec![
+            first.forwards(first.request(SYN)),
+            first.returns(first.reply(SYN | ACK)),
+            first.forwards(forged(&first, ahead)),
+            evict(first.client, first.vip),
+            evict(first.backend, first.client),
+        ];
+        steps.push(first.forwards(first.request(ACK)));
+        steps.push(first.returns(first.reply(ACK)));
+        table.add(&format!("tcp_acknowledged_{name}_establishes"), steps);
+    }
     table.add(
         "tcp_late_answer_of_second_attempt_takes_nothing_over",
         vec![
@@ -114,6 +143,18 @@ fn evictions(table: &mut Table) {
             first.returns(first.reply(ACK)),
         ],
     );
+}
+
+/// The client's ACK, of a number that lies `ahead` of what the backend's answer asks for.
+fn forged(connection: &Connection, ahead: u32) -> Packet {
+    connection.request(ACK).with(|packet| {
+        if let Transport::Tcp {
+            acknowledgement, ..
+        } = &mut packet.transport
+        {
+            *acknowledgement = acknowledgement.wrapping_add(ahead);
+        }
+    })
 }
 
 fn ends(table: &mut Table) {
@@ -192,6 +233,16 @@ fn sources(table: &mut Table) {
         Expect::Dropped(Drop::SourcePortsExhausted),
     ));
     table.add("tcp_snat_port_of_closed_connection_rests", steps);
+    let mut steps = first.opened();
+    steps.push(first.forwards(first.request(RST)));
+    steps.push(first.forwards(first.request(ACK)));
+    steps.push(Step::Second);
+    steps.push(Step::FromClient(
+        second.request(SYN).bytes(),
+        Expect::Dropped(Drop::SourcePortsExhausted),
+    ));
+    steps.push(first.forwards(first.request(ACK)));
+    table.add("tcp_snat_port_survives_forged_reset", steps);
     let mut steps = first.opened();
     steps.push(first.returns(first.reply(RST)));
     steps.push(Step::Second);
