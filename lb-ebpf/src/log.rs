@@ -40,6 +40,7 @@ extern "C" fn log_event(event: u32) -> u32 {
         e if is(e, Drop::Unroutable) => info!((), "dropped: unroutable"),
         e if is(e, Drop::FrameAccess) => info!((), "dropped: frame_access"),
         e if is(e, Drop::HandshakeTableFull) => info!((), "dropped: handshake_table_full"),
+        e if is(e, Drop::BackendDown) => info!((), "dropped: backend_down"),
         other => info!((), "dropped: reason {}", other),
     }
     0

@@ -23,11 +23,14 @@ pub enum Drop {
     FrameAccess = 8,
     /// The map of handshakes refused the entry.
     HandshakeTableFull = 9,
+    /// The backend of this TCP connection is down, and its service has such connections end; or its
+    /// time to drain is over.
+    BackendDown = 40,
 }
 
 impl Drop {
     /// Every reason, by number.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::NoBackend,
         Self::RejectLimited,
         Self::FlowTableFull,
@@ -37,6 +40,7 @@ impl Drop {
         Self::Unroutable,
         Self::FrameAccess,
         Self::HandshakeTableFull,
+        Self::BackendDown,
     ];
 
     /// Elements of the `DROPS` array; leaves room for later reasons without a new layout.
@@ -54,6 +58,7 @@ impl Drop {
             Self::Unroutable => "unroutable",
             Self::FrameAccess => "frame_access",
             Self::HandshakeTableFull => "handshake_table_full",
+            Self::BackendDown => "backend_down",
         }
     }
 }

@@ -52,14 +52,19 @@ pub mod backend_state {
     pub const ACTIVE: u32 = 1;
     /// Existing connections go on, no new ones.
     pub const DRAINING: u32 = 2;
-    /// Failed: no new connections; UDP flows move away, TCP ones go on until they end.
+    /// Failed: no new connections; UDP flows move away, TCP ones go on until they end, or end now
+    /// where [`super::backend_flag::RESET_WHEN_DOWN`] says so.
     pub const DOWN: u32 = 3;
+    /// Its time to drain is over: UDP flows move away, TCP ones end.
+    pub const CLOSED: u32 = 4;
 }
 
 /// Bits of [`Backend::flags`].
 pub mod backend_flag {
     /// New connections get [`super::Backend::source`] as source address.
     pub const SNAT: u32 = 1 << 0;
+    /// TCP connections end when the backend is [`super::backend_state::DOWN`].
+    pub const RESET_WHEN_DOWN: u32 = 1 << 1;
 }
 
 /// Value of the `BACKENDS` array, by slot. A slot is one (service, backend) pair. Writer: the daemon.
@@ -87,6 +92,18 @@ pub struct Backend {
 }
 
 impl Backend {
+    /// Whether a flow that was drawn for this backend may not go on, though the slot is still its.
+    /// UDP looks for another backend, TCP ends.
+    #[inline(always)]
+    pub const fn ends_flows(&self, is_udp: bool) -> bool {
+        let resets = self.flags & backend_flag::RESET_WHEN_DOWN != 0;
+        match self.state {
+            backend_state::DOWN => is_udp | resets,
+            backend_state::CLOSED => true,
+            _ => false,
+        }
+    }
+
     #[inline(always)]
     pub fn address<A: Address>(&self) -> A {
         A::from_words(&self.address)

@@ -64,7 +64,7 @@ fn current<'t, A: Family, T: FamilyTables<A>>(
     let flow = tables.flow(key)?;
     let backend = tables.backend(flow.slot)?;
     let hop = flow.next_hop.get();
-    let unavailable = packet.is_udp() && backend.state == backend_state::DOWN;
+    let unavailable = backend.state >= backend_state::DOWN && backend.ends_flows(packet.is_udp());
     let is_current = backend.generation == flow.generation
         && flow.state.get() & flow_state::RESET == 0
         && !unavailable

@@ -19,8 +19,8 @@ enum Fate {
     Keep,
     /// Forget it and draw anew.
     Redraw,
-    /// The backend was removed.
-    Gone,
+    /// The connection ends: its backend was removed or is down.
+    Gone(Drop),
 }
 
 /// Forwards a packet that [`super::fast`] left in [`Work`].
@@ -55,13 +55,12 @@ pub fn slow<A: Family, F: Frame, T: FamilyTables<A>>(
             forget(tables, work, found);
             Ok(Step::Open)
         }
-        Fate::Gone => {
-            tables.count_drop(Drop::BackendRemoved);
-            if flow.state.get() & flow_state::REVERSE == 0 {
-                Ok(Step::Answer)
-            } else {
-                Err(Drop::BackendRemoved)
+        Fate::Gone(reason) => {
+            if flow.state.get() & flow_state::REVERSE != 0 {
+                return Err(reason);
             }
+            tables.count_drop(reason);
+            Ok(Step::Answer)
         }
     }
 }
@@ -72,22 +71,26 @@ fn fate<A: Family, T: FamilyTables<A>>(tables: &T, packet: &Packet, flow: &Flow<
     let reverse = state & flow_state::REVERSE != 0;
     // A new connection on an old one's tuple, or a SYN again because nobody answered.
     let begins = !packet.is_udp() && packet.flags & (tcp::SYN | tcp::ACK) == tcp::SYN;
-    let (alive, backend_state) = match tables.backend(flow.slot) {
-        Some(backend) if backend.generation == flow.generation => {
-            (backend.state != backend_state::FREE, backend.state)
-        }
-        _ => (false, backend_state::FREE),
+    let (alive, ends, backend_state) = match tables.backend(flow.slot) {
+        Some(backend) if backend.generation == flow.generation => (
+            backend.state != backend_state::FREE,
+            backend.ends_flows(packet.is_udp()),
+            backend.state,
+        ),
+        _ => (false, false, backend_state::FREE),
     };
     let redraw = if packet.is_udp() {
-        !alive || backend_state == backend_state::DOWN
+        !alive || ends
     } else {
         begins
             && (!alive || backend_state != backend_state::ACTIVE || flow_state::is_closing(state))
     };
     match (reverse, redraw) {
         (false, true) => Fate::Redraw,
-        _ if alive => Fate::Keep,
-        _ => Fate::Gone,
+        _ if !alive => Fate::Gone(Drop::BackendRemoved),
+        // What a failed backend still answers helps UDP clients that wait for it.
+        _ if ends && !packet.is_udp() => Fate::Gone(Drop::BackendDown),
+        _ => Fate::Keep,
     }
 }
 

@@ -108,6 +108,8 @@ pub mod port {
     pub const HALF: u16 = 93;
     /// The same backend as [`WEB`].
     pub const WEB_AGAIN: u16 = 94;
+    /// Its backend's connections end when it is down.
+    pub const RESETTING: u16 = 95;
     pub const DNS: u16 = 53;
     pub const DNS_SNAT: u16 = 54;
     pub const DNS_EMPTY: u16 = 55;
@@ -138,6 +140,7 @@ pub mod slot {
     pub const WEB_AGAIN: u32 = 18;
     pub const DNS_TWO_A: u32 = 19;
     pub const DNS_TWO_B: u32 = 20;
+    pub const RESETTING: u32 = 21;
     pub const COUNT: u32 = 64;
 }
 
@@ -200,6 +203,7 @@ pub fn listens() -> Vec<Listen> {
         },
         tcp(port::HALF, &[slot::HALF_DOWN, slot::HALF_UP]),
         tcp(port::WEB_AGAIN, &[slot::WEB_AGAIN; 7]),
+        tcp(port::RESETTING, &[slot::RESETTING; 7]),
         udp(port::DNS, &[slot::DNS; 7]),
         udp(port::DNS_SNAT, &[slot::DNS_SNAT; 7]),
         udp(port::DNS_EMPTY, &[]),
@@ -294,6 +298,13 @@ pub fn backends(addresses: Addresses) -> Vec<(u32, Backend)> {
         ),
         entry(slot::HALF_UP, port::HALF, a.backend(17, 8080)),
         entry(slot::WEB_AGAIN, port::WEB_AGAIN, a.backend(1, 8080)),
+        (
+            slot::RESETTING + offset,
+            Backend {
+                flags: backend_flag::RESET_WHEN_DOWN,
+                ..entry(slot::RESETTING, port::RESETTING, a.backend(21, 8080)).1
+            },
+        ),
         entry(slot::DNS_TWO_A, port::DNS_TWO, a.backend(19, 5353)),
         entry(slot::DNS_TWO_B, port::DNS_TWO, a.backend(20, 5353)),
     ]

@@ -380,16 +380,19 @@ fn liveness(table: &mut Table) {
     for (name, value) in [
         ("draining", backend_state::DRAINING),
         ("down", backend_state::DOWN),
+        ("closed", backend_state::CLOSED),
     ] {
-        let mut steps = web.opened();
-        steps.push(state(value));
-        steps.push(web.forwards(web.request(ACK)));
-        steps.push(web.returns(web.reply(ACK)));
-        steps.push(web.forwards(web.request(FIN | ACK)));
-        table.add(
-            &format!("tcp_connection_goes_on_while_backend_{name}"),
-            steps,
-        );
+        if value != backend_state::CLOSED {
+            let mut steps = web.opened();
+            steps.push(state(value));
+            steps.push(web.forwards(web.request(ACK)));
+            steps.push(web.returns(web.reply(ACK)));
+            steps.push(web.forwards(web.request(FIN | ACK)));
+            table.add(
+                &format!("tcp_connection_goes_on_while_backend_{name}"),
+                steps,
+            );
+        }
         let syn = web.request(SYN);
         let answer = Expect::Transmit(super::reset_of(&syn));
         table.add(
@@ -412,6 +415,42 @@ fn liveness(table: &mut Table) {
             &format!("tcp_retransmitted_syn_leaves_backend_{name}"),
             steps,
         );
+    }
+    let a = table.addresses;
+    let resetting = Connection::new(
+        a.client(40_001),
+        a.vip(port::RESETTING),
+        a.backend(21, 8080),
+    );
+    for (name, connection, slot, value) in [
+        ("closed", &web, slot, backend_state::CLOSED),
+        (
+            "down",
+            &resetting,
+            table.slot(slot::RESETTING),
+            backend_state::DOWN,
+        ),
+    ] {
+        let mut steps = connection.opened();
+        let state = |state| Step::Backend {
+            slot,
+            state,
+            generation: 1,
+        };
+        steps.push(state(value));
+        let ack = connection.request(ACK);
+        steps.push(Step::FromClient(
+            ack.bytes(),
+            Expect::Transmit(super::reset_of(&ack)),
+        ));
+        steps.push(Step::FromBackend(
+            connection.reply(ACK).bytes(),
+            Expect::Dropped(Drop::BackendDown),
+        ));
+        // It was not forgotten: the backend may come back in time.
+        steps.push(state(backend_state::ACTIVE));
+        steps.push(connection.forwards(connection.request(ACK)));
+        table.add(&format!("tcp_connection_ends_when_backend_{name}"), steps);
     }
     let mut steps = web.opened();
     steps.push(Step::Backend {
