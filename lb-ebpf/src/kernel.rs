@@ -10,7 +10,10 @@ use aya_ebpf::{
     helpers::{bpf_fib_lookup as fib_lookup, bpf_get_prandom_u32, bpf_jiffies64},
 };
 use lb_common::{
-    abi::{Address, Backend, Config, Drop, Flow, FlowKey, NextHop, Service, ServiceKey, V4, V6},
+    abi::{
+        Address, Backend, Config, Drop, Flow, FlowKey, NextHop, Service, ServiceKey, TABLE_LANES,
+        V4, V6,
+    },
     path::{FamilyTables, InsertError, Milestone, Route, Tables, Work},
 };
 
@@ -79,7 +82,8 @@ impl Tables for Kernel {
 
     #[inline(always)]
     fn table_entry(&self, table: &Self::Table, index: u32) -> Option<u32> {
-        table.get(index).copied()
+        let chunk = table.get(index / TABLE_LANES)?;
+        chunk.get((index % TABLE_LANES) as usize).copied()
     }
 
     #[inline(always)]

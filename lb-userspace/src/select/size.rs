@@ -2,8 +2,8 @@ use crate::model::Policy;
 
 /// Sizes of tables that apportion by rounding, all prime. Far apart, because a step from one to
 /// the next moves nearly every flow that has no entry in the flow tables: services of up to 21
-/// backends of like weight never take one. An element is 8 bytes in a kernel array and 4 in the
-/// daemon, so a table takes 64 KiB, 256 KiB or 1 MiB of kernel memory.
+/// backends of like weight never take one. An entry is 4 bytes, so a
+/// table takes 32 KiB, 128 KiB or 512 KiB of kernel memory.
 const LADDER: [usize; 3] = [8191, 32_749, 131_071];
 
 /// Entries per backend that a size should offer. With them, removing one of N backends moves 0.7 %
