@@ -2,6 +2,7 @@
 
 mod execute;
 mod name;
+mod tables;
 #[cfg(test)]
 mod tests;
 mod verify;
@@ -16,6 +17,7 @@ use lb_common::abi::backend_state;
 use crate::{
     datapath::Datapath,
     plan::{self, Change, Desired, Input, Installed, Placement, Recipe},
+    select::Builder,
 };
 
 use name::Names;
@@ -29,6 +31,7 @@ pub struct Reconciler {
     retired: HashMap<u32, u64>,
     scans: u64,
     names: Names,
+    builder: Builder,
 }
 
 /// What one pass did.
@@ -51,6 +54,7 @@ impl Reconciler {
             retired: HashMap::new(),
             scans: 0,
             names: Names::default(),
+            builder: Builder::default(),
         })
     }
 
@@ -118,13 +122,10 @@ impl Reconciler {
             capacity: self.datapath.capacity(),
         });
         self.names.learn(&plan.placement.services);
-        self.recipes.extend(plan.confirmed);
-        let changes = plan.changes.len();
         let result = self.execute(plan.changes);
         self.note_retired(&plan.retired);
-        result?;
         Ok(Applied {
-            changes,
+            changes: result?,
             placement: plan.placement,
             refused: plan.refused,
         })

@@ -3,10 +3,19 @@ use std::time::Instant;
 use proptest::prelude::*;
 
 use super::{
-    maglev::{Preference, inverses},
+    maglev::{Field, Preference},
     quota::quotas,
     *,
 };
+
+fn build_sized(policy: Policy, members: &[Member], size: usize) -> Vec<u32> {
+    Builder::default().build_sized(policy, members, size)
+}
+
+fn build(policy: Policy, members: &[Member]) -> Vec<u32> {
+    let weights: Vec<u32> = members.iter().map(|m| m.weight).collect();
+    build_sized(policy, members, table_size(policy, &weights))
+}
 
 fn member(i: u32, weight: u32) -> Member {
     let [_, b, c, d] = i.to_be_bytes();
@@ -46,9 +55,9 @@ fn disruption(members: &[Member], whole: &[u32], gone: &Member) -> f64 {
 #[test]
 fn preferences_visit_every_entry_once() {
     for size in [2, 3, 5, 7, 8191] {
-        let inverses = inverses(size);
+        let field = Field::new(size);
         for i in 1..20 {
-            let mut preference = Preference::of(member(i, 1).address, &inverses);
+            let mut preference = Preference::of(member(i, 1).address, &field);
             let seen: std::collections::BTreeSet<_> =
                 (0..size).map(|_| preference.next()).collect();
             assert_eq!(seen.len(), size);
@@ -79,10 +88,10 @@ fn naive_maglev(members: &[Member], size: usize) -> Vec<u32> {
     members.sort_by_key(|m| m.address);
     let weights: Vec<u64> = members.iter().map(|m| m.weight.into()).collect();
     let quotas = quotas(&members.iter().map(|m| m.weight).collect::<Vec<_>>(), size);
-    let inverses = inverses(size);
+    let field = Field::new(size);
     let mut preferences: Vec<Preference<'_>> = members
         .iter()
-        .map(|m| Preference::of(m.address, &inverses))
+        .map(|m| Preference::of(m.address, &field))
         .collect();
     let mut table: Vec<Option<usize>> = vec![None; size];
     let holds = |table: &[Option<usize>], i| table.iter().filter(|e| **e == Some(i)).count() as u32;
