@@ -21,7 +21,7 @@ use super::{
     inputs::{Input, Inputs, Message, Routed, Scanned},
     kernel::{self, Kernel},
     view::{Counts, View},
-    world::{Transition, World},
+    world::{Layers, Relayered, Transition, World},
 };
 use crate::{
     api::types::{Fault, Response},
@@ -29,7 +29,7 @@ use crate::{
     health::{Checks, Report},
     model::Config,
     plan::Placement,
-    state::Store,
+    state::{Saving, Store},
 };
 
 const RETRY_AFTER: Duration = Duration::from_secs(1);
@@ -45,7 +45,7 @@ pub(super) struct Actor {
     pub store: Store,
     pub checks: Checks,
     pub config_file: Option<PathBuf>,
-    /// What the daemon began with: node and admin settings hold until it ends.
+    /// What the daemon began with, without services: node and admin settings hold until it ends.
     pub began_with: Config,
     pub ready: Arc<AtomicBool>,
     pub note: Notes,
@@ -168,26 +168,30 @@ impl Actor {
         }
     }
 
-    /// Makes a change last, then true; says what was done.
+    /// Makes a change true and lasting; says what was done.
     fn commit(&mut self, change: Change) -> Result<String, Fault> {
         let Change { layers, message } = change;
         let old = self.world.layers().clone();
         if layers == *old && self.kernel.failure.is_none() {
             return Ok(message);
         }
+        let mut saving = None;
         if layers.state != old.state {
-            self.store.save(&layers.state).map_err(|error| {
-                tracing::error!("cannot save the state: {error:#}");
-                faults::failed(format!("nothing was changed: {error:#}"))
-            })?;
+            let begun = self.store.begin_save(layers.state.clone());
+            // Disks take longer than the kernel. An override is taken back without harm if it
+            // cannot be kept; what comes and goes is not undone so easily, so it waits.
+            match layers.differs_in_overrides_only(&old) {
+                true => saving = Some(begun),
+                false => begun.wait().map_err(not_saved)?,
+            }
         }
-        let datapath = self.kernel.datapath.clone();
-        self.world
-            .relayer(layers, |address| kernel::route(&*datapath, address));
-        self.kernel.note_moves(self.note.scans_begun);
         let refused_before = self.kernel.refused.clone();
-        let applied = self.apply();
-        self.checks.set_targets(&self.world.targets());
+        let applied = self.put_in_force(layers);
+        if let Some(Err(error)) = saving.map(Saving::wait) {
+            // What the kernel refuses is tried again every second.
+            let _ = self.put_in_force(Layers::clone(&old));
+            return Err(not_saved(error));
+        }
 
         let new = self.world.layers().clone();
         for difference in changes::differences(&old, &new) {
@@ -211,6 +215,22 @@ impl Actor {
             Some(refused) => Err(faults::failed(format!("{message}, but {refused}"))),
             None => Ok(message),
         }
+    }
+
+    /// Brings other layers to the kernel, then to the probes.
+    fn put_in_force(&mut self, layers: Layers) -> Result<(), String> {
+        let datapath = self.kernel.datapath.clone();
+        let Relayered { moved, probes } = self
+            .world
+            .relayer(layers, |address| kernel::route(&*datapath, address));
+        if moved {
+            self.kernel.note_moves(self.note.scans_begun);
+        }
+        let applied = self.apply();
+        if probes {
+            self.checks.set_targets(&self.world.targets());
+        }
+        applied
     }
 
     fn reload(&mut self) -> Result<Response, Fault> {
@@ -348,6 +368,7 @@ impl Actor {
             Err(error) => {
                 tracing::error!("cannot verify the kernel's side: {error:#}");
                 self.note.verify_failure = Some(format!("{error:#}"));
+                self.inputs.retry_due = Some(Instant::now() + RETRY_AFTER);
             }
         }
         if self.world.has_unreachable() {
@@ -361,6 +382,7 @@ impl Actor {
         match &result {
             Ok(()) => {
                 self.inputs.retry_due = None;
+                self.world.settled();
                 self.ready.store(true, Ordering::Release);
                 if failed_before {
                     let text = "the kernel is up to date again".to_owned();
@@ -430,4 +452,9 @@ impl Actor {
         }
         problems
     }
+}
+
+fn not_saved(error: anyhow::Error) -> Fault {
+    tracing::error!("cannot save the state: {error:#}");
+    faults::failed(format!("nothing was changed: {error:#}"))
 }

@@ -102,8 +102,12 @@ pub fn start(
     for (backend, value) in &state.overrides {
         tracing::info!(%backend, ?value, "override in force");
     }
+    let began_with = Config {
+        services: Vec::new(),
+        ..config.clone()
+    };
     let layers = Layers {
-        file: config.clone(),
+        file: Arc::new(config),
         state,
     };
     let inherited = inherit::verdicts(kernel.installed(), &layers);
@@ -121,7 +125,7 @@ pub fn start(
         store,
         checks: Checks::new(reports_sender),
         config_file,
-        began_with: config,
+        began_with,
         ready: ready.clone(),
     };
     tokio::spawn(actor.run());

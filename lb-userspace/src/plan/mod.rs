@@ -4,6 +4,7 @@
 //! restarted daemon changes nothing and a service's connections survive every other change.
 
 mod change;
+mod part;
 mod ports;
 mod services;
 mod slots;
@@ -24,6 +25,7 @@ use crate::{
 };
 
 pub use change::{Change, Target, changes};
+pub use part::plan_part;
 pub use slots::socket_address;
 pub use tables::{Digest, Recipe, Table};
 

@@ -8,7 +8,7 @@ mod tests;
 mod verify;
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{BTreeSet, HashMap, HashSet},
     sync::Arc,
 };
 
@@ -92,6 +92,29 @@ impl Reconciler {
             };
         }
         Ok(applied)
+    }
+
+    /// As [`Self::apply`], for the services at `places` of what is desired, the others being as the
+    /// last pass left them: see [`plan::plan_part`] for what may differ. Gives the number of kernel
+    /// writes; `None`, and nothing done, if it takes a whole pass.
+    pub fn apply_part(
+        &mut self,
+        desired: &Desired,
+        places: &BTreeSet<usize>,
+        placement: &Placement,
+    ) -> anyhow::Result<Option<usize>> {
+        let input = Input {
+            desired,
+            installed: &self.installed,
+            present: None,
+            retired: &HashSet::new(),
+            recipes: &self.recipes,
+            capacity: self.datapath.capacity(),
+        };
+        match plan::plan_part(input, places, placement) {
+            Some(changes) => self.execute(changes).map(Some),
+            None => Ok(None),
+        }
     }
 
     /// Reads the kernel's maps back, writes again what differs, and says what was repaired.

@@ -1,7 +1,9 @@
 use std::{
     fs::{self, File},
-    io::{ErrorKind, Write},
+    io::{self, ErrorKind, Write},
     path::{Path, PathBuf},
+    sync::Arc,
+    thread,
     time::{SystemTime, UNIX_EPOCH},
 };
 
@@ -20,6 +22,27 @@ const BROKEN: &str = "state.json.broken-";
 /// A state directory, held by this process.
 #[derive(Debug)]
 pub struct Store {
+    files: Arc<Files>,
+}
+
+/// A state on its way to disk.
+#[derive(Debug)]
+pub struct Saving(io::Result<thread::JoinHandle<anyhow::Result<()>>>);
+
+impl Saving {
+    /// Once this returns without error the state survives a crash of the machine.
+    ///
+    /// # Errors
+    /// The former state is then still in place.
+    pub fn wait(self) -> anyhow::Result<()> {
+        let thread = self.0.context("cannot start a thread to save the state")?;
+        let panicked = |_| bail!("the thread that saves the state died");
+        thread.join().unwrap_or_else(panicked)
+    }
+}
+
+#[derive(Debug)]
+struct Files {
     directory: PathBuf,
     _lock: Lock,
 }
@@ -35,26 +58,37 @@ impl Store {
         fs::create_dir_all(directory).with_context(|| {
             format!("cannot create the state directory {}", directory.display())
         })?;
-        let store = Self {
+        let files = Files {
             directory: directory.to_owned(),
             _lock: Lock::take(directory)?,
         };
-        let state = store.read()?;
-        Ok((store, state))
+        let state = files.read()?;
+        let files = Arc::new(files);
+        Ok((Self { files }, state))
     }
 
-    /// Replaces the state on disk; once this returns it survives a crash of the machine.
-    ///
-    /// # Errors
-    /// The former state is then still in place.
-    pub fn save(&self, state: &State) -> anyhow::Result<()> {
+    /// Begins to replace the state on disk, which may take a disk's time. One at a time: whoever
+    /// begins another must have waited for this one.
+    pub fn begin_save(&self, state: State) -> Saving {
+        let files = self.files.clone();
+        let thread = thread::Builder::new().name("save-state".to_owned());
+        Saving(thread.spawn(move || files.save(&state)))
+    }
+
+    /// Damaged state files that were put aside and that nobody took away yet, one sentence each.
+    pub fn problems(&self) -> Vec<String> {
+        self.files.problems()
+    }
+}
+
+impl Files {
+    fn save(&self, state: &State) -> anyhow::Result<()> {
         let path = self.path(CURRENT);
         self.replace(&path, &file::encode(state)?)
             .with_context(|| format!("cannot write {}", path.display()))
     }
 
-    /// Damaged state files that were put aside and that nobody took away yet, one sentence each.
-    pub fn problems(&self) -> Vec<String> {
+    fn problems(&self) -> Vec<String> {
         let Ok(entries) = fs::read_dir(&self.directory) else {
             return vec![format!(
                 "the state directory {} cannot be read",
@@ -185,6 +219,10 @@ mod tests {
         }
     }
 
+    fn save(store: &Store, state: State) {
+        store.begin_save(state).wait().unwrap();
+    }
+
     fn drained(address: &str) -> State {
         State {
             overrides: [(
@@ -206,8 +244,8 @@ mod tests {
         {
             let (store, state) = Store::open(&directory.0).unwrap();
             assert_eq!(state, State::default());
-            store.save(&first).unwrap();
-            store.save(&second).unwrap();
+            save(&store, first.clone());
+            save(&store, second.clone());
         }
         let (store, state) = Store::open(&directory.0).unwrap();
         assert_eq!(state, second);
@@ -223,8 +261,8 @@ mod tests {
         let current = directory.0.join(CURRENT);
         {
             let (store, _) = Store::open(&directory.0).unwrap();
-            store.save(&first).unwrap();
-            store.save(&second).unwrap();
+            save(&store, first.clone());
+            save(&store, second.clone());
         }
         let text = fs::read_to_string(&current).unwrap();
         fs::write(&current, &text[..text.len() / 2]).unwrap();
@@ -270,10 +308,10 @@ mod tests {
         let state = drained("10.0.0.1:80");
         {
             let (store, _) = Store::open(&directory.0).unwrap();
-            store.save(&State::default()).unwrap();
+            save(&store, State::default());
             fs::write(directory.0.join("state.json.new"), "{\"ver").unwrap();
             fs::write(directory.0.join("state.json.bak.new"), "").unwrap();
-            store.save(&state).unwrap();
+            save(&store, state.clone());
         }
         assert_eq!(Store::open(&directory.0).unwrap().1, state);
     }
