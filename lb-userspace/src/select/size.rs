@@ -14,15 +14,16 @@ const PER_BACKEND: u64 = 384;
 /// Entries per backend of an exact schedule, where the share needs no room for rounding.
 const PER_BACKEND_EXACT: u64 = 100;
 
-/// Entries of the lightest backend, so that rounding to whole entries errs by less than 1.6 %.
-const LIGHTEST: u64 = 64;
+/// Entries of the lightest backend. Its quota is half an entry off at most, i.e. 1.6 %, and a little
+/// for what the others' rounding leaves: weights are to be accurate to 2 %.
+const LIGHTEST: u64 = 32;
 
 /// Longest exact schedule; beyond it weights are rounded to a size of [`LADDER`].
 const LONGEST_EXACT: u64 = 16_384;
 
 /// Number of entries for backends of these weights, those of weight 0 included.
 ///
-/// The lightest backend gets at least 64 entries as long as 131,071 entries suffice for that.
+/// The lightest backend gets at least 32 entries as long as 131,071 entries suffice for that.
 pub fn table_size(policy: Policy, weights: &[u32]) -> usize {
     if policy == Policy::RoundRobin
         && let Some(size) = exact(weights)

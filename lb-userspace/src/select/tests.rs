@@ -163,6 +163,8 @@ fn sizes_are_prime_except_exact_schedules() {
         }
     }
     assert_eq!(table_size(Policy::RoundRobin, &[50, 30, 20]), 300);
+    let one_to_twenty: Vec<u32> = (1..=20).collect();
+    assert_eq!(table_size(Policy::Maglev, &one_to_twenty), 8191);
     assert!(is_prime(table_size(
         Policy::RoundRobin,
         &[65_535, 65_534, 1]
@@ -248,18 +250,27 @@ proptest! {
     }
 
     #[test]
-    fn quotas_are_exact_to_one_entry(weights in weights(), policy in policies()) {
-        let members = members(&weights);
-        let table = build(policy, &members);
-        let sum: u32 = weights.iter().sum();
-        let exact = |w: u32| table.len() as f64 * f64::from(w) / f64::from(sum);
-        let nobody_is_rounded_up = weights.iter().all(|w| exact(*w) >= 1.0);
-        for m in &members {
-            let count = count(&table, m.slot);
-            prop_assert!(count > 0);
-            if nobody_is_rounded_up {
-                prop_assert!((count as f64 - exact(m.weight)).abs() < 1.0);
+    fn no_entry_is_better_given_to_another(weights in weights(), policy in policies()) {
+        let table = build(policy, &members(&weights));
+        let quotas: Vec<u64> = members(&weights).iter().map(|m| count(&table, m.slot) as u64).collect();
+        for (weight, quota) in weights.iter().zip(&quotas) {
+            prop_assert!(*quota > 0);
+            for (other, others) in weights.iter().zip(&quotas) {
+                // weight / (quota - ½) is not less than other / (others + ½).
+                let (claim, rival) = (u64::from(*weight) * (2 * others + 1), u64::from(*other) * (2 * quota - 1));
+                prop_assert!(*quota == 1 || claim >= rival, "{weights:?}: {quotas:?}");
             }
+        }
+    }
+
+    #[test]
+    fn weights_are_accurate_to_two_percent(weights in prop::collection::vec(1..100u32, 1..40), policy in policies()) {
+        let table = build(policy, &members(&weights));
+        let sum: u32 = weights.iter().sum();
+        for m in members(&weights) {
+            let exact = table.len() as f64 * f64::from(m.weight) / f64::from(sum);
+            let error = (count(&table, m.slot) as f64 - exact).abs() / exact;
+            prop_assert!(error <= 0.02, "weight {} of {weights:?}: {error}", m.weight);
         }
     }
 
