@@ -201,23 +201,10 @@ impl Files {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{Mode, Override};
-
-    struct Directory(PathBuf);
-
-    impl Directory {
-        fn new(name: &str) -> Self {
-            let path = std::env::temp_dir().join(format!("lbd-{}-{name}", std::process::id()));
-            let _ = fs::remove_dir_all(&path);
-            Self(path)
-        }
-    }
-
-    impl Drop for Directory {
-        fn drop(&mut self) {
-            let _ = fs::remove_dir_all(&self.0);
-        }
-    }
+    use crate::{
+        model::{Mode, Override},
+        testing::Directory,
+    };
 
     fn save(store: &Store, state: State) {
         store.begin_save(state).wait().unwrap();
@@ -242,15 +229,15 @@ mod tests {
         let directory = Directory::new("keeps");
         let (first, second) = (drained("10.0.0.1:80"), drained("10.0.0.2:80"));
         {
-            let (store, state) = Store::open(&directory.0).unwrap();
+            let (store, state) = Store::open(directory.path()).unwrap();
             assert_eq!(state, State::default());
             save(&store, first.clone());
             save(&store, second.clone());
         }
-        let (store, state) = Store::open(&directory.0).unwrap();
+        let (store, state) = Store::open(directory.path()).unwrap();
         assert_eq!(state, second);
         assert_eq!(store.problems(), Vec::<String>::new());
-        let previous = fs::read_to_string(directory.0.join(PREVIOUS)).unwrap();
+        let previous = fs::read_to_string(directory.path().join(PREVIOUS)).unwrap();
         assert_eq!(file::decode(&previous), Ok(first));
     }
 
@@ -258,20 +245,20 @@ mod tests {
     fn a_truncated_file_gives_the_previous_state_and_is_kept_aside() {
         let directory = Directory::new("truncated");
         let (first, second) = (drained("10.0.0.1:80"), drained("10.0.0.2:80"));
-        let current = directory.0.join(CURRENT);
+        let current = directory.path().join(CURRENT);
         {
-            let (store, _) = Store::open(&directory.0).unwrap();
+            let (store, _) = Store::open(directory.path()).unwrap();
             save(&store, first.clone());
             save(&store, second.clone());
         }
         let text = fs::read_to_string(&current).unwrap();
         fs::write(&current, &text[..text.len() / 2]).unwrap();
         for _ in 0..2 {
-            let (store, state) = Store::open(&directory.0).unwrap();
+            let (store, state) = Store::open(directory.path()).unwrap();
             assert_eq!(state, first);
             assert_eq!(store.problems().len(), 1, "shown until somebody acts");
         }
-        let aside = fs::read_dir(&directory.0)
+        let aside = fs::read_dir(directory.path())
             .unwrap()
             .flatten()
             .find(|e| e.file_name().to_string_lossy().starts_with(BROKEN))
@@ -283,10 +270,10 @@ mod tests {
     #[test]
     fn two_damaged_files_are_both_kept() {
         let directory = Directory::new("both");
-        fs::create_dir_all(&directory.0).unwrap();
-        fs::write(directory.0.join(CURRENT), "").unwrap();
-        fs::write(directory.0.join(PREVIOUS), [0xff, 0]).unwrap();
-        let (store, state) = Store::open(&directory.0).unwrap();
+        fs::create_dir_all(directory.path()).unwrap();
+        fs::write(directory.path().join(CURRENT), "").unwrap();
+        fs::write(directory.path().join(PREVIOUS), [0xff, 0]).unwrap();
+        let (store, state) = Store::open(directory.path()).unwrap();
         assert_eq!(state, State::default());
         assert_eq!(store.problems().len(), 2);
     }
@@ -294,12 +281,15 @@ mod tests {
     #[test]
     fn a_later_version_is_refused_and_left_alone() {
         let directory = Directory::new("later");
-        fs::create_dir_all(&directory.0).unwrap();
+        fs::create_dir_all(directory.path()).unwrap();
         let text = "{\"version\": 99}";
-        fs::write(directory.0.join(CURRENT), text).unwrap();
-        let message = Store::open(&directory.0).unwrap_err().to_string();
+        fs::write(directory.path().join(CURRENT), text).unwrap();
+        let message = Store::open(directory.path()).unwrap_err().to_string();
         assert!(message.contains("version 99"), "{message}");
-        assert_eq!(fs::read_to_string(directory.0.join(CURRENT)).unwrap(), text);
+        assert_eq!(
+            fs::read_to_string(directory.path().join(CURRENT)).unwrap(),
+            text
+        );
     }
 
     #[test]
@@ -307,26 +297,26 @@ mod tests {
         let directory = Directory::new("leftover");
         let state = drained("10.0.0.1:80");
         {
-            let (store, _) = Store::open(&directory.0).unwrap();
+            let (store, _) = Store::open(directory.path()).unwrap();
             save(&store, State::default());
-            fs::write(directory.0.join("state.json.new"), "{\"ver").unwrap();
-            fs::write(directory.0.join("state.json.bak.new"), "").unwrap();
+            fs::write(directory.path().join("state.json.new"), "{\"ver").unwrap();
+            fs::write(directory.path().join("state.json.bak.new"), "").unwrap();
             save(&store, state.clone());
         }
-        assert_eq!(Store::open(&directory.0).unwrap().1, state);
+        assert_eq!(Store::open(directory.path()).unwrap().1, state);
     }
 
     #[test]
     fn a_second_daemon_is_refused_until_the_first_is_gone() {
         let directory = Directory::new("lock");
-        let first = Store::open(&directory.0).unwrap();
-        let message = Store::open(&directory.0).unwrap_err().to_string();
+        let first = Store::open(directory.path()).unwrap();
+        let message = Store::open(directory.path()).unwrap_err().to_string();
         assert!(message.contains("another lbd"), "{message}");
         assert!(
             message.contains(&std::process::id().to_string()),
             "{message}"
         );
         drop(first);
-        Store::open(&directory.0).unwrap();
+        Store::open(directory.path()).unwrap();
     }
 }

@@ -48,7 +48,7 @@ async fn an_unreachable_daemon_is_4_with_the_socket_and_a_remedy() {
     assert!(message.contains("/nonexistent/lbd.sock"), "{message}");
     assert!(message.contains("lbd --config FILE") && message.contains("--socket"));
 
-    let directory = fresh_directory();
+    let directory = Directory::new();
     let stale = directory.join("lbd.sock");
     drop(std::os::unix::net::UnixListener::bind(&stale).unwrap());
     assert_eq!(code(&lbctl(&stale, "status").await), 4);
@@ -60,7 +60,6 @@ async fn an_unreachable_daemon_is_4_with_the_socket_and_a_remedy() {
     });
     let output = lbctl(&directory.join("talker"), "status").await;
     assert_eq!(code(&output), 4, "{}", stderr(&output));
-    std::fs::remove_dir_all(directory).unwrap();
 }
 
 #[tokio::test]
