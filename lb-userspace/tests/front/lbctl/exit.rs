@@ -1,3 +1,5 @@
+use lb_userspace::http::Limits;
+
 use super::*;
 
 #[tokio::test]
@@ -136,4 +138,25 @@ async fn completion_and_version_need_no_daemon() {
         stdout(&output),
         concat!("lbctl ", env!("CARGO_PKG_VERSION"), "\n")
     );
+}
+
+#[tokio::test]
+async fn a_busy_daemon_is_4_and_says_so() {
+    let limits = Limits {
+        connections: 2,
+        ..Limits::default()
+    };
+    let daemon = Daemon::with_limits(limits, |_| done("never"));
+    let connect = || tokio::net::UnixStream::connect(&daemon.socket);
+    let _held = (connect().await.unwrap(), connect().await.unwrap());
+    let output = lbctl(&daemon.socket, "remove service web").await;
+    assert_eq!(
+        (code(&output), stdout(&output), stderr(&output)),
+        (
+            4,
+            "",
+            "lbctl: the daemon is busy (2 connections); try again\n"
+        )
+    );
+    assert!(daemon.asked.lock().unwrap().is_empty());
 }
