@@ -25,7 +25,7 @@ use super::{
 };
 use crate::{
     api::types::{Fault, Response},
-    config,
+    config::{Finding, Parsed},
     health::{Checks, Report},
     model::Config,
     plan::Placement,
@@ -94,8 +94,8 @@ impl Actor {
                     let result = decide(&layers).and_then(|change| self.commit(change));
                     let _ = reply.send(result.map(|message| Response::Done { message }));
                 }
-                Input::Message(Message::Reload { reply }) => {
-                    let _ = reply.send(self.reload());
+                Input::Message(Message::Reload { read, reply }) => {
+                    let _ = reply.send(self.reload(read));
                 }
                 Input::Message(Message::View { reply }) => {
                     let _ = reply.send(self.view());
@@ -233,8 +233,9 @@ impl Actor {
         applied
     }
 
-    fn reload(&mut self) -> Result<Response, Fault> {
-        let result = self.read_config().and_then(|change| self.commit(change));
+    fn reload(&mut self, read: Result<Parsed, Fault>) -> Result<Response, Fault> {
+        let change = read.and_then(|parsed| self.reloaded(parsed));
+        let result = change.and_then(|change| self.commit(change));
         match &result {
             Ok(message) => {
                 self.note.counts.reloads_ok += 1;
@@ -250,18 +251,12 @@ impl Actor {
         result.map(|message| Response::Done { message })
     }
 
-    fn read_config(&self) -> Result<Change, Fault> {
-        let path = self.config_file.as_ref().ok_or_else(|| {
-            faults::refused("lbd was started without a config file; use `lbctl apply FILE`")
-        })?;
-        let file = path.display().to_string();
-        let text = std::fs::read_to_string(path)
-            .map_err(|error| faults::failed(format!("cannot read {file}: {error}")))?;
-        let parsed =
-            config::parse(&text, &file).map_err(|invalid| faults::invalid(invalid.to_string()))?;
+    fn reloaded(&self, parsed: Parsed) -> Result<Change, Fault> {
         let mut change = changes::reload(self.world.layers(), parsed.config)?;
+        let file = self.config_file.as_ref().map(|path| path.display());
+        let file = file.map(|file| file.to_string()).unwrap_or_default();
         for warning in &parsed.warnings {
-            let config::Finding {
+            let Finding {
                 line,
                 column,
                 message,

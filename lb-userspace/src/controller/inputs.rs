@@ -11,6 +11,7 @@ use tokio::{
 use super::{changes::Change, view::View, world::Layers};
 use crate::{
     api::types::{Fault, Response},
+    config::Parsed,
     datapath::{FlowScan, Route},
     health::Report,
 };
@@ -31,7 +32,9 @@ pub(super) enum Message {
         decide: Decision,
         reply: oneshot::Sender<Result<Response, Fault>>,
     },
+    /// With the config file as it was read.
     Reload {
+        read: Result<Parsed, Fault>,
         reply: oneshot::Sender<Result<Response, Fault>>,
     },
     View {

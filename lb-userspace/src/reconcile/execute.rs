@@ -38,10 +38,11 @@ impl Reconciler {
             }
             // Ports belong to no service. Without one that is missing, everything after would be
             // out of order; one too many does no harm.
-            if let Change::SetPortWord { index, word } = change {
-                if !failures.is_empty() && word & self.port_word(index) != self.port_word(index) {
-                    continue;
-                }
+            if let Change::SetPortWord { index, word } = change
+                && !failures.is_empty()
+                && word & self.port_word(index) != self.port_word(index)
+            {
+                continue;
             }
             let is_port = matches!(change, Change::SetPortWord { .. });
             let name = self.names.change(&change, &self.installed);

@@ -165,7 +165,7 @@ impl Field {
     #[inline]
     fn reduce(&self, number: u64) -> usize {
         let size = self.size() as u64;
-        let quotient = (u128::from(number) * u128::from(self.reciprocal) >> 64) as u64;
+        let quotient = ((u128::from(number) * u128::from(self.reciprocal)) >> 64) as u64;
         let rest = number - quotient * size;
         (if rest >= size { rest - size } else { rest }) as usize
     }
