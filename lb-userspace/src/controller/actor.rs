@@ -10,6 +10,7 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
+use anyhow::anyhow;
 use tokio::{sync::oneshot, task::spawn_blocking, time::Instant};
 
 use super::{
@@ -29,6 +30,7 @@ use crate::{
     health::{Checks, Report},
     model::Config,
     plan::Placement,
+    reconcile::Tables,
     state::{Saving, Store},
 };
 
@@ -112,7 +114,10 @@ impl Actor {
                 Input::Routed(routed) => self.take_routes(routed),
                 Input::ScanDue => self.scan(),
                 Input::Scanned(scanned) => self.take_scan(scanned),
-                Input::VerifyDue => self.verify(),
+                Input::VerifyDue => {
+                    self.inputs.tables = Some(spawn_blocking(self.kernel.begin_verify()))
+                }
+                Input::TablesRead(tables) => self.verify(tables),
                 Input::RetryDue => {
                     let _ = self.apply();
                 }
@@ -140,6 +145,9 @@ impl Actor {
     async fn end(mut self, reply: Option<oneshot::Sender<()>>) {
         if let Some(scan) = self.inputs.scan.take() {
             let _ = scan.await;
+        }
+        if let Some(tables) = self.inputs.tables.take() {
+            let _ = tables.await;
         }
         tracing::info!("controller stopped; the data path keeps running");
         drop(self);
@@ -350,9 +358,10 @@ impl Actor {
         }
     }
 
-    fn verify(&mut self) {
+    fn verify(&mut self, tables: Option<anyhow::Result<Tables>>) {
         self.note.store_problems = self.store.problems();
-        match self.kernel.verify() {
+        let tables = tables.unwrap_or_else(|| Err(anyhow!("reading the tables panicked")));
+        match tables.and_then(|tables| self.kernel.verify(tables)) {
             Ok(repaired) => {
                 self.note.verify_failure = None;
                 self.note.counts.repairs += repaired.len() as u64;

@@ -13,7 +13,7 @@ use crate::{
     datapath::{Datapath, FlowScan, Route},
     model::BackendRef,
     plan::{Admit, Installed, Placement},
-    reconcile::Reconciler,
+    reconcile::{Reconciler, Tables},
 };
 
 /// Durations kept for a snapshot that nobody takes.
@@ -173,10 +173,17 @@ impl Kernel {
         }
     }
 
+    /// Reads what [`Kernel::verify`] wants, away from this.
+    pub(super) fn begin_verify(
+        &mut self,
+    ) -> impl FnOnce() -> anyhow::Result<Tables> + Send + 'static {
+        self.reconciler.begin_verify()
+    }
+
     /// Reads the kernel back and repairs it; what was repaired, in words. After an error the next
     /// pass makes up for it.
-    pub(super) fn verify(&mut self) -> anyhow::Result<Vec<String>> {
-        let verified = self.reconciler.verify();
+    pub(super) fn verify(&mut self, tables: Tables) -> anyhow::Result<Vec<String>> {
+        let verified = self.reconciler.verify(tables);
         self.damaged |= verified.is_err();
         let mut repaired = verified?;
         repaired.extend(self.datapath.repair_attachments()?);

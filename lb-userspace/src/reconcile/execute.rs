@@ -120,6 +120,7 @@ impl Reconciler {
                 }
             }
             Change::RemoveTable { table } => {
+                self.rewritten.insert(table);
                 datapath.remove_table(table)?;
                 installed.tables.remove(&table);
                 self.recipes.remove(&table);

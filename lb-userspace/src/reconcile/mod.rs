@@ -22,6 +22,8 @@ use crate::{
 
 use name::Names;
 
+pub use verify::Tables;
+
 pub struct Reconciler {
     datapath: Arc<dyn Datapath>,
     installed: Installed,
@@ -30,6 +32,8 @@ pub struct Reconciler {
     /// Slots of removed backends, with the number of scans when they were retired.
     retired: HashMap<u32, u64>,
     scans: u64,
+    /// Tables written or removed, or nearly so, since verifying began.
+    rewritten: HashSet<u32>,
     names: Names,
     builder: Builder,
 }
@@ -53,6 +57,7 @@ impl Reconciler {
             recipes: HashMap::new(),
             retired: HashMap::new(),
             scans: 0,
+            rewritten: HashSet::new(),
             names: Names::default(),
             builder: Builder::default(),
         })
@@ -117,9 +122,19 @@ impl Reconciler {
         }
     }
 
-    /// Reads the kernel's maps back, writes again what differs, and says what was repaired.
-    pub fn verify(&mut self) -> anyhow::Result<Vec<String>> {
-        let found = self.differences()?;
+    /// The first half of verifying, which takes most of its time and may run beside other calls:
+    /// reads the tables. [`Self::verify`] wants the result.
+    pub fn begin_verify(&mut self) -> impl FnOnce() -> anyhow::Result<Tables> + Send + 'static {
+        self.rewritten.clear();
+        let datapath = self.datapath.clone();
+        move || verify::read_tables(datapath.as_ref())
+    }
+
+    /// Reads the rest of the kernel's maps back, writes again what differs, and says what was
+    /// repaired. `tables` were read since [`Self::begin_verify`]; those written meanwhile are taken
+    /// for right until the next time.
+    pub fn verify(&mut self, tables: Tables) -> anyhow::Result<Vec<String>> {
+        let found = self.differences(tables)?;
         let said = found
             .changes
             .iter()

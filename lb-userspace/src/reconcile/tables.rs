@@ -34,6 +34,7 @@ impl Reconciler {
             &run,
             &mut self.builder,
         );
+        self.rewritten.extend(run.iter().map(|(table, _)| *table));
         let mut writes = 0;
         let mut failed = Vec::new();
         for ((table, recipe), outcome) in run.into_iter().zip(outcomes) {

@@ -6,6 +6,10 @@ use crate::{
     plan::{self, Change, Digest, Installed, Table, Target},
 };
 
+/// The tables as the kernel holds them.
+#[derive(Debug)]
+pub struct Tables(BTreeMap<u32, Digest>);
+
 /// What others made of the maps, and what undoes it.
 pub(super) struct Differences {
     pub(super) found: Installed,
@@ -15,18 +19,18 @@ pub(super) struct Differences {
 /// Reads all maps.
 pub(super) fn read(datapath: &dyn Datapath) -> anyhow::Result<Installed> {
     let mut installed = read_small(datapath)?;
-    installed.tables = read_tables(datapath)?;
+    installed.tables = read_tables(datapath)?.0;
     Ok(installed)
 }
 
-fn read_tables(datapath: &dyn Datapath) -> anyhow::Result<BTreeMap<u32, Digest>> {
+pub(super) fn read_tables(datapath: &dyn Datapath) -> anyhow::Result<Tables> {
     let mut tables = BTreeMap::new();
     for table in 0..2 * datapath.capacity().services {
         if let Some(slots) = datapath.table(table)? {
             tables.insert(table, Digest::of(&slots));
         }
     }
-    Ok(tables)
+    Ok(Tables(tables))
 }
 
 /// All maps but the tables.
@@ -41,8 +45,15 @@ fn read_small(datapath: &dyn Datapath) -> anyhow::Result<Installed> {
 
 impl Reconciler {
     /// Compares the kernel with what was last written. Changes nothing.
-    pub(super) fn differences(&self) -> anyhow::Result<Differences> {
-        let found = read(self.datapath.as_ref())?;
+    pub(super) fn differences(&self, tables: Tables) -> anyhow::Result<Differences> {
+        let mut found = read_small(self.datapath.as_ref())?;
+        found.tables = tables.0;
+        for table in &self.rewritten {
+            match self.installed.tables.get(table) {
+                Some(digest) => found.tables.insert(*table, *digest),
+                None => found.tables.remove(table),
+            };
+        }
         let wanted = self.installed.clone();
         let tables = wanted.tables.into_iter().map(|(table, digest)| {
             let is_right = found.tables.get(&table) == Some(&digest);

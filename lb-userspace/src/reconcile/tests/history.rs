@@ -131,7 +131,10 @@ fn run(steps: Vec<Step>, last: Desired) {
             }
             Step::Verify => {
                 memory.fail_call(0);
-                assert_eq!(reconciler.verify().unwrap(), Vec::<String>::new());
+                assert_eq!(
+                    super::verify(&mut reconciler).unwrap(),
+                    Vec::<String>::new()
+                );
             }
         }
     }
