@@ -20,7 +20,7 @@ use lb_tests::{
 };
 use lb_userspace::{
     api::{client::Client, types::Request},
-    model::{BackendRef, Mode},
+    model::{BackendRef, BackendSpec, Mode},
 };
 
 const COLD_START: Duration = Duration::from_secs(2);
@@ -29,6 +29,7 @@ const RESIDENT: u64 = 64 << 20;
 
 /// Changes that are measured.
 const CHANGES: usize = 101;
+const ADDITIONS: usize = 11;
 
 fn main() -> ExitCode {
     match measure() {
@@ -68,6 +69,8 @@ fn measure() -> anyhow::Result<bool> {
     let mut changes = changes(&network, services, backends)?;
     changes.sort();
     let resident_after = daemon.resident_bytes()?;
+    let mut additions = additions(&network, services, backends)?;
+    additions.sort();
     daemon.kill9();
     let began = Instant::now();
     daemon.restart()?;
@@ -136,6 +139,12 @@ fn measure() -> anyhow::Result<bool> {
         mib(resident_after),
         "< 64 MiB",
         resident_after < RESIDENT,
+    );
+    // All is planned anew; the budget is for what changes of a backend that is there.
+    println!(
+        "{:<44}{:>12}",
+        "one backend added → answer, median",
+        ms(additions[ADDITIONS / 2])
     );
     Ok(kept)
 }
@@ -212,6 +221,29 @@ fn changes(network: &Network, services: u32, backends: u32) -> anyhow::Result<Ve
             answer.map_err(|error| anyhow::anyhow!("{error:?}"))?;
         }
         Ok(times)
+    })
+}
+
+/// Times from asking for another backend until the answer, when it is on disk and in the kernel.
+fn additions(network: &Network, services: u32, backends: u32) -> anyhow::Result<Vec<Duration>> {
+    network.node.run(|| {
+        let client = Client::new(SOCKET.as_ref());
+        let runtime = tokio::runtime::Runtime::new()?;
+        let addition = |number: u32| {
+            let request = Request::AddBackend {
+                service: format!("s{}", number % services),
+                backend: BackendSpec {
+                    address: address(services, number, backends).into(),
+                    weight: 50,
+                    labels: Default::default(),
+                },
+            };
+            let began = Instant::now();
+            let answer = runtime.block_on(client.call(&request));
+            answer.map_err(|error| anyhow::anyhow!("{error:?}"))?;
+            Ok(began.elapsed())
+        };
+        (0..ADDITIONS as u32).map(addition).collect()
     })
 }
 
