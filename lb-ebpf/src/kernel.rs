@@ -12,7 +12,7 @@ use aya_ebpf::{
 use lb_common::{
     abi::{
         Address, Backend, Be16, Config, Drop, Flow, FlowKey, NO_SLOT, NextHop, Service, ServiceKey,
-        V4, V6,
+        TABLE_LANES, V4, V6,
     },
     path::{self, Attempt, FamilyTables, InsertError, Milestone, Route, Tables, Work},
 };
@@ -82,7 +82,8 @@ impl Tables for Kernel {
 
     #[inline(always)]
     fn table_entry(&self, table: &Self::Table, index: u32) -> Option<u32> {
-        table.get(index).copied()
+        let chunk = table.get(index / TABLE_LANES)?;
+        chunk.get((index % TABLE_LANES) as usize).copied()
     }
 
     #[inline(always)]

@@ -6,7 +6,8 @@ use aya_ebpf::bindings::bpf_fib_lookup;
 use aya_ebpf::btf_maps::{Array, ArrayOfMaps, HashMap, LruHashMap, PerCpuArray};
 use aya_ebpf::macros::btf_map;
 use lb_common::abi::{
-    Backend, BackendCounters, Config, Drop, Flow, FlowKey, PORT_WORDS, Service, ServiceKey, V4, V6,
+    Backend, BackendCounters, Config, Drop, Flow, FlowKey, PORT_WORDS, Service, ServiceKey,
+    TableChunk, V4, V6,
 };
 use lb_common::path::Work;
 
@@ -14,7 +15,7 @@ use lb_common::path::Work;
 const INNER_MAP: usize = 0x1000;
 
 /// Inner map of [`TABLES`].
-pub(crate) type SelectionTable = Array<u32, 1, INNER_MAP>;
+pub(crate) type SelectionTable = Array<TableChunk, 1, INNER_MAP>;
 
 /// Writer: the daemon.
 #[btf_map]

@@ -15,12 +15,12 @@ pub use key::{FlowKey, ServiceKey, protocol};
 pub use pod::{Pod, as_bytes, from_bytes};
 pub use reason::Drop;
 pub use service::{
-    Backend, BackendCounters, NO_SLOT, Service, TABLE_HEADER, backend_flag, backend_state,
-    forwarding, no_backend, policy,
+    Backend, BackendCounters, NO_SLOT, Service, TABLE_HEADER, TABLE_LANES, TableChunk,
+    backend_flag, backend_state, forwarding, no_backend, policy, table_chunks,
 };
 
 /// Version of every layout in this module; names the pin directory (`<bpffs>/lbd/<version>/`).
-pub const ABI_VERSION: u32 = 1;
+pub const ABI_VERSION: u32 = 2;
 
 /// Map names, as declared in `lb-ebpf/src/maps.rs` and used for pinning.
 pub mod map {

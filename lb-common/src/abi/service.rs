@@ -1,3 +1,5 @@
+use core::array::from_fn;
+
 use super::address::Address;
 
 /// Values of [`Service::policy`]: how a new connection draws from the service's table.
@@ -37,9 +39,29 @@ pub struct Service {
     pub reserved: [u32; 5],
 }
 
-/// In a selection table (inner map of `TABLES`) element 0 holds M, the number of entries;
-/// entries 1..=M hold backend slots.
+/// In a selection table (inner map of `TABLES`) word 0 holds M, the number of entries; words 1..=M
+/// hold backend slots.
 pub const TABLE_HEADER: u32 = 1;
+
+/// Words per element of a selection table, a power of two: word `w` is in element
+/// `w / TABLE_LANES`, lane `w % TABLE_LANES`. The kernel takes about as long to write an element of
+/// 256 bytes as one of 4, and a table has thousands of words. Lanes behind the last word hold
+/// [`NO_SLOT`].
+pub const TABLE_LANES: u32 = 64;
+
+/// Element of a selection table.
+pub type TableChunk = [u32; TABLE_LANES as usize];
+
+/// The elements of a selection table of these backend slots.
+pub fn table_chunks(slots: &[u32]) -> impl ExactSizeIterator<Item = TableChunk> {
+    let word = |number: usize| match number.checked_sub(TABLE_HEADER as usize) {
+        Some(entry) => slots.get(entry).copied().unwrap_or(NO_SLOT),
+        None => slots.len() as u32,
+    };
+    let lanes = TABLE_LANES as usize;
+    let words = slots.len() + TABLE_HEADER as usize;
+    (0..words.div_ceil(lanes)).map(move |chunk| from_fn(|lane| word(chunk * lanes + lane)))
+}
 
 /// No slot: what an unused table entry holds.
 pub const NO_SLOT: u32 = u32::MAX;
@@ -132,4 +154,26 @@ pub struct BackendCounters {
     /// Connections the backend refused (RST before any other answer).
     pub refused: u64,
     pub reserved: u64,
+}
+
+#[cfg(test)]
+mod tests {
+    extern crate alloc;
+
+    use alloc::vec::Vec;
+
+    use super::*;
+
+    #[test]
+    fn chunks_hold_the_length_the_slots_and_then_nothing() {
+        for entries in [0u32, 1, 62, 63, 64, 127, 128, 8191] {
+            let slots: Vec<u32> = (100..100 + entries).collect();
+            let words: Vec<u32> = table_chunks(&slots).flatten().collect();
+            assert_eq!(words.len() % TABLE_LANES as usize, 0);
+            let (used, unused) = words.split_at(slots.len() + 1);
+            assert_eq!((used[0], &used[1..]), (entries, &slots[..]));
+            assert!(unused.len() < TABLE_LANES as usize);
+            assert!(unused.iter().all(|word| *word == NO_SLOT));
+        }
+    }
 }

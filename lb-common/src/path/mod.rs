@@ -153,7 +153,7 @@ pub trait Tables {
 
     fn table(&self, table: u32) -> Option<&Self::Table>;
 
-    /// Element of a selection table; [`crate::abi::TABLE_HEADER`] says what element 0 is.
+    /// Word of a selection table; [`crate::abi::TABLE_HEADER`] says what word 0 is.
     fn table_entry(&self, table: &Self::Table, index: u32) -> Option<u32>;
 
     /// [`draw`], which see.

@@ -10,6 +10,7 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
+use anyhow::anyhow;
 use tokio::{sync::oneshot, task::spawn_blocking, time::Instant};
 
 use super::{
@@ -21,15 +22,16 @@ use super::{
     inputs::{Input, Inputs, Message, Routed, Scanned},
     kernel::{self, Kernel},
     view::{Counts, View},
-    world::{Transition, World},
+    world::{Layers, Relayered, Transition, World},
 };
 use crate::{
     api::types::{Fault, Response},
-    config,
+    config::{Finding, Parsed},
     health::{Checks, Report},
     model::Config,
     plan::Placement,
-    state::Store,
+    reconcile::Tables,
+    state::{Saving, Store},
 };
 
 const RETRY_AFTER: Duration = Duration::from_secs(1);
@@ -45,7 +47,7 @@ pub(super) struct Actor {
     pub store: Store,
     pub checks: Checks,
     pub config_file: Option<PathBuf>,
-    /// What the daemon began with: node and admin settings hold until it ends.
+    /// What the daemon began with, without services: node and admin settings hold until it ends.
     pub began_with: Config,
     pub ready: Arc<AtomicBool>,
     pub note: Notes,
@@ -94,8 +96,8 @@ impl Actor {
                     let result = decide(&layers).and_then(|change| self.commit(change));
                     let _ = reply.send(result.map(|message| Response::Done { message }));
                 }
-                Input::Message(Message::Reload { reply }) => {
-                    let _ = reply.send(self.reload());
+                Input::Message(Message::Reload { read, reply }) => {
+                    let _ = reply.send(self.reload(read));
                 }
                 Input::Message(Message::View { reply }) => {
                     let _ = reply.send(self.view());
@@ -112,7 +114,10 @@ impl Actor {
                 Input::Routed(routed) => self.take_routes(routed),
                 Input::ScanDue => self.scan(),
                 Input::Scanned(scanned) => self.take_scan(scanned),
-                Input::VerifyDue => self.verify(),
+                Input::VerifyDue => {
+                    self.inputs.tables = Some(spawn_blocking(self.kernel.begin_verify()))
+                }
+                Input::TablesRead(tables) => self.verify(tables),
                 Input::RetryDue => {
                     let _ = self.apply();
                 }
@@ -141,6 +146,9 @@ impl Actor {
         if let Some(scan) = self.inputs.scan.take() {
             let _ = scan.await;
         }
+        if let Some(tables) = self.inputs.tables.take() {
+            let _ = tables.await;
+        }
         tracing::info!("controller stopped; the data path keeps running");
         drop(self);
         if let Some(reply) = reply {
@@ -168,26 +176,30 @@ impl Actor {
         }
     }
 
-    /// Makes a change last, then true; says what was done.
+    /// Makes a change true and lasting; says what was done.
     fn commit(&mut self, change: Change) -> Result<String, Fault> {
         let Change { layers, message } = change;
         let old = self.world.layers().clone();
         if layers == *old && self.kernel.failure.is_none() {
             return Ok(message);
         }
+        let mut saving = None;
         if layers.state != old.state {
-            self.store.save(&layers.state).map_err(|error| {
-                tracing::error!("cannot save the state: {error:#}");
-                faults::failed(format!("nothing was changed: {error:#}"))
-            })?;
+            let begun = self.store.begin_save(layers.state.clone());
+            // Disks take longer than the kernel. An override is taken back without harm if it
+            // cannot be kept; what comes and goes is not undone so easily, so it waits.
+            match layers.differs_in_overrides_only(&old) {
+                true => saving = Some(begun),
+                false => begun.wait().map_err(not_saved)?,
+            }
         }
-        let datapath = self.kernel.datapath.clone();
-        self.world
-            .relayer(layers, |address| kernel::route(&*datapath, address));
-        self.kernel.note_moves(self.note.scans_begun);
         let refused_before = self.kernel.refused.clone();
-        let applied = self.apply();
-        self.checks.set_targets(&self.world.targets());
+        let applied = self.put_in_force(layers);
+        if let Some(Err(error)) = saving.map(Saving::wait) {
+            // What the kernel refuses is tried again every second.
+            let _ = self.put_in_force(Layers::clone(&old));
+            return Err(not_saved(error));
+        }
 
         let new = self.world.layers().clone();
         for difference in changes::differences(&old, &new) {
@@ -213,8 +225,25 @@ impl Actor {
         }
     }
 
-    fn reload(&mut self) -> Result<Response, Fault> {
-        let result = self.read_config().and_then(|change| self.commit(change));
+    /// Brings other layers to the kernel, then to the probes.
+    fn put_in_force(&mut self, layers: Layers) -> Result<(), String> {
+        let datapath = self.kernel.datapath.clone();
+        let Relayered { moved, probes } = self
+            .world
+            .relayer(layers, |address| kernel::route(&*datapath, address));
+        if moved {
+            self.kernel.note_moves(self.note.scans_begun);
+        }
+        let applied = self.apply();
+        if probes {
+            self.checks.set_targets(&self.world.targets());
+        }
+        applied
+    }
+
+    fn reload(&mut self, read: Result<Parsed, Fault>) -> Result<Response, Fault> {
+        let change = read.and_then(|parsed| self.reloaded(parsed));
+        let result = change.and_then(|change| self.commit(change));
         match &result {
             Ok(message) => {
                 self.note.counts.reloads_ok += 1;
@@ -230,18 +259,12 @@ impl Actor {
         result.map(|message| Response::Done { message })
     }
 
-    fn read_config(&self) -> Result<Change, Fault> {
-        let path = self.config_file.as_ref().ok_or_else(|| {
-            faults::refused("lbd was started without a config file; use `lbctl apply FILE`")
-        })?;
-        let file = path.display().to_string();
-        let text = std::fs::read_to_string(path)
-            .map_err(|error| faults::failed(format!("cannot read {file}: {error}")))?;
-        let parsed =
-            config::parse(&text, &file).map_err(|invalid| faults::invalid(invalid.to_string()))?;
+    fn reloaded(&self, parsed: Parsed) -> Result<Change, Fault> {
         let mut change = changes::reload(self.world.layers(), parsed.config)?;
+        let file = self.config_file.as_ref().map(|path| path.display());
+        let file = file.map(|file| file.to_string()).unwrap_or_default();
         for warning in &parsed.warnings {
-            let config::Finding {
+            let Finding {
                 line,
                 column,
                 message,
@@ -335,9 +358,10 @@ impl Actor {
         }
     }
 
-    fn verify(&mut self) {
+    fn verify(&mut self, tables: Option<anyhow::Result<Tables>>) {
         self.note.store_problems = self.store.problems();
-        match self.kernel.verify() {
+        let tables = tables.unwrap_or_else(|| Err(anyhow!("reading the tables panicked")));
+        match tables.and_then(|tables| self.kernel.verify(tables)) {
             Ok(repaired) => {
                 self.note.verify_failure = None;
                 self.note.counts.repairs += repaired.len() as u64;
@@ -348,6 +372,7 @@ impl Actor {
             Err(error) => {
                 tracing::error!("cannot verify the kernel's side: {error:#}");
                 self.note.verify_failure = Some(format!("{error:#}"));
+                self.inputs.retry_due = Some(Instant::now() + RETRY_AFTER);
             }
         }
         if self.world.has_unreachable() {
@@ -361,6 +386,7 @@ impl Actor {
         match &result {
             Ok(()) => {
                 self.inputs.retry_due = None;
+                self.world.settled();
                 self.ready.store(true, Ordering::Release);
                 if failed_before {
                     let text = "the kernel is up to date again".to_owned();
@@ -430,4 +456,9 @@ impl Actor {
         }
         problems
     }
+}
+
+fn not_saved(error: anyhow::Error) -> Fault {
+    tracing::error!("cannot save the state: {error:#}");
+    faults::failed(format!("nothing was changed: {error:#}"))
 }

@@ -1,7 +1,7 @@
 //! What requests make of the layers. Pure: each function takes the layers in force and gives
 //! those that should follow, or says why not.
 
-use std::collections::HashSet;
+use std::{collections::HashSet, sync::Arc};
 
 use super::{
     diff, faults,
@@ -136,7 +136,10 @@ pub(super) fn set_weight(old: &Layers, backend: &BackendRef, weight: WeightOverr
     let mut new = old.clone();
     let said = new.state.overrides.entry(backend.clone()).or_default();
     said.weight = Some(weight);
-    finish(old, new, format!("weight of {backend} set to {words}"))
+    Ok(Change {
+        layers: new,
+        message: format!("weight of {backend} set to {words}"),
+    })
 }
 
 pub(super) fn set_mode(old: &Layers, backend: &BackendRef, mode: Mode) -> Result {
@@ -149,7 +152,10 @@ pub(super) fn set_mode(old: &Layers, backend: &BackendRef, mode: Mode) -> Result
     let mut new = old.clone();
     let said = new.state.overrides.entry(backend.clone()).or_default();
     said.mode = Some(mode);
-    finish(old, new, message)
+    Ok(Change {
+        layers: new,
+        message,
+    })
 }
 
 /// Also forgets overrides of backends that are gone.
@@ -157,7 +163,10 @@ pub(super) fn unset(old: &Layers, backend: &BackendRef, what: UnsetWhat) -> Resu
     let mut new = old.clone();
     let Some(said) = new.state.overrides.get_mut(backend) else {
         existing(old, backend)?;
-        return finish(old, new, format!("{backend} has no override"));
+        return Ok(Change {
+            layers: new,
+            message: format!("{backend} has no override"),
+        });
     };
     let former = said.clone();
     if matches!(what, UnsetWhat::Weight | UnsetWhat::All) {
@@ -174,7 +183,10 @@ pub(super) fn unset(old: &Layers, backend: &BackendRef, what: UnsetWhat) -> Resu
     if said.is_empty() {
         new.state.overrides.remove(backend);
     }
-    finish(old, new, message)
+    Ok(Change {
+        layers: new,
+        message,
+    })
 }
 
 /// Adds `services` to the CLI layer, in place of those of the same name.
@@ -219,7 +231,7 @@ pub(super) fn apply(old: &Layers, services: Vec<ServiceSpec>) -> Result {
 /// Puts another config file in force.
 pub(super) fn reload(old: &Layers, file: Config) -> Result {
     let mut new = Layers {
-        file,
+        file: Arc::new(file),
         state: old.state.clone(),
     };
     let conflicts = merge::merge(&new.file, &new.state).conflicts;
@@ -253,6 +265,9 @@ pub(super) fn reload(old: &Layers, file: Config) -> Result {
 
 /// What differs between two sets of layers once merged.
 pub(super) fn differences(old: &Layers, new: &Layers) -> Vec<diff::Difference> {
+    if new.differs_in_overrides_only(old) {
+        return Vec::new();
+    }
     let (old, new) = (merged(old), merged(new));
     diff::services(old.iter().map(|s| &s.spec), new.iter().map(|s| &s.spec))
 }
@@ -320,6 +335,13 @@ fn place(service: &Merged, backend: &BackendRef) -> Option<usize> {
 }
 
 fn existing(layers: &Layers, backend: &BackendRef) -> std::result::Result<BackendSpec, Fault> {
+    // What the file says is in force, so there is no need to merge all there is.
+    let in_file = layers.file.services.iter();
+    let in_file = in_file.filter(|service| service.name == backend.service);
+    let mut backends = in_file.flat_map(|service| &service.backends);
+    if let Some(spec) = backends.find(|spec| spec.address == backend.address) {
+        return Ok(spec.clone());
+    }
     let services = merged(layers);
     let owner = find(&services, &backend.service)?;
     let place = place(owner, backend).ok_or_else(|| faults::no_backend(backend, owner))?;

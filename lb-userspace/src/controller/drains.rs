@@ -1,6 +1,6 @@
 //! Events about overrides: set, removed, and the last connection of a drained backend gone. Pure.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 
 use super::events::{Event, Reason};
 use crate::{
@@ -55,17 +55,38 @@ impl Drains {
 }
 
 pub(super) fn override_events(old: &State, new: &State) -> Vec<Event> {
-    let set = new
-        .overrides
-        .iter()
-        .filter(|(backend, said)| old.overrides.get(backend) != Some(said))
-        .map(|(backend, said)| event(Reason::OverrideSet, backend, words(said)));
-    let unset = old
-        .overrides
-        .iter()
-        .filter(|(backend, _)| !new.overrides.contains_key(backend))
-        .map(|(backend, said)| event(Reason::OverrideUnset, backend, words(said)));
-    set.chain(unset).collect()
+    let none = Override::default();
+    let backends: BTreeSet<&BackendRef> =
+        old.overrides.keys().chain(new.overrides.keys()).collect();
+    let mut events = Vec::new();
+    for backend in backends {
+        let said = |state: &'_ State| state.overrides.get(backend).unwrap_or(&none).clone();
+        let (old, new) = (said(old), said(new));
+        let set = Override {
+            mode: new.mode.filter(|_| new.mode != old.mode),
+            weight: new.weight.filter(|_| new.weight != old.weight),
+        };
+        if !set.is_empty() {
+            events.push(event(Reason::OverrideSet, backend, words(&set).join(", ")));
+        }
+        let unset = Override {
+            mode: old.mode.filter(|_| new.mode.is_none()),
+            weight: old.weight.filter(|_| new.weight.is_none()),
+        };
+        if !unset.is_empty() {
+            let words = words(&unset).join(", ");
+            let again = match unset.weight {
+                Some(_) => "; the weight is the configured one again",
+                None => "",
+            };
+            events.push(event(
+                Reason::OverrideUnset,
+                backend,
+                format!("no longer {words}{again}"),
+            ));
+        }
+    }
+    events
 }
 
 fn event(reason: Reason, backend: &BackendRef, message: String) -> Event {
@@ -76,7 +97,7 @@ fn event(reason: Reason, backend: &BackendRef, message: String) -> Event {
     }
 }
 
-fn words(said: &Override) -> String {
+fn words(said: &Override) -> Vec<String> {
     let weight = said.weight.map(|weight| match weight {
         WeightOverride::Absolute(weight) => format!("weight {weight}"),
         WeightOverride::Percent(percent) => format!("weight {percent}%"),
@@ -86,8 +107,7 @@ fn words(said: &Override) -> String {
         Mode::Maintenance => "maintenance".to_owned(),
         Mode::Ready => "ready".to_owned(),
     });
-    let words: Vec<String> = mode.into_iter().chain(weight).collect();
-    words.join(", ")
+    mode.into_iter().chain(weight).collect()
 }
 
 #[cfg(test)]
@@ -157,8 +177,30 @@ mod tests {
         );
         assert_eq!(
             told(drain, None),
-            [(Reason::OverrideUnset, "drain".to_owned())]
+            [(Reason::OverrideUnset, "no longer drain".to_owned())]
         );
         assert_eq!(told(drain, drain), []);
+    }
+
+    #[test]
+    fn what_is_left_of_an_override_is_not_told_again() {
+        let state = |mode, weight| State {
+            overrides: [(
+                "web/10.0.0.1:80".parse().unwrap(),
+                Override { mode, weight },
+            )]
+            .into(),
+            ..State::default()
+        };
+        let (drain, half) = (Some(Mode::Drain), Some(WeightOverride::Percent(50)));
+        let told = |old: &State, new: &State| {
+            let events = override_events(old, new).into_iter();
+            events.map(|event| (event.reason, event.message)).collect()
+        };
+        let unset: Vec<_> = told(&state(drain, half), &state(drain, None));
+        let message = "no longer weight 50%; the weight is the configured one again";
+        assert_eq!(unset, [(Reason::OverrideUnset, message.to_owned())]);
+        let set: Vec<_> = told(&state(drain, None), &state(drain, half));
+        assert_eq!(set, [(Reason::OverrideSet, "weight 50%".to_owned())]);
     }
 }

@@ -151,7 +151,7 @@ mod tests {
                 .unwrap()
         };
         let layers = Layers {
-            file: config([web]),
+            file: config([web]).into(),
             state: State {
                 overrides: [
                     (
@@ -183,7 +183,7 @@ mod tests {
         let mut installed = Installed::default();
         installed.backends.insert(0, slot(1, backend_state::ACTIVE));
         let layers = Layers {
-            file: config([service("web", "192.0.2.1:80", &["10.0.0.1:80"])]),
+            file: config([service("web", "192.0.2.1:80", &["10.0.0.1:80"])]).into(),
             state: State::default(),
         };
         assert_eq!(verdicts(&installed, &layers), HashMap::new());

@@ -11,8 +11,10 @@ use tokio::{
 use super::{changes::Change, view::View, world::Layers};
 use crate::{
     api::types::{Fault, Response},
+    config::Parsed,
     datapath::{FlowScan, Route},
     health::Report,
+    reconcile::Tables,
 };
 
 /// Changes of the network come in bursts; this long after the first, all are handled as one.
@@ -31,7 +33,9 @@ pub(super) enum Message {
         decide: Decision,
         reply: oneshot::Sender<Result<Response, Fault>>,
     },
+    /// With the config file as it was read.
     Reload {
+        read: Result<Parsed, Fault>,
         reply: oneshot::Sender<Result<Response, Fault>>,
     },
     View {
@@ -68,6 +72,8 @@ pub(super) enum Input {
     /// `None` if the pass panicked.
     Scanned(Option<Scanned>),
     Routed(Option<Routed>),
+    /// `None` if reading panicked.
+    TablesRead(Option<anyhow::Result<Tables>>),
     RoutesDue,
     ScanDue,
     VerifyDue,
@@ -80,6 +86,7 @@ pub(super) struct Inputs {
     pub network: Arc<Notify>,
     pub scan: Option<JoinHandle<Scanned>>,
     pub routes: Option<JoinHandle<Routed>>,
+    pub tables: Option<JoinHandle<anyhow::Result<Tables>>>,
     pub routes_due: Option<Instant>,
     /// When routes may be looked up again.
     pub routes_rest: Instant,
@@ -104,6 +111,7 @@ impl Inputs {
             network,
             scan: None,
             routes: None,
+            tables: None,
             routes_due: None,
             routes_rest: now,
             scan_due: now,
@@ -144,6 +152,10 @@ impl Inputs {
                     self.routes = None;
                     return Input::Routed(routes);
                 }
+                tables = joined(&mut self.tables) => {
+                    self.tables = None;
+                    return Input::TablesRead(tables);
+                }
                 () = at(self.retry_due) => {
                     self.retry_due = None;
                     return Input::RetryDue;
@@ -151,7 +163,7 @@ impl Inputs {
                 () = sleep_until(self.scan_due), if self.scan.is_none() => {
                     return Input::ScanDue;
                 }
-                _ = self.verify.tick() => return Input::VerifyDue,
+                _ = self.verify.tick(), if self.tables.is_none() => return Input::VerifyDue,
             }
         }
     }

@@ -20,7 +20,8 @@ use super::{
     clock::Clock,
     load, log,
     maps::{Hash, Maps},
-    ports, preflight, route,
+    ports, preflight,
+    route::Routes,
     scan::Scanner,
     undo::Undo,
 };
@@ -45,6 +46,7 @@ pub struct Kernel {
     hz: u32,
     limits: Limits,
     scanner: Scanner,
+    routes: Routes,
     attachments: Mutex<Attachments>,
     _root: preflight::PinRoot,
 }
@@ -89,6 +91,7 @@ impl Kernel {
             hz,
             limits: node.limits.clone(),
             scanner: Scanner::default(),
+            routes: Routes::default(),
             attachments: Mutex::new(attachments),
             _root: root,
         };
@@ -203,7 +206,7 @@ impl Datapath for Kernel {
     }
 
     fn route(&self, address: IpAddr) -> Result<Route> {
-        route::route(address)
+        self.routes.route(address)
     }
 
     fn capacity(&self) -> Capacity {

@@ -1,8 +1,12 @@
 //! The daemon's side of the kernel, against this machine's kernel.
 
-use std::{collections::BTreeSet, net::SocketAddr, path::Path};
+use std::{
+    collections::BTreeSet,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+};
 
-use lb_common::abi::{Backend, Config, Service, backend_state};
+use lb_common::abi::{ABI_VERSION, Backend, Config, Service, backend_state};
 
 use super::{
     Datapath, Listen, OBJECT,
@@ -66,6 +70,11 @@ impl World {
         let index = index.trim();
         sys::pinned_link(&self.node.bpffs.join(format!("lbd/links/{index}-{hook}"))).unwrap()
     }
+}
+
+/// Where the maps are.
+fn pins(bpffs: &Path) -> PathBuf {
+    bpffs.join(format!("lbd/{ABI_VERSION}"))
 }
 
 fn attached(kernel: &Kernel) -> Vec<(String, String)> {
@@ -277,7 +286,7 @@ fn devices_that_take_redirected_frames_are_known() {
                 .index
         };
         let direct = || {
-            let map = sys::Map::from_pin(&bpffs.join("lbd/1/DEVICES")).unwrap();
+            let map = sys::Map::from_pin(&pins(bpffs).join("DEVICES")).unwrap();
             let mut bytes = 0;
             map.lookup_batch(64, |keys, _| Ok(bytes += keys.len()))
                 .unwrap();
@@ -433,7 +442,7 @@ fn maps_keep_their_size_and_refuse_another_layout() {
         let kernel = world.start();
         assert_eq!(kernel.capacity().backends, 5000);
         drop(kernel);
-        let pin = bpffs.join("lbd/1/BACKENDS");
+        let pin = pins(bpffs).join("BACKENDS");
         std::fs::remove_file(&pin).unwrap();
         let pin = pin.display();
         sh(&format!(

@@ -91,8 +91,8 @@ impl Map {
         Self::from_fd(unsafe { bpf_fd(Command::MapGetFdById, attr) }?)
     }
 
-    /// An array of `u32` that can stand in an outer map next to arrays of other sizes.
-    pub(super) fn inner_array(entries: u32) -> io::Result<Self> {
+    /// An array of elements of `value_size` bytes that can stand in an outer map next to arrays of other sizes.
+    pub(super) fn inner_array(entries: u32, value_size: u32) -> io::Result<Self> {
         #[repr(C)]
         struct Attr {
             kind: u32,
@@ -104,7 +104,7 @@ impl Map {
         let attr = Attr {
             kind: MAP_TYPE_ARRAY,
             key_size: 4,
-            value_size: 4,
+            value_size,
             max_entries: entries,
             flags: BPF_F_INNER_MAP,
         };

@@ -1,7 +1,4 @@
-use std::{
-    borrow::Cow,
-    collections::{BTreeMap, HashSet},
-};
+use std::collections::{BTreeMap, HashSet};
 
 use lb_common::abi::{Backend, Service, backend_state};
 
@@ -24,10 +21,10 @@ pub enum Change {
         index: u32,
         word: u64,
     },
+    /// Builds a table and, unless the installed one is the same, puts it in its place.
     SetTable {
         table: u32,
-        slots: Vec<u32>,
-        recipe: Option<Recipe>,
+        recipe: Recipe,
     },
     RemoveTable {
         table: u32,
@@ -47,7 +44,7 @@ pub struct Target<'a> {
     pub services: BTreeMap<Listen, Service>,
     /// In order of the slots; free ones may be left out.
     pub backends: Vec<(u32, Backend)>,
-    pub tables: BTreeMap<u32, Table<'a>>,
+    pub tables: BTreeMap<u32, Table>,
     pub ports: Vec<u64>,
     /// Slots that nobody wants any more.
     pub retired: &'a HashSet<u32>,
@@ -127,11 +124,10 @@ pub fn changes(from: &Installed, to: Target<'_>) -> Vec<Change> {
     let gone_tables: Vec<Change> = gone_tables
         .map(|table| Change::RemoveTable { table: *table })
         .collect();
-    changes.extend(
-        tables
-            .into_iter()
-            .filter_map(|(table, to)| set_table(from, table, to)),
-    );
+    changes.extend(tables.into_iter().filter_map(|(table, to)| match to {
+        Table::Installed => None,
+        Table::Of(recipe) => Some(Change::SetTable { table, recipe }),
+    }));
     changes.extend(
         services
             .iter()
@@ -146,25 +142,6 @@ pub fn changes(from: &Installed, to: Target<'_>) -> Vec<Change> {
     changes.extend(freed);
     changes.extend(exact_ports);
     changes
-}
-
-fn set_table(from: &Installed, table: u32, to: Table<'_>) -> Option<Change> {
-    let slots = match to.slots {
-        Cow::Borrowed(slots) => {
-            let installed = from.tables.get(&table);
-            // Comparing the places first spares comparing the contents of all tables.
-            if installed.is_some_and(|is| std::ptr::eq(is.as_slice(), slots) || is == slots) {
-                return None;
-            }
-            slots.to_vec()
-        }
-        Cow::Owned(slots) => slots,
-    };
-    Some(Change::SetTable {
-        table,
-        slots,
-        recipe: to.recipe,
-    })
 }
 
 /// Words that must gain bits first, and words that may lose some at the end.

@@ -4,6 +4,7 @@
 //! restarted daemon changes nothing and a service's connections survive every other change.
 
 mod change;
+mod part;
 mod ports;
 mod services;
 mod slots;
@@ -24,8 +25,9 @@ use crate::{
 };
 
 pub use change::{Change, Target, changes};
+pub use part::plan_part;
 pub use slots::socket_address;
-pub use tables::{Recipe, Table};
+pub use tables::{Digest, Recipe, Table};
 
 /// What the kernel should hold.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
@@ -68,7 +70,7 @@ pub struct Installed {
     /// Every slot that was ever used: a free one keeps its generation, from which the next one
     /// follows.
     pub backends: BTreeMap<u32, Backend>,
-    pub tables: BTreeMap<u32, Vec<u32>>,
+    pub tables: BTreeMap<u32, Digest>,
     /// The port bitmaps' words.
     pub ports: Vec<u64>,
 }
@@ -105,15 +107,13 @@ pub struct Plan {
     pub refused: Vec<String>,
     /// Slots of removed backends that are kept for the flows they may have.
     pub retired: HashSet<u32>,
-    /// Recipes of tables that are installed as they should be.
-    pub confirmed: Vec<(u32, Recipe)>,
 }
 
 pub fn plan(input: Input<'_>) -> Plan {
     let mut plan = Plan::default();
     let placed = services::place(input, &mut plan.refused);
     let slots = slots::assign(input, &placed, &mut plan.refused);
-    let tables = tables::tables(input, &placed, &slots, &mut plan.confirmed);
+    let tables = tables::tables(input, &placed, &slots);
     let ports = ports::words(input, &placed, &slots.backends);
     for service in &placed {
         let name = service.desired.name.clone();

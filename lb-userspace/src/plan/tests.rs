@@ -1,5 +1,7 @@
 use lb_common::abi::{backend_state, policy};
 
+use crate::select::Builder;
+
 use super::*;
 
 const CAPACITY: Capacity = Capacity {
@@ -47,7 +49,10 @@ fn carried_out(mut installed: Installed, plan: &Plan) -> Installed {
             Change::ClearCounters { .. } => {}
             Change::SetBackend { slot, backend } => drop(installed.backends.insert(slot, backend)),
             Change::SetPortWord { index, word } => installed.ports[index as usize] = word,
-            Change::SetTable { table, slots, .. } => drop(installed.tables.insert(table, slots)),
+            Change::SetTable { table, recipe } => {
+                let slots = recipe.build(&mut Builder::default());
+                installed.tables.insert(table, Digest::of(&slots));
+            }
             Change::RemoveTable { table } => drop(installed.tables.remove(&table)),
             Change::SetService { listen, service } => {
                 installed.services.insert(listen, service);
@@ -149,12 +154,19 @@ fn a_listen_moves_to_another_service_without_a_gap() {
 #[test]
 fn a_failing_backend_keeps_the_size_of_a_maglev_table() {
     let mut web = service("web", &["192.0.2.1:80"], Policy::Maglev, 32);
-    let before = fresh(std::slice::from_ref(&web));
+    let table = |plan: &Plan| {
+        let recipe = plan.changes.iter().find_map(|change| match change {
+            Change::SetTable { recipe, .. } => Some(recipe),
+            _ => None,
+        });
+        recipe.unwrap().build(&mut Builder::default())
+    };
+    let whole = plan_for(std::slice::from_ref(&web), &Installed::default());
+    let before = carried_out(Installed::default(), &whole);
     web.backends[7].admit = Admit::Down;
-    let plan = plan_for(&[web], &before);
-    let after = carried_out(before.clone(), &plan);
-    assert_eq!(before.tables[&0].len(), after.tables[&0].len());
-    assert!(!after.tables[&0].contains(&7));
+    let (whole, rest) = (table(&whole), table(&plan_for(&[web], &before)));
+    assert_eq!(whole.len(), rest.len());
+    assert!(whole.contains(&7) && !rest.contains(&7));
 }
 
 #[test]
@@ -162,20 +174,27 @@ fn known_recipes_are_not_cooked_again() {
     let desired = Desired {
         services: vec![service("web", &["192.0.2.1:80"], Policy::Maglev, 3)],
     };
-    let mut installed = fresh(&desired.services);
-    let confirmed = plan_for(&desired.services, &installed).confirmed;
-    assert_eq!(confirmed.len(), 1);
-    // A table that differs shows whether it was built at all.
-    installed.tables.insert(0, vec![1]);
-    let plan = plan(Input {
-        desired: &desired,
-        installed: &installed,
-        present: None,
-        retired: &HashSet::new(),
-        recipes: &confirmed.into_iter().collect(),
-        capacity: CAPACITY,
+    let first = plan_for(&desired.services, &Installed::default());
+    let recipes = first.changes.iter().filter_map(|change| match change {
+        Change::SetTable { table, recipe } => Some((*table, recipe.clone())),
+        _ => None,
     });
-    assert!(plan.changes.is_empty());
+    let recipes: HashMap<u32, Recipe> = recipes.collect();
+    assert_eq!(recipes.len(), 1);
+    let mut installed = carried_out(Installed::default(), &first);
+    let again = |installed: &Installed| {
+        plan(Input {
+            desired: &desired,
+            installed,
+            present: None,
+            retired: &HashSet::new(),
+            recipes: &recipes,
+            capacity: CAPACITY,
+        })
+    };
+    assert!(again(&installed).changes.is_empty());
+    installed.tables.clear();
+    assert_eq!(again(&installed).changes.len(), 1, "it is gone");
 }
 
 #[test]

@@ -49,6 +49,12 @@ fn web(backends: &[&str]) -> Desired {
     }
 }
 
+/// Both halves, with nothing in between.
+fn verify(reconciler: &mut Reconciler) -> anyhow::Result<Vec<String>> {
+    let tables = reconciler.begin_verify()()?;
+    reconciler.verify(tables)
+}
+
 fn state(memory: &Memory, slot: u32) -> u32 {
     memory.maps().backends[&slot].state
 }
@@ -274,7 +280,7 @@ mod verification {
             .apply(&web(&["10.0.0.1:80", "10.0.0.2:80"]), None)
             .unwrap();
         let right = memory.maps();
-        assert!(reconciler.verify().unwrap().is_empty());
+        assert!(verify(&mut reconciler).unwrap().is_empty());
         memory.tamper(|maps| {
             maps.services.clear();
             let listen = Listen {
@@ -303,7 +309,7 @@ mod verification {
             );
             maps.ports[3] = 1;
         });
-        let said = reconciler.verify().unwrap();
+        let said = verify(&mut reconciler).unwrap();
         assert_eq!(
             said,
             [
@@ -322,7 +328,7 @@ mod verification {
             backend_state::FREE
         );
         assert_eq!(repaired, right);
-        assert!(reconciler.verify().unwrap().is_empty());
+        assert!(verify(&mut reconciler).unwrap().is_empty());
     }
 
     #[test]
@@ -336,8 +342,31 @@ mod verification {
             };
             maps.backends.insert(9, foreign);
         });
-        assert_eq!(reconciler.verify().unwrap().len(), 1);
-        assert!(reconciler.verify().unwrap().is_empty());
+        assert_eq!(verify(&mut reconciler).unwrap().len(), 1);
+        assert!(verify(&mut reconciler).unwrap().is_empty());
+    }
+
+    #[test]
+    fn what_is_written_meanwhile_is_no_damage() {
+        let memory = memory();
+        let mut reconciler = Reconciler::new(memory.clone()).unwrap();
+        let mut desired = web(&["10.0.0.1:80", "10.0.0.2:80"]);
+        let api = service("api", "192.0.2.11:80", &["10.0.0.3:80"]);
+        desired.services.push(api.clone());
+        reconciler.apply(&desired, None).unwrap();
+        let tables = reconciler.begin_verify()().unwrap();
+        desired.services.pop();
+        desired.services[0].backends[0].admit = Admit::Draining;
+        desired.services.push(DesiredService {
+            listen: vec!["192.0.2.12:80".parse().unwrap()],
+            name: "new".to_owned(),
+            ..api
+        });
+        reconciler.apply(&desired, None).unwrap();
+        let right = memory.maps();
+        assert_eq!(reconciler.verify(tables).unwrap(), Vec::<String>::new());
+        assert_eq!(memory.maps(), right);
+        assert!(verify(&mut reconciler).unwrap().is_empty());
     }
 
     #[test]
@@ -350,7 +379,7 @@ mod verification {
         memory.tamper(|maps| maps.tables.clear());
         let reads = 3 + 2 * u64::from(CAPACITY.services);
         memory.fail_call(reads + 1);
-        reconciler.verify().unwrap_err();
+        verify(&mut reconciler).unwrap_err();
         reconciler.apply(&desired, None).unwrap();
         assert_eq!(memory.maps(), right);
     }
@@ -397,7 +426,7 @@ fn measure_one_change_among_a_thousand_services() {
             reconciler.apply(&desired, Some(&present)).unwrap().changes
         });
     }
-    timed("verify", &mut || reconciler.verify().unwrap().len());
+    timed("verify", &mut || verify(&mut reconciler).unwrap().len());
     let mut restarted = Reconciler::new(memory).unwrap();
     timed("restart", &mut || {
         restarted.apply(&desired, None).unwrap().changes

@@ -19,7 +19,8 @@ use aya::{
     util::nr_cpus,
 };
 use lb_common::abi::{
-    Address as _, Backend, Be16, Config, Drop, Service, ServiceKey, V4, V6, as_bytes, map, protocol,
+    Address as _, Backend, Be16, Config, Drop, Service, ServiceKey, TableChunk, V4, V6, as_bytes,
+    map, protocol, table_chunks,
 };
 
 use super::world::{self, Addresses, Mac};
@@ -141,12 +142,14 @@ impl Kernel {
             }
             if let Some(slots) = listen.table {
                 let offset = if addresses.v6 { world::V6_SLOTS } else { 0 };
-                let mut inner = Array::<MapData, u32>::create(slots.len() as u32 + 1, INNER_MAP)?;
-                inner.set(0, &(slots.len() as u32), 0)?;
-                for (index, slot) in slots.iter().enumerate() {
-                    inner.set(index as u32 + 1, &(slot + offset), 0)?;
+                let slots: Vec<u32> = slots.iter().map(|slot| slot + offset).collect();
+                let chunks = table_chunks(&slots);
+                let length = chunks.len() as u32;
+                let mut inner = Array::<MapData, TableChunk>::create(length, INNER_MAP)?;
+                for (index, chunk) in (0..).zip(chunks) {
+                    inner.set(index, &chunk, 0)?;
                 }
-                self.map::<ArrayOfMaps<_, Array<MapData, u32>>>(map::TABLES)?
+                self.map::<ArrayOfMaps<_, Array<MapData, TableChunk>>>(map::TABLES)?
                     .set(service.table, &inner, 0)?;
             }
         }

@@ -11,7 +11,7 @@ use crate::{
 /// `web` in the file with one backend of each layer, `dns` added by lbctl.
 fn layers() -> Layers {
     Layers {
-        file: config([service("web", "192.0.2.1:80", &["10.0.0.1:80"])]),
+        file: Arc::new(config([service("web", "192.0.2.1:80", &["10.0.0.1:80"])])),
         state: State {
             services: vec![service(
                 "dns",
@@ -285,7 +285,7 @@ fn reload_forgets_additions_to_a_service_that_is_gone() {
 
 #[test]
 fn reload_names_settings_that_take_a_restart() {
-    let mut file = layers().file;
+    let mut file = Config::clone(&layers().file);
     file.admin.socket = "/tmp/other.sock".into();
     let change = reload(&layers(), file).unwrap();
     assert!(

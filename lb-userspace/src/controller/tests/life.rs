@@ -119,13 +119,12 @@ async fn a_change_saved_before_a_crash_is_made_after_it() {
             mode: Some(Mode::Drain),
             weight: None,
         };
-        store
-            .save(&State {
-                services: vec![trusted("dns", "192.0.2.1:53", &["10.0.0.3:53"])],
-                overrides: [(reference("web/10.0.0.2:80"), said)].into(),
-                ..State::default()
-            })
-            .unwrap();
+        let state = State {
+            services: vec![trusted("dns", "192.0.2.1:53", &["10.0.0.3:53"])],
+            overrides: [(reference("web/10.0.0.2:80"), said)].into(),
+            ..State::default()
+        };
+        store.begin_save(state).wait().unwrap();
     }
     let handle = bed.start([web()]).await;
     let maps = bed.memory.maps();

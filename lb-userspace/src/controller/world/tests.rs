@@ -15,11 +15,11 @@ fn layers(modes: &[(&str, Mode)]) -> Layers {
         weight: None,
     };
     Layers {
-        file: config([service(
+        file: Arc::new(config([service(
             "web",
             "192.0.2.1:80",
             &["10.0.0.1:80", "10.0.0.2:80"],
-        )]),
+        )])),
         state: State {
             overrides: modes
                 .iter()
@@ -105,10 +105,9 @@ fn other_layers_keep_what_was_observed() {
     let mut world = world(&[]);
     world.observe(report(ONE, true)).unwrap();
     let mut more = layers(&[]);
-    more.file.services[0]
-        .backends
-        .push(backend("10.0.0.3:80", 1));
-    more.file.services[0].health.rise = 9;
+    let web = &mut Arc::make_mut(&mut more.file).services[0];
+    web.backends.push(backend("10.0.0.3:80", 1));
+    web.health.rise = 9;
     world.relayer(more, near);
     assert_eq!(state(&world, 0), BackendState::Healthy);
     assert_eq!(state(&world, 2), BackendState::Unknown);
@@ -117,15 +116,58 @@ fn other_layers_keep_what_was_observed() {
 
 #[test]
 fn a_backend_back_from_maintenance_must_prove_itself() {
-    let mut world = world(&[]);
-    world.observe(report(ONE, true)).unwrap();
-    world.relayer(layers(&[(ONE, Mode::Maintenance)]), near);
-    assert_eq!(state(&world, 0), BackendState::Maintenance);
     let probed = |world: &World| world.targets().contains_key(&ONE.parse().unwrap());
-    assert!(!probed(&world));
-    world.relayer(layers(&[]), near);
-    assert!(probed(&world));
-    assert_eq!(state(&world, 0), BackendState::Unknown);
+    for is_same_file in [false, true] {
+        let mut world = world(&[]);
+        let file = world.layers().file.clone();
+        let layers = |modes: &[(&str, Mode)]| {
+            let mut layers = layers(modes);
+            if is_same_file {
+                layers.file = file.clone();
+            }
+            layers
+        };
+        world.observe(report(ONE, true)).unwrap();
+        let done = world.relayer(layers(&[(ONE, Mode::Maintenance)]), near);
+        assert_eq!((done.moved, done.probes), (!is_same_file, true));
+        assert_eq!(state(&world, 0), BackendState::Maintenance);
+        assert!(!probed(&world));
+        let done = world.relayer(layers(&[]), near);
+        assert!(done.probes && probed(&world));
+        assert_eq!(state(&world, 0), BackendState::Unknown);
+        assert_eq!(world.services[0].observed[0].probes["success"], 1);
+    }
+}
+
+#[test]
+fn overrides_touch_their_services_and_no_other() {
+    let mut first = layers(&[]);
+    let file = Arc::make_mut(&mut first.file);
+    let api = service("api", "192.0.2.2:80", &["10.0.0.1:80"]);
+    file.services.push(api);
+    let mut world = World::new(first.clone(), &HashMap::new(), near);
+    assert_eq!(*world.touched(), Touched::All);
+    world.settled();
+
+    let mut second = layers(&[("api/10.0.0.1:80", Mode::Ready), (ONE, Mode::Drain)]);
+    second.file = first.file.clone();
+    let stray = "web/10.0.0.9:80".parse().unwrap();
+    second.state.overrides.insert(stray, Override::default());
+    let done = world.relayer(second.clone(), near);
+    assert_eq!((done.moved, done.probes), (false, false));
+    assert_eq!(*world.touched(), Touched::Some([0, 1].into()));
+    assert_eq!(world.conflicts().len(), 1, "{:?}", world.conflicts());
+    let fresh = World::new(second, &HashMap::new(), near);
+    assert_eq!(world.desired(), fresh.desired());
+    assert_eq!(world.conflicts(), fresh.conflicts());
+
+    world.settled();
+    world.relayer(first, near);
+    assert_eq!(*world.touched(), Touched::Some([0, 1].into()));
+    assert!(world.conflicts().is_empty());
+    world.settled();
+    world.observe(report("api/10.0.0.1:80", true)).unwrap();
+    assert_eq!(*world.touched(), Touched::Some([1].into()));
 }
 
 #[test]
@@ -135,7 +177,7 @@ fn a_check_that_begins_takes_nobody_down() {
         ..Health::default()
     };
     let mut first = layers(&[]);
-    first.file.services[0].health = unchecked;
+    Arc::make_mut(&mut first.file).services[0].health = unchecked;
     let mut world = World::new(first, &HashMap::new(), near);
     assert_eq!(world.targets(), BTreeMap::new());
     assert_eq!(state(&world, 0), BackendState::Healthy);
