@@ -64,6 +64,22 @@ where
 }
 
 #[inline(always)]
+pub(crate) fn depart<H: Hook, A: Family>(context: *mut H::Context, network: usize) -> u32
+where
+    Kernel: FamilyTables<A>,
+{
+    let kernel = Kernel::new(context);
+    step::<H>(
+        context,
+        Ok(path::depart::<A, _, _>(
+            &mut H::new(context),
+            &kernel,
+            network,
+        )),
+    )
+}
+
+#[inline(always)]
 pub(crate) fn slow<H: Hook, A: Family>(context: *mut H::Context) -> u32
 where
     Kernel: FamilyTables<A>,

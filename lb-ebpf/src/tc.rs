@@ -199,12 +199,46 @@ impl Hook for TcFrame {
 subprograms! {
     TcFrame:
     tc_fast6 = fast::<V6>(network);
+    tc_depart6 = depart::<V6>(network);
     tc_slow4 = slow::<V4>();
     tc_slow6 = slow::<V6>();
     tc_open4 = open::<V4>();
     tc_open6 = open::<V6>();
     tc_answer4 = answer::<V4>();
     tc_answer6 = answer::<V6>();
+}
+
+/// Egress of every device that is served: answers of backends on the node itself.
+#[unsafe(no_mangle)]
+#[unsafe(link_section = "classifier")]
+extern "C" fn lbd_egress(context: *mut __sk_buff) -> i32 {
+    pull_headers(context);
+    let action = match path::network(&TcFrame { context }) {
+        Network::Ipv4(network) => match hook::depart::<TcFrame, V4>(context, network) {
+            hook::SLOW => tc_slow4(context),
+            action => action,
+        },
+        Network::Ipv6(network) => match tc_depart6(context, network as u32) {
+            hook::SLOW => tc_slow6(context),
+            action => action,
+        },
+        Network::Foreign => return TC_ACT_UNSPEC,
+    };
+    hook::logged::<TcFrame>(action) as i32
+}
+
+/// Makes the headers readable where a driver left them outside the linear part.
+#[inline(always)]
+fn pull_headers(context: *mut __sk_buff) {
+    // SAFETY: the context is the kernel's.
+    unsafe {
+        let linear = (bound::<{ offset_of!(__sk_buff, data_end) }, _>(context)
+            - bound::<{ offset_of!(__sk_buff, data) }, _>(context)) as u32;
+        if linear < HEADERS && linear < (*context).len {
+            // A shorter packet stays as it is, and is read as far as it goes.
+            bpf_skb_pull_data(context, HEADERS.min((*context).len));
+        }
+    }
 }
 
 /// Ingress of a device that has no XDP program of ours.
@@ -217,13 +251,8 @@ extern "C" fn lbd_tc(context: *mut __sk_buff) -> i32 {
         if (*context).vlan_present != 0 {
             return TC_ACT_UNSPEC;
         }
-        let linear = (bound::<{ offset_of!(__sk_buff, data_end) }, _>(context)
-            - bound::<{ offset_of!(__sk_buff, data) }, _>(context)) as u32;
-        if linear < HEADERS && linear < (*context).len {
-            // A shorter packet stays as it is, and is read as far as it goes.
-            bpf_skb_pull_data(context, HEADERS.min((*context).len));
-        }
     }
+    pull_headers(context);
     let action = match path::network(&TcFrame { context }) {
         Network::Ipv4(network) => walk!(
             TcFrame,

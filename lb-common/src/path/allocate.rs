@@ -46,7 +46,9 @@ pub(super) fn reverse<A: Address, T: FamilyTables<A>>(
     let backend = drawn.backend;
     let key = &work.key;
     let (own_port, protocol) = (key.src_port, key.protocol());
-    let snat = backend.flags & backend_flag::SNAT != 0;
+    // A backend that draws itself would see its own address, and answer itself.
+    let draws_itself = same(key.src, backend.address());
+    let snat = backend.flags & backend_flag::SNAT != 0 || draws_itself && backend.has_source();
     let source = if snat { backend.source() } else { key.src };
     work.opposite = FlowKey::new(
         backend.address(),
@@ -199,10 +201,18 @@ fn pool_port<T: crate::path::Tables>(
 /// verifier walks.
 #[inline(always)]
 pub(super) fn belongs_to<A: Address>(flow: &Flow<A>, key: &FlowKey<A>) -> bool {
-    let differ = |a: A, b: A| {
-        let ([a0, a1, a2, a3], [b0, b1, b2, b3]) = (a.to_words(), b.to_words());
-        (a0 ^ b0) | (a1 ^ b1) | (a2 ^ b2) | (a3 ^ b3)
-    };
     let ports = (flow.dst_port.0 ^ key.src_port.0) | (flow.src_port.0 ^ key.dst_port.0);
     differ(flow.dst, key.src) | differ(flow.src, key.dst) | ports as u32 == 0
+}
+
+#[inline(always)]
+fn same<A: Address>(a: A, b: A) -> bool {
+    differ(a, b) == 0
+}
+
+/// 0 if the addresses are equal.
+#[inline(always)]
+fn differ<A: Address>(a: A, b: A) -> u32 {
+    let ([a0, a1, a2, a3], [b0, b1, b2, b3]) = (a.to_words(), b.to_words());
+    (a0 ^ b0) | (a1 ^ b1) | (a2 ^ b2) | (a3 ^ b3)
 }

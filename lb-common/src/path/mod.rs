@@ -8,6 +8,7 @@
 
 mod allocate;
 mod checksum;
+mod depart;
 mod family;
 mod fast;
 mod open;
@@ -26,6 +27,7 @@ use crate::abi::{
 
 pub use allocate::{Attempt, take_source};
 pub use checksum::{Delta, Sum};
+pub use depart::depart;
 pub use family::Family;
 pub(crate) use family::{Ipv4Tail, Ipv6Middle, Ipv6Tail};
 pub use fast::fast;

@@ -54,7 +54,8 @@ pub struct Packet {
     pub(super) ttl: u8,
     /// TCP flags, 0 for UDP.
     pub(super) flags: u8,
-    pad: u8,
+    /// 1 if the packet leaves the node through its stack, whose way it keeps.
+    departs: u8,
 }
 
 /// More than any header's offset. The verifier believes no offset that was kept in a map.
@@ -105,6 +106,16 @@ impl Packet {
     #[inline(always)]
     pub(super) const fn is_tagged(&self) -> bool {
         self.network() != size_of::<Ethernet>()
+    }
+
+    #[inline(always)]
+    pub(super) const fn departing(self) -> Self {
+        Self { departs: 1, ..self }
+    }
+
+    #[inline(always)]
+    pub(super) const fn departs(&self) -> bool {
+        self.departs != 0
     }
 
     #[inline(always)]
@@ -191,7 +202,7 @@ pub(super) fn packet<A: Family, F: Frame, T: Tables>(
         protocol: header.protocol,
         ttl: header.ttl,
         flags,
-        pad: 0,
+        departs: 0,
     };
     Some((key, packet))
 }

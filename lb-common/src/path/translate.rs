@@ -14,6 +14,18 @@ pub(super) struct Way {
     pub(super) hop: NextHop,
 }
 
+impl Way {
+    pub(super) const STACK: Self = Self {
+        to: To::Stack,
+        hop: NextHop {
+            ifindex: 0,
+            epoch: 0,
+            macs: [0; 3],
+            direct: 0,
+        },
+    };
+}
+
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum To {
     Neighbour,
@@ -21,7 +33,7 @@ pub(super) enum To {
     Stack,
 }
 
-/// The flow's cached next hop if it is current, else the routing table's answer, which is cached
+/// That of a departing packet is the stack's. Else the flow's cached next hop if it is current, else the routing table's answer, which is cached
 /// where it is good for more than one packet.
 #[inline(always)]
 pub(super) fn way<A: Family, F: Frame, T: FamilyTables<A>>(
@@ -29,8 +41,11 @@ pub(super) fn way<A: Family, F: Frame, T: FamilyTables<A>>(
     tables: &T,
     config: &Config,
     flow: &Flow<A>,
-    protocol: u8,
+    packet: &Packet,
 ) -> Result<Way, Drop> {
+    if packet.departs() {
+        return Ok(Way::STACK);
+    }
     let cached = flow.next_hop.get();
     if cached.epoch == config.epoch {
         return Ok(Way {
@@ -38,7 +53,7 @@ pub(super) fn way<A: Family, F: Frame, T: FamilyTables<A>>(
             hop: cached,
         });
     }
-    match tables.route(frame.ingress(), flow, protocol) {
+    match tables.route(frame.ingress(), flow, packet.protocol) {
         Route::Neighbour(hop) => {
             let hop = NextHop {
                 epoch: config.epoch,
@@ -57,10 +72,7 @@ pub(super) fn way<A: Family, F: Frame, T: FamilyTables<A>>(
                 ..NextHop::default()
             },
         }),
-        Route::Stack => Ok(Way {
-            to: To::Stack,
-            hop: NextHop::default(),
-        }),
+        Route::Stack => Ok(Way::STACK),
         Route::Refused => Err(Drop::Unroutable),
     }
 }

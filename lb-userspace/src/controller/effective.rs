@@ -12,8 +12,9 @@ use crate::{
 /// How connections get to a backend and back.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Via {
-    /// The client's address is kept.
-    Client,
+    /// The client's address is kept, but for connections of the backend to itself, which come from
+    /// this address of the node, if there is one.
+    Client(Option<IpAddr>),
     /// The source becomes this address of the node.
     Node(IpAddr),
     /// The node has no route to the backend.
@@ -24,8 +25,8 @@ pub(super) enum Via {
 pub(super) fn via(snat: Snat, route: Option<Route>) -> Via {
     let source = route.and_then(|route| route.source);
     match (snat, route, source) {
-        (Snat::Never, _, _) => Via::Client,
-        (Snat::Auto, Some(route), _) if route.returns_here => Via::Client,
+        (Snat::Never, _, _) => Via::Client(None),
+        (Snat::Auto, Some(route), _) if route.returns_here => Via::Client(source),
         (Snat::Auto | Snat::Always, _, Some(source)) => Via::Node(source),
         (Snat::Auto | Snat::Always, _, None) => Via::Nowhere,
     }
@@ -73,10 +74,12 @@ pub(super) fn desired(facts: Facts<'_>) -> DesiredBackend {
         // Also of one that takes no connections: the size of a table must not follow failures.
         weight: weight(facts.spec.weight, facts.said.weight),
         admit: effective(facts).admit,
-        snat: match facts.via {
+        source: match facts.via {
             Via::Node(source) => Some(source),
-            Via::Client | Via::Nowhere => None,
+            Via::Client(source) => source,
+            Via::Nowhere => None,
         },
+        snat: matches!(facts.via, Via::Node(_)),
     }
 }
 
@@ -231,7 +234,7 @@ mod tests {
             (
                 none(),
                 up(),
-                Via::Client,
+                Via::Client(None),
                 S::Healthy,
                 Admit::Active,
                 100,
@@ -240,7 +243,7 @@ mod tests {
             (
                 none(),
                 shaky(),
-                Via::Client,
+                Via::Client(None),
                 S::Healthy,
                 Admit::Active,
                 100,
@@ -249,7 +252,7 @@ mod tests {
             (
                 none(),
                 down(),
-                Via::Client,
+                Via::Client(None),
                 S::Unhealthy,
                 Admit::Down,
                 0,
@@ -258,7 +261,7 @@ mod tests {
             (
                 none(),
                 rising(),
-                Via::Client,
+                Via::Client(None),
                 S::Unhealthy,
                 Admit::Down,
                 0,
@@ -267,7 +270,7 @@ mod tests {
             (
                 none(),
                 fresh(),
-                Via::Client,
+                Via::Client(None),
                 S::Unknown,
                 Admit::Draining,
                 0,
@@ -285,7 +288,7 @@ mod tests {
             (
                 mode(Mode::Drain),
                 up(),
-                Via::Client,
+                Via::Client(None),
                 S::Draining,
                 Admit::Draining,
                 0,
@@ -294,7 +297,7 @@ mod tests {
             (
                 mode(Mode::Drain),
                 down(),
-                Via::Client,
+                Via::Client(None),
                 S::Draining,
                 Admit::Down,
                 0,
@@ -303,7 +306,7 @@ mod tests {
             (
                 mode(Mode::Maintenance),
                 down(),
-                Via::Client,
+                Via::Client(None),
                 S::Maintenance,
                 Admit::Draining,
                 0,
@@ -315,7 +318,7 @@ mod tests {
             (
                 mode(Mode::Ready),
                 down(),
-                Via::Client,
+                Via::Client(None),
                 S::Healthy,
                 Admit::Active,
                 100,
@@ -324,7 +327,7 @@ mod tests {
             (
                 percent(50),
                 up(),
-                Via::Client,
+                Via::Client(None),
                 S::Healthy,
                 Admit::Active,
                 50,
@@ -333,7 +336,7 @@ mod tests {
             (
                 percent(0),
                 up(),
-                Via::Client,
+                Via::Client(None),
                 S::Healthy,
                 Admit::Draining,
                 0,
@@ -373,13 +376,13 @@ mod tests {
         };
         for (snat, route, want) in [
             (Snat::Auto, Some(far), Via::Node(node)),
-            (Snat::Auto, Some(near), Via::Client),
+            (Snat::Auto, Some(near), Via::Client(near.source)),
             (Snat::Auto, Some(lost), Via::Nowhere),
             (Snat::Auto, None, Via::Nowhere),
             (Snat::Always, Some(near), Via::Node(node)),
             (Snat::Always, Some(lost), Via::Nowhere),
-            (Snat::Never, Some(far), Via::Client),
-            (Snat::Never, None, Via::Client),
+            (Snat::Never, Some(far), Via::Client(None)),
+            (Snat::Never, None, Via::Client(None)),
         ] {
             assert_eq!(via(snat, route), want, "{snat:?} {route:?}");
         }
@@ -403,7 +406,7 @@ mod tests {
             ])),
         ) {
             let said = Override { mode, weight: None };
-            let got = sum(said, verdict(healthy, 0, 0, ""), Via::Client, configured);
+            let got = sum(said, verdict(healthy, 0, 0, ""), Via::Client(None), configured);
             prop_assert_eq!(got.weight > 0, got.admit == Admit::Active);
             prop_assert!(!got.reasons.is_empty());
         }

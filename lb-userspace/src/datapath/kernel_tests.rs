@@ -188,7 +188,7 @@ fn a_detached_program_is_attached_again() {
     isolated(|bpffs| {
         let world = World::new(bpffs, &["one"], XdpMode::Auto);
         let kernel = world.start();
-        for hook in ["xdp", "tc"] {
+        for hook in ["xdp", "tc", "egress"] {
             let id = world.link("one", hook).unwrap().id;
             sh(&format!("bpftool link detach id {id}"));
             assert_eq!(world.link("one", hook).unwrap().ifindex, 0);
@@ -229,7 +229,11 @@ fn without_tcx_filters_do() {
         let mut hooks = load();
         for name in ["one", "two"] {
             let (_, changed) = hooks.serve(&device(name), XdpMode::Off, &mut undo).unwrap();
-            assert_eq!(changed, [format!("{name}: attached at tc with lbd_tc")]);
+            let expected = [
+                format!("{name}: attached at tc ingress with lbd_tc"),
+                format!("{name}: attached at tc egress with lbd_egress"),
+            ];
+            assert_eq!(changed, expected);
             assert!(shown(name).contains("lbd_tc"), "{}", shown(name));
         }
         let before = shown("one");
@@ -240,19 +244,22 @@ fn without_tcx_filters_do() {
         let mut changes = |xdp| hooks.serve(&device("one"), xdp, &mut undo).unwrap().1;
         assert_eq!(
             changes(XdpMode::Off),
-            ["one: replaced the program at tc with lbd_tc"]
+            [
+                "one: replaced the program at tc ingress with lbd_tc",
+                "one: replaced the program at tc egress with lbd_egress",
+            ]
         );
         assert!(changes(XdpMode::Off).is_empty());
         let expected = [
             "one: attached at xdp native",
-            "one: replaced the program at tc with lbd_handover",
+            "one: replaced the program at tc ingress with lbd_handover",
         ];
         assert_eq!(changes(XdpMode::Native), expected);
         assert_eq!(shown("one").matches("bpf chain 0 handle").count(), 1);
         sh("tc filter del dev one ingress");
         assert_eq!(
             changes(XdpMode::Native),
-            ["one: attached at tc with lbd_handover"]
+            ["one: attached at tc ingress with lbd_handover"]
         );
         drop(hooks);
 
@@ -329,7 +336,7 @@ fn devices_come_and_go() {
             pairs(&[("one", "xdp native"), ("two", "missing")])
         );
         let pins = std::fs::read_dir(bpffs.join("lbd/links")).unwrap().count();
-        assert_eq!(pins, 2);
+        assert_eq!(pins, 3);
         ip_commands("link add two type veth peer name farther\nlink set two up");
         let repaired = kernel.repair_attachments().unwrap();
         assert!(
@@ -390,7 +397,7 @@ fn another_program_is_left_alone() {
         let repaired = kernel.repair_attachments().unwrap();
         let expected = [
             "one: attached at xdp native",
-            "one: replaced the program at tc with lbd_handover",
+            "one: replaced the program at tc ingress with lbd_handover",
         ];
         assert_eq!(repaired, expected);
         drop(kernel);

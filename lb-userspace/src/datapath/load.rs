@@ -22,6 +22,8 @@ pub(super) mod program {
     pub(in crate::datapath) const TC: &str = "lbd_tc";
     /// Sends on what XDP translated but could not transmit, at TC ingress.
     pub(in crate::datapath) const HANDOVER: &str = "lbd_handover";
+    /// Translates answers of the node's own backends, at TC egress.
+    pub(in crate::datapath) const EGRESS: &str = "lbd_egress";
     /// Tells the time; attached to nothing.
     pub(in crate::datapath) const CLOCK: &str = "lbd_clock";
 }

@@ -51,8 +51,11 @@ pub struct DesiredBackend {
     /// Effective weight; 0 takes no new connections.
     pub weight: u32,
     pub admit: Admit,
-    /// Source address for SNAT, `None` to keep the client's.
-    pub snat: Option<IpAddr>,
+    /// Address of the node that connections come from: all with `snat`, else those of the backend to
+    /// itself.
+    pub source: Option<IpAddr>,
+    /// Whether clients' addresses are replaced; without `source` they are not.
+    pub snat: bool,
 }
 
 /// Becomes `lb_common::abi::backend_state`.

@@ -144,7 +144,7 @@ fn retire(backend: &Backend) -> Backend {
 fn entry(service: &Placed<'_>, desired: &DesiredBackend) -> Backend {
     // A packet cannot come from another family's address.
     let source = desired
-        .snat
+        .source
         .filter(|s| is_v6(*s) == is_v6(desired.address.ip()));
     Backend {
         generation: 0,
@@ -159,7 +159,10 @@ fn entry(service: &Placed<'_>, desired: &DesiredBackend) -> Backend {
         family: if is_v6(desired.address.ip()) { 6 } else { 4 },
         protocol: protocol_number(service.desired.protocol),
         service: service.id,
-        flags: source.map_or(0, |_| backend_flag::SNAT),
+        flags: match (source, desired.snat) {
+            (Some(_), true) => backend_flag::SNAT,
+            _ => 0,
+        },
         ..Backend::default()
     }
 }

@@ -21,7 +21,8 @@ fn service(name: &str, listen: &[&str], policy: Policy, backends: u8) -> Desired
                 address: SocketAddr::from(([10, 0, 0, i], 8080)),
                 weight: 10,
                 admit: Admit::Active,
-                snat: Some("10.9.9.9".parse().unwrap()),
+                source: Some("10.9.9.9".parse().unwrap()),
+                snat: true,
             })
             .collect(),
     }

@@ -28,7 +28,8 @@ fn backend(address: &str) -> DesiredBackend {
         address: address.parse().unwrap(),
         weight: 100,
         admit: Admit::Active,
-        snat: None,
+        source: None,
+        snat: false,
     }
 }
 

@@ -385,7 +385,7 @@ pub fn load_logging(level: u8) -> Result<Ebpf> {
             .try_into()?;
         program.load().with_context(|| name.to_owned())?;
     }
-    for name in ["lbd_tc", "lbd_handover"] {
+    for name in ["lbd_tc", "lbd_handover", "lbd_egress"] {
         let program: &mut SchedClassifier = ebpf
             .program_mut(name)
             .with_context(|| format!("no {name}"))?

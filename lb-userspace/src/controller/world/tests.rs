@@ -205,8 +205,12 @@ fn routes_decide_on_source_addresses() {
     let transitions = world.reroute([(one, far)].into());
     assert_eq!(transitions.len(), 1);
     assert_eq!(transitions[0].before, transitions[0].after);
-    let snat = |world: &World, place: usize| world.desired().services[0].backends[place].snat;
-    assert_eq!((snat(&world, 0), snat(&world, 1)), (Some(source), None));
+    let snat = |world: &World, place: usize| {
+        let backend = &world.desired().services[0].backends[place];
+        (backend.snat, backend.source)
+    };
+    assert_eq!(snat(&world, 0), (true, Some(source)));
+    assert!(!snat(&world, 1).0);
 
     let transitions = world.reroute([(one, lost)].into());
     assert_eq!(transitions.len(), 1);

@@ -46,7 +46,8 @@ proptest! {
             for backend in &mut service.backends {
                 if let Some(Some((weight, admit, snat))) = others.next() {
                     touched.insert(place);
-                    (backend.weight, backend.admit, backend.snat) = (weight, admit, snat);
+                    (backend.weight, backend.admit, backend.source) = (weight, admit, snat);
+                    backend.snat = snat.is_some();
                 }
             }
         }
@@ -354,7 +355,8 @@ fn desired_service(name: &'static str) -> impl Strategy<Value = DesiredService> 
         |(address, (weight, admit, snat))| DesiredBackend {
             weight,
             admit,
-            snat,
+            source: snat,
+            snat: snat.is_some(),
             ..super::backend(address)
         },
     );
