@@ -20,7 +20,7 @@ pub use service::{
 };
 
 /// Version of every layout in this module; names the pin directory (`<bpffs>/lbd/<version>/`).
-pub const ABI_VERSION: u32 = 1;
+pub const ABI_VERSION: u32 = 2;
 
 /// Map names, as declared in `lb-ebpf/src/maps.rs` and used for pinning.
 pub mod map {
