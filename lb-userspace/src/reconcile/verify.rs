@@ -27,6 +27,7 @@ pub(super) fn read(datapath: &dyn Datapath) -> anyhow::Result<Installed> {
 fn read_small(datapath: &dyn Datapath) -> anyhow::Result<Installed> {
     Ok(Installed {
         services: datapath.services()?.into_iter().collect(),
+        echoes: datapath.echoes()?.into_iter().collect(),
         backends: datapath.backends()?.into_iter().collect(),
         tables: Default::default(),
         ports: datapath.port_words()?,
@@ -65,6 +66,7 @@ impl Reconciler {
             &found,
             Target {
                 services: wanted.services,
+                echoes: wanted.echoes,
                 backends: wanted.backends.into_iter().collect(),
                 tables: targets.collect(),
                 ports: wanted.ports,
