@@ -24,8 +24,10 @@ pub fn fast<A: Family, F: Frame, T: FamilyTables<A>>(
         return PASS;
     };
     if header.protocol != protocol::TCP && header.protocol != protocol::UDP {
-        let is_wanted = icmp::is_wanted(frame, network, &header);
-        let Some(work) = tables.work().filter(|_| is_wanted) else {
+        if !icmp::is_wanted(frame, network, &header) {
+            return PASS;
+        }
+        let Some(work) = tables.work() else {
             return PASS;
         };
         work.network = network as u32;

@@ -3,8 +3,8 @@
 //! Generic over [`Frame`] (where a packet lives) and [`Tables`] (what the path reads and writes),
 //! and over the address family, so that XDP, TC and the tests' byte slice run the same code.
 //! A hook calls [`network`], then [`fast`], and only where that says so [`slow`], [`open`],
-//! [`answer`] and [`icmp`], which find the packet in [`Work`]: the parts share neither registers nor stack, which
-//! keeps the verifier's work and the established packet's cost small.
+//! [`answer`] and [`icmp`], which find the packet in [`Work`]: the parts share neither registers
+//! nor stack, which keeps the verifier's work and the established packet's cost small.
 
 mod allocate;
 mod checksum;

@@ -126,8 +126,8 @@ pub(super) fn is_to_group<F: Frame>(frame: &F) -> Option<bool> {
 }
 
 /// Parses a TCP or UDP packet on a port that a service or a backend uses; its IP header `header`
-/// begins at `network`. Gives its ports, source first, too. `None` for everything the path leaves alone: other ports, headers that
-/// contradict themselves or the frame.
+/// begins at `network`. Gives its ports too, source first. `None` for what the path leaves alone:
+/// other ports, headers that contradict themselves or the frame.
 #[inline(always)]
 pub(super) fn packet<A: Family, F: Frame, T: Tables>(
     frame: &F,
