@@ -164,7 +164,7 @@ fn quote<A: Family, F: Frame, T: FamilyTables<A>>(
     }
     let before = size_of::<Icmp>() + header.length;
     let quoted = message.length().checked_sub(before)?;
-    if quoted < QUOTED || differ(header.src, message.header.dst) {
+    if quoted < QUOTED || header.src != message.header.dst {
         return None;
     }
     let transport = network + header.length;
@@ -192,7 +192,7 @@ fn quote<A: Family, F: Frame, T: FamilyTables<A>>(
     })
 }
 
-/// In one branch: each would double what the verifier walks.
+/// In one branch: each would double what the verifier walks behind it.
 #[inline(always)]
 fn differ<A: Address>(a: A, b: A) -> bool {
     let ([a0, a1, a2, a3], [b0, b1, b2, b3]) = (a.to_words(), b.to_words());
