@@ -25,6 +25,7 @@ pub(crate) trait Hook: Frame + Sized {
 pub(crate) const SLOW: u32 = 0x10000;
 pub(crate) const OPEN: u32 = 0x10001;
 pub(crate) const ANSWER: u32 = 0x10002;
+pub(crate) const ICMP: u32 = 0x10003;
 
 #[inline(always)]
 fn finish<H: Hook>(context: *mut H::Context, result: Result<Verdict, Drop>) -> u32 {
@@ -46,6 +47,7 @@ fn step<H: Hook>(context: *mut H::Context, result: Result<Step, Drop>) -> u32 {
         Ok(Step::Slow) => SLOW,
         Ok(Step::Open) => OPEN,
         Ok(Step::Answer) => ANSWER,
+        Ok(Step::Icmp) => ICMP,
         Ok(Step::Done(verdict)) => finish::<H>(context, Ok(verdict)),
         Err(reason) => finish::<H>(context, Err(reason)),
     }
@@ -115,6 +117,18 @@ where
     )
 }
 
+#[inline(always)]
+pub(crate) fn icmp<H: Hook, A: Family>(context: *mut H::Context) -> u32
+where
+    Kernel: FamilyTables<A>,
+{
+    let kernel = Kernel::new(context);
+    finish::<H>(
+        context,
+        path::icmp::<A, _, _>(&mut H::new(context), &kernel),
+    )
+}
+
 /// Tells of a drop that [`finish`] left to be told of.
 #[inline(always)]
 pub(crate) fn logged<H: Hook>(action: u32) -> u32 {
@@ -146,8 +160,19 @@ pub(crate) const NETWORK: usize = 0x1f;
 
 /// One packet's way through the parts.
 macro_rules! walk {
-    ($hook:ty, $context:ident, $fast:expr, $slow:ident, $open:ident, $answer:ident) => {{
+    (
+        $hook:ty,
+        $context:ident,
+        $fast:expr,
+        $slow:ident,
+        $open:ident,
+        $answer:ident,
+        $icmp:ident
+    ) => {{
         let mut action = $fast;
+        if action == $crate::hook::ICMP {
+            action = $icmp($context);
+        }
         if action == $crate::hook::SLOW {
             action = $slow($context);
         }

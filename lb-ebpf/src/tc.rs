@@ -140,6 +140,23 @@ impl Frame for TcFrame {
     }
 
     #[inline(always)]
+    fn pull(&mut self, length: usize) -> Option<()> {
+        // SAFETY: as in `at`.
+        let (linear, whole) = unsafe {
+            let end = bound::<{ offset_of!(__sk_buff, data_end) }, _>(self.context);
+            let data = bound::<{ offset_of!(__sk_buff, data) }, _>(self.context);
+            ((end - data) as u32, (*self.context).len)
+        };
+        let length = whole.min(length as u32);
+        if linear >= length {
+            return Some(());
+        }
+        // SAFETY: the context is the kernel's.
+        let answer = unsafe { bpf_skb_pull_data(self.context, length) };
+        (answer == 0).then_some(())
+    }
+
+    #[inline(always)]
     fn grow_head(&mut self, by: usize) -> Option<()> {
         // SAFETY: the context is the kernel's.
         let answer = unsafe { bpf_skb_change_head(self.context, by as u32, 0) };
@@ -206,6 +223,8 @@ subprograms! {
     tc_open6 = open::<V6>();
     tc_answer4 = answer::<V4>();
     tc_answer6 = answer::<V6>();
+    tc_icmp4 = icmp::<V4>();
+    tc_icmp6 = icmp::<V6>();
 }
 
 /// Egress of every device that is served: answers of backends on the node itself.
@@ -260,7 +279,8 @@ extern "C" fn lbd_tc(context: *mut __sk_buff) -> i32 {
             hook::fast::<TcFrame, V4>(context, network),
             tc_slow4,
             tc_open4,
-            tc_answer4
+            tc_answer4,
+            tc_icmp4
         ),
         Network::Ipv6(network) => walk!(
             TcFrame,
@@ -268,7 +288,8 @@ extern "C" fn lbd_tc(context: *mut __sk_buff) -> i32 {
             tc_fast6(context, network as u32),
             tc_slow6,
             tc_open6,
-            tc_answer6
+            tc_answer6,
+            tc_icmp6
         ),
         Network::Foreign => return TC_ACT_UNSPEC,
     };

@@ -97,6 +97,11 @@ impl Frame for XdpFrame {
     }
 
     #[inline(always)]
+    fn pull(&mut self, _: usize) -> Option<()> {
+        Some(())
+    }
+
+    #[inline(always)]
     fn grow_head(&mut self, by: usize) -> Option<()> {
         // SAFETY: the context is the kernel's.
         let answer = unsafe { bpf_xdp_adjust_head(self.context, -(by as i32)) };
@@ -197,6 +202,8 @@ subprograms! {
     xdp_open6 = open::<V6>();
     xdp_answer4 = answer::<V4>();
     xdp_answer6 = answer::<V6>();
+    xdp_icmp4 = icmp::<V4>();
+    xdp_icmp6 = icmp::<V6>();
 }
 
 /// Ingress of a device: north-south traffic.
@@ -210,7 +217,8 @@ extern "C" fn lbd_xdp(context: *mut xdp_md) -> u32 {
             hook::fast::<XdpFrame, V4>(context, network),
             xdp_slow4,
             xdp_open4,
-            xdp_answer4
+            xdp_answer4,
+            xdp_icmp4
         ),
         Network::Ipv6(network) => walk!(
             XdpFrame,
@@ -218,7 +226,8 @@ extern "C" fn lbd_xdp(context: *mut xdp_md) -> u32 {
             xdp_fast6(context, network as u32),
             xdp_slow6,
             xdp_open6,
-            xdp_answer6
+            xdp_answer6,
+            xdp_icmp6
         ),
         Network::Foreign => XDP_PASS,
     }

@@ -78,6 +78,7 @@ plain_bytes! {
     wire::Ethernet => size 14, align 2;
     wire::Ipv4 => size 20, align 4;
     wire::Ipv6 => size 40, align 4;
+    wire::Fragment => size 8, align 4;
     wire::Tcp => size 20, align 4;
     wire::Udp => size 8, align 2;
     wire::Icmp => size 8, align 4;

@@ -1,8 +1,8 @@
 //! The few places where IPv4 and IPv6 differ.
 
-use super::wire::{Ipv4, Ipv6};
+use super::wire::{Fragment, Ipv4, Ipv6};
 use super::{Covered, Delta, Frame, Sum};
-use crate::abi::{Address, Be16, V4, V6};
+use crate::abi::{Address, Be16, V4, V6, protocol};
 
 /// What an IP header says.
 #[derive(Clone, Copy, Debug)]
@@ -27,9 +27,34 @@ pub trait Family: Address {
     const ICMP: u8;
     /// Type and code of "port unreachable".
     const PORT_UNREACHABLE: (u8, u8);
+    /// Types of an echo request and of its reply.
+    const ECHO: (u8, u8);
+
+    /// Whether an ICMP message of this type quotes the packet that it is about, and belongs to who
+    /// sent that: destination unreachable (with "fragmentation needed"), packet too big, time
+    /// exceeded, parameter problem. Not redirects, which are for neighbours only.
+    fn is_error(kind: u8) -> bool;
 
     /// Reads the header; `None` for fragments and headers that contradict themselves.
     fn read<F: Frame>(frame: &F, offset: usize) -> Option<Header<Self>>;
+
+    /// Reads the header of a packet that an ICMP error quotes. Other than in [`Family::read`] it may
+    /// be a first fragment, which has the ports.
+    fn read_quoted<F: Frame>(frame: &F, offset: usize) -> Option<Header<Self>>;
+
+    /// Writes new addresses into a quoted header; `delta` is what they do to a checksum. Returns
+    /// what that does to the sum of the message around it, which the caller has to make up for.
+    fn rewrite_quoted<F: Frame>(
+        frame: &mut F,
+        offset: usize,
+        src: Self,
+        dst: Self,
+        delta: Delta,
+    ) -> Option<Delta>;
+
+    /// What the addresses, if they are in the pseudo-header of this family's ICMP, do to its
+    /// checksum.
+    fn icmp_delta(addresses: Delta) -> Delta;
 
     /// Writes new addresses and TTL into the header at `offset`. `moved` is what the addresses do
     /// to a checksum; `header` what was read there.
@@ -66,7 +91,7 @@ pub struct Rewrite<A> {
 }
 
 /// TTL of packets the path makes itself (RFC 1700's recommended default).
-const DEFAULT_TTL: u8 = 64;
+pub(super) const DEFAULT_TTL: u8 = 64;
 
 /// The last 12 bytes of an IPv4 header: everything that a translation writes.
 #[repr(C)]
@@ -96,29 +121,69 @@ pub(crate) struct Ipv6Tail {
     dst: V6,
 }
 
+/// Reads a header whose fragment field has none of the bits of `refused`.
+#[inline(always)]
+fn read_ipv4<F: Frame>(frame: &F, offset: usize, refused: Be16) -> Option<Header<V4>> {
+    let ip = frame.load::<Ipv4>(offset)?;
+    let length = (ip.version_ihl & 0xf) as usize * 4;
+    if ip.version_ihl >> 4 != 4 || length < V4::HEADER || ip.fragment.0 & refused.0 != 0 {
+        return None;
+    }
+    Some(Header {
+        src: ip.src,
+        dst: ip.dst,
+        protocol: ip.protocol,
+        ttl: ip.ttl,
+        checksum: ip.checksum,
+        length,
+        total_length: ip.total_length.get() as usize,
+    })
+}
+
 impl Family for V4 {
     const HEADER: usize = size_of::<Ipv4>();
-    const ICMP: u8 = 1;
+    const ICMP: u8 = protocol::ICMP;
     const PORT_UNREACHABLE: (u8, u8) = (3, 3);
+    const ECHO: (u8, u8) = (8, 0);
+
+    #[inline(always)]
+    fn is_error(kind: u8) -> bool {
+        matches!(kind, 3 | 11 | 12)
+    }
 
     #[inline(always)]
     fn read<F: Frame>(frame: &F, offset: usize) -> Option<Header<Self>> {
         /// More fragments, and the offset of this one.
         const FRAGMENT: Be16 = Be16::new(0x3fff);
-        let ip = frame.load::<Ipv4>(offset)?;
-        let length = (ip.version_ihl & 0xf) as usize * 4;
-        if ip.version_ihl >> 4 != 4 || length < Self::HEADER || ip.fragment.0 & FRAGMENT.0 != 0 {
-            return None;
-        }
-        Some(Header {
-            src: ip.src,
-            dst: ip.dst,
-            protocol: ip.protocol,
-            ttl: ip.ttl,
-            checksum: ip.checksum,
-            length,
-            total_length: ip.total_length.get() as usize,
-        })
+        read_ipv4(frame, offset, FRAGMENT)
+    }
+
+    #[inline(always)]
+    fn read_quoted<F: Frame>(frame: &F, offset: usize) -> Option<Header<Self>> {
+        /// The offset of a fragment.
+        const LATER_FRAGMENT: Be16 = Be16::new(0x1fff);
+        read_ipv4(frame, offset, LATER_FRAGMENT)
+    }
+
+    #[inline(always)]
+    fn rewrite_quoted<F: Frame>(
+        frame: &mut F,
+        offset: usize,
+        src: Self,
+        dst: Self,
+        delta: Delta,
+    ) -> Option<Delta> {
+        let at = offset + core::mem::offset_of!(Ipv4, checksum);
+        let checksum = delta.apply(frame.load::<u16>(at)?);
+        frame.store(at, &checksum, Covered::Neutral)?;
+        let at = offset + core::mem::offset_of!(Ipv4, src);
+        frame.store(at, &[src, dst], Covered::Neutral)?;
+        Some(Delta::NONE)
+    }
+
+    #[inline(always)]
+    fn icmp_delta(_: Delta) -> Delta {
+        Delta::NONE
     }
 
     #[inline(always)]
@@ -184,8 +249,46 @@ impl Family for V4 {
 
 impl Family for V6 {
     const HEADER: usize = size_of::<Ipv6>();
-    const ICMP: u8 = 58;
+    const ICMP: u8 = protocol::ICMPV6;
     const PORT_UNREACHABLE: (u8, u8) = (1, 4);
+    const ECHO: (u8, u8) = (128, 129);
+
+    #[inline(always)]
+    fn is_error(kind: u8) -> bool {
+        matches!(kind, 1..=4)
+    }
+
+    #[inline(always)]
+    fn read_quoted<F: Frame>(frame: &F, offset: usize) -> Option<Header<Self>> {
+        let mut header = Self::read(frame, offset)?;
+        if header.protocol == Fragment::PROTOCOL {
+            let fragment = frame.load::<Fragment>(offset + Self::HEADER)?;
+            if !fragment.is_first() {
+                return None;
+            }
+            header.protocol = fragment.next_header;
+            header.length += size_of::<Fragment>();
+        }
+        Some(header)
+    }
+
+    #[inline(always)]
+    fn rewrite_quoted<F: Frame>(
+        frame: &mut F,
+        offset: usize,
+        src: Self,
+        dst: Self,
+        delta: Delta,
+    ) -> Option<Delta> {
+        let at = offset + core::mem::offset_of!(Ipv6, src);
+        frame.store(at, &Ipv6Tail { src, dst }, Covered::Neutral)?;
+        Some(delta)
+    }
+
+    #[inline(always)]
+    fn icmp_delta(addresses: Delta) -> Delta {
+        addresses
+    }
 
     #[inline(always)]
     fn read<F: Frame>(frame: &F, offset: usize) -> Option<Header<Self>> {

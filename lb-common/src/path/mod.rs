@@ -2,15 +2,17 @@
 //!
 //! Generic over [`Frame`] (where a packet lives) and [`Tables`] (what the path reads and writes),
 //! and over the address family, so that XDP, TC and the tests' byte slice run the same code.
-//! A hook calls [`network`], then [`fast`], and only where that says so [`slow`], [`open`] and
-//! [`answer`], which find the packet in [`Work`]: the parts share neither registers nor stack, which
-//! keeps the verifier's work and the established packet's cost small.
+//! A hook calls [`network`], then [`fast`], and only where that says so [`slow`], [`open`],
+//! [`answer`] and [`icmp`], which find the packet in [`Work`]: the parts share neither registers
+//! nor stack, which keeps the verifier's work and the established packet's cost small.
 
 mod allocate;
 mod checksum;
 mod depart;
+mod echo;
 mod family;
 mod fast;
+mod icmp;
 mod open;
 mod parse;
 mod reject;
@@ -31,6 +33,7 @@ pub use depart::depart;
 pub use family::Family;
 pub(crate) use family::{Ipv4Tail, Ipv6Middle, Ipv6Tail};
 pub use fast::fast;
+pub use icmp::icmp;
 pub use open::open;
 pub use parse::{Network, Packet, network};
 pub use reject::answer;
@@ -71,6 +74,8 @@ pub enum Step {
     Open,
     /// The client is to be told by [`answer`] that its packet goes nowhere.
     Answer,
+    /// An ICMP error or an echo request, which [`icmp`] looks at; it was not touched.
+    Icmp,
 }
 
 /// What the routing table says about a destination.
@@ -108,7 +113,7 @@ pub trait Frame {
 
     fn store<T: Pod>(&mut self, offset: usize, value: &T, covered: Covered) -> Option<()>;
 
-    /// Repairs the TCP or UDP checksum field at `offset`: `addresses` moves the pseudo-header,
+    /// Repairs the TCP, UDP or ICMP checksum field at `offset`: `addresses` moves the pseudo-header,
     /// `ports` the segment's own bytes. A UDP checksum of 0 over IPv4 stays 0.
     fn repair_transport(
         &mut self,
@@ -121,6 +126,9 @@ pub trait Frame {
     /// Whether the TCP or UDP checksum field at `offset` holds the pseudo-header's sum only, because
     /// who sends the packet is to sum up the rest (`CHECKSUM_PARTIAL` of a socket buffer).
     fn is_checksum_left(&mut self, offset: usize) -> Option<bool>;
+
+    /// Makes the first `length` bytes accessible, or as many as there are.
+    fn pull(&mut self, length: usize) -> Option<()>;
 
     /// Makes room of `by` bytes in front of the packet; offsets count from the new beginning.
     fn grow_head(&mut self, by: usize) -> Option<()>;
@@ -193,7 +201,8 @@ pub struct Work<A> {
     /// An entry to be inserted.
     pub flow: Flow<A>,
     pub packet: Packet,
-    pub reserved: u32,
+    /// Offset of the IP header of an ICMP message, of which nothing else stands here.
+    pub network: u32,
 }
 
 /// What the path counts of a connection's life.
@@ -266,5 +275,6 @@ fn family<A: Family, F: Frame, T: FamilyTables<A>>(
         Step::Done(verdict) => Ok(verdict),
         Step::Slow | Step::Open => Ok(Verdict::Pass),
         Step::Answer => answer::<A, F, T>(frame, tables),
+        Step::Icmp => icmp::<A, F, T>(frame, tables),
     }
 }

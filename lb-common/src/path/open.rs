@@ -61,7 +61,7 @@ pub fn open<A: Family, F: Frame, T: FamilyTables<A>>(
         return PASS;
     };
     allocate::fill(flow, key, reverse, &drawn, 0);
-    let way = match translate::way(frame, tables, config, flow, &packet) {
+    let way = match translate::way(frame, tables, config, flow, packet.protocol, false) {
         Ok(way) => way,
         Err(reason) => {
             tables.remove_handshake(reverse);

@@ -2,8 +2,8 @@
 
 use super::wire::{ETHERTYPE_IPV4, ETHERTYPE_IPV6, ETHERTYPE_QINQ, ETHERTYPE_VLAN, Ethernet};
 use super::wire::{Tcp, Udp};
-use super::{Family, Frame, Tables};
-use crate::abi::{Be16, FlowKey, PortKind, port_bit, protocol};
+use super::{Family, Frame, Tables, family::Header};
+use crate::abi::{Be16, PortKind, port_bit, protocol};
 
 /// Where the network header begins.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -59,7 +59,7 @@ pub struct Packet {
 }
 
 /// More than any header's offset. The verifier believes no offset that was kept in a map.
-const OFFSETS: u16 = 0x3ff;
+pub(super) const OFFSETS: u16 = 0x3ff;
 
 impl Packet {
     #[inline(always)]
@@ -127,7 +127,7 @@ impl Packet {
 /// Whether either port is one of a service or of a backend: the cheap question that turns foreign
 /// traffic away before anything else is asked.
 #[inline(always)]
-fn is_wanted<T: Tables>(tables: &T, protocol: u8, [src, dst]: [Be16; 2]) -> bool {
+pub(super) fn is_wanted<T: Tables>(tables: &T, protocol: u8, [src, dst]: [Be16; 2]) -> bool {
     let (service, backend) = if protocol == protocol::UDP {
         (PortKind::ServiceUdp, PortKind::BackendUdp)
     } else {
@@ -144,25 +144,22 @@ fn is_wanted<T: Tables>(tables: &T, protocol: u8, [src, dst]: [Be16; 2]) -> bool
 /// Whether the frame goes to a group of hosts: a router must neither forward nor answer such
 /// (RFC 1812 5.3.4, RFC 1122 3.2.2).
 #[inline(always)]
-fn is_to_group<F: Frame>(frame: &F) -> Option<bool> {
+pub(super) fn is_to_group<F: Frame>(frame: &F) -> Option<bool> {
     /// The individual/group bit of an address' first byte (IEEE 802 8.2).
     const GROUP: u8 = 1;
     Some(frame.load::<u8>(0)? & GROUP != 0)
 }
 
-/// Parses a TCP or UDP packet on a port that a service or a backend uses; its IP header begins at
-/// `network`. `None` for everything the path leaves alone: other ports and protocols, fragments,
-/// headers that contradict themselves or the frame.
+/// Parses a TCP or UDP packet on a port that a service or a backend uses; its IP header `header`
+/// begins at `network`. Gives its ports too, source first. `None` for what the path leaves alone:
+/// other ports, headers that contradict themselves or the frame.
 #[inline(always)]
 pub(super) fn packet<A: Family, F: Frame, T: Tables>(
     frame: &F,
     tables: &T,
     network: usize,
-) -> Option<(FlowKey<A>, Packet)> {
-    let header = A::read(frame, network)?;
-    if header.protocol != protocol::TCP && header.protocol != protocol::UDP {
-        return None;
-    }
+    header: &Header<A>,
+) -> Option<([Be16; 2], Packet)> {
     let transport = network + header.length;
     let ports = frame.load::<[Be16; 2]>(transport)?;
     if !is_wanted(tables, header.protocol, ports) || is_to_group(frame)? {
@@ -192,8 +189,6 @@ pub(super) fn packet<A: Family, F: Frame, T: Tables>(
             return None;
         }
     }
-    let [src_port, dst_port] = ports;
-    let key = FlowKey::new(header.src, src_port, header.dst, dst_port, header.protocol);
     let packet = Packet {
         network: network as u16,
         transport: transport as u16,
@@ -204,5 +199,5 @@ pub(super) fn packet<A: Family, F: Frame, T: Tables>(
         flags,
         departs: 0,
     };
-    Some((key, packet))
+    Some((ports, packet))
 }

@@ -153,7 +153,7 @@ fn unreachable<A: Family, F: Frame>(
 /// Writes the Ethernet header found at `from` to the frame's beginning, towards its sender.
 /// The path answers untagged frames only.
 #[inline(always)]
-fn turn_back<F: Frame>(frame: &mut F, from: usize) -> Option<()> {
+pub(super) fn turn_back<F: Frame>(frame: &mut F, from: usize) -> Option<()> {
     let macs = frame.load::<Macs>(from)?;
     let ethertype = frame.load::<u16>(from + size_of::<Macs>())?;
     frame.store(0, &wire::exchanged(macs), Covered::Neutral)?;

@@ -113,7 +113,14 @@ fn known<A: Family, F: Frame, T: FamilyTables<A>>(
     let reverse = flow.state.get() & flow_state::REVERSE != 0;
     flow.last_seen.set(tables.now());
     tables.count_packet(flow.slot, reverse, frame.length() as u64);
-    let way = translate::way(frame, tables, config, flow, packet)?;
+    let way = translate::way(
+        frame,
+        tables,
+        config,
+        flow,
+        packet.protocol,
+        packet.departs(),
+    )?;
     if packet.has(tcp::FIN | tcp::RST) {
         note_end(tables, &work.opposite, packet, flow, found, reverse);
     } else if flow.state.get() & flow_state::RESET != 0 {

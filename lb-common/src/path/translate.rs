@@ -7,11 +7,36 @@ use crate::abi::{Config, Drop, Flow, NextHop};
 
 /// How a packet leaves. Every field is always set: an enum's unused payload is an undefined
 /// register to LLVM, and the verifier refuses what it then does with a pointer left in there.
+/// Aligned, because it may lie on the stack, and LLVM reads the MACs by words of eight bytes, which
+/// the verifier wants aligned there.
+#[repr(C, align(8))]
 #[derive(Clone, Copy)]
 pub(super) struct Way {
-    pub(super) to: To,
     /// Zeroed for [`To::Stack`]; only the device for [`To::Unresolved`].
     pub(super) hop: NextHop,
+    pub(super) to: To,
+}
+
+impl Way {
+    /// How a packet from device `ingress` leaves, once it is rewritten.
+    #[inline(always)]
+    pub(super) fn verdict(&self, ingress: u32) -> Verdict {
+        let ifindex = self.hop.ifindex;
+        let how = match self.to {
+            To::Neighbour if ifindex == ingress => return Verdict::Transmit,
+            To::Neighbour if self.hop.direct != 0 => return Verdict::Redirect { ifindex },
+            To::Neighbour => Handover::Output,
+            To::Unresolved => Handover::Resolve,
+            To::Stack => Handover::Stack,
+        };
+        Verdict::Kernel { how, ifindex }
+    }
+
+    /// The path decrements the TTL; the kernel's stack does so itself.
+    #[inline(always)]
+    pub(super) fn forwards(&self) -> bool {
+        self.to != To::Stack
+    }
 }
 
 impl Way {
@@ -33,17 +58,19 @@ pub(super) enum To {
     Stack,
 }
 
-/// That of a departing packet is the stack's. Else the flow's cached next hop if it is current, else the routing table's answer, which is cached
-/// where it is good for more than one packet.
+/// How the packets of a flow leave: a departing one as the stack has chosen; else by the flow's
+/// cached next hop if it is current; else as the routing table says, which is cached where it is
+/// good for more than one packet.
 #[inline(always)]
 pub(super) fn way<A: Family, F: Frame, T: FamilyTables<A>>(
     frame: &F,
     tables: &T,
     config: &Config,
     flow: &Flow<A>,
-    packet: &Packet,
+    protocol: u8,
+    departs: bool,
 ) -> Result<Way, Drop> {
-    if packet.departs() {
+    if departs {
         return Ok(Way::STACK);
     }
     let cached = flow.next_hop.get();
@@ -53,7 +80,7 @@ pub(super) fn way<A: Family, F: Frame, T: FamilyTables<A>>(
             hop: cached,
         });
     }
-    match tables.route(frame.ingress(), flow, packet.protocol) {
+    match tables.route(frame.ingress(), flow, protocol) {
         Route::Neighbour(hop) => {
             let hop = NextHop {
                 epoch: config.epoch,
@@ -85,27 +112,19 @@ pub(super) fn send<A: Family, F: Frame>(
     flow: &Flow<A>,
     way: &Way,
 ) -> Result<Verdict, Drop> {
-    let forwarded = way.to != To::Stack;
-    rewrite(frame, packet, flow, forwarded).ok_or(Drop::FrameAccess)?;
-    let hop = &way.hop;
-    let ifindex = hop.ifindex;
-    let how = match way.to {
-        To::Stack => Handover::Stack,
-        To::Unresolved => Handover::Resolve,
-        To::Neighbour => {
-            frame
-                .store(0, &hop.macs, Covered::Neutral)
-                .ok_or(Drop::FrameAccess)?;
-            if ifindex == frame.ingress() {
-                return Ok(Verdict::Transmit);
-            }
-            if hop.direct != 0 {
-                return Ok(Verdict::Redirect { ifindex });
-            }
-            Handover::Output
-        }
-    };
-    Ok(Verdict::Kernel { how, ifindex })
+    rewrite(frame, packet, flow, way.forwards())
+        .and_then(|()| link(frame, way))
+        .ok_or(Drop::FrameAccess)?;
+    Ok(way.verdict(frame.ingress()))
+}
+
+/// Writes the link's header of a packet that leaves by `way`.
+#[inline(always)]
+pub(super) fn link<F: Frame>(frame: &mut F, way: &Way) -> Option<()> {
+    match way.to {
+        To::Neighbour => frame.store(0, &way.hop.macs, Covered::Neutral),
+        To::Unresolved | To::Stack => Some(()),
+    }
 }
 
 /// New addresses, ports and checksums; the kernel's stack decrements the TTL itself.

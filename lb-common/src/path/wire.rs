@@ -51,6 +51,27 @@ pub struct Ipv6 {
     pub dst: V6,
 }
 
+/// Fragment header of IPv6 (RFC 8200 4.5).
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Fragment {
+    pub next_header: u8,
+    pub reserved: u8,
+    /// Offset in units of 8 bytes, two reserved bits, and whether more follow.
+    pub offset: Be16,
+    pub id: u32,
+}
+
+impl Fragment {
+    /// Its number as a next header.
+    pub const PROTOCOL: u8 = 44;
+
+    #[inline(always)]
+    pub const fn is_first(&self) -> bool {
+        self.offset.get() >> 3 == 0
+    }
+}
+
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Tcp {

@@ -164,6 +164,29 @@ impl Datapath for Kernel {
         Ok(found)
     }
 
+    fn set_echo(&self, address: IpAddr) -> Result<()> {
+        // That there is an entry is all that is asked of it.
+        let entry = Service::default();
+        match echo_key(address) {
+            Key::V4(key) => self.maps.services4.set(&key, &entry),
+            Key::V6(key) => self.maps.services6.set(&key, &entry),
+        }
+    }
+
+    fn remove_echo(&self, address: IpAddr) -> Result<()> {
+        match echo_key(address) {
+            Key::V4(key) => self.maps.services4.remove(&key)?,
+            Key::V6(key) => self.maps.services6.remove(&key)?,
+        };
+        Ok(())
+    }
+
+    fn echoes(&self) -> Result<Vec<IpAddr>> {
+        let mut found = echoes(&self.maps.services4, protocol::ICMP, V4::ip)?;
+        found.extend(echoes(&self.maps.services6, protocol::ICMPV6, V6::ip)?);
+        Ok(found)
+    }
+
     fn set_backend(&self, slot: u32, backend: &Backend) -> Result<()> {
         self.maps.backends.set(slot, backend)
     }
@@ -293,13 +316,34 @@ where
 {
     let listen = |(key, service): (ServiceKey<A>, Service)| {
         let protocol = match key.protocol {
+            protocol::TCP => Protocol::Tcp,
             protocol::UDP => Protocol::Udp,
-            _ => Protocol::Tcp,
+            _ => return None,
         };
         let address = SocketAddr::new(ip(key.address), key.port.get());
-        (Listen { address, protocol }, service)
+        Some((Listen { address, protocol }, service))
     };
-    Ok(map.all()?.into_iter().map(listen).collect())
+    Ok(map.all()?.into_iter().filter_map(listen).collect())
+}
+
+fn echo_key(address: IpAddr) -> Key {
+    match address {
+        IpAddr::V4(ip) => Key::V4(ServiceKey::echo(ip.into(), protocol::ICMP)),
+        IpAddr::V6(ip) => Key::V6(ServiceKey::echo(ip.into(), protocol::ICMPV6)),
+    }
+}
+
+fn echoes<A: Address>(
+    map: &Hash<ServiceKey<A>, Service>,
+    icmp: u8,
+    ip: impl Fn(A) -> IpAddr,
+) -> Result<Vec<IpAddr>>
+where
+    ServiceKey<A>: Pod + PartialEq,
+{
+    let keys = map.all()?.into_iter().map(|(key, _)| key);
+    let echoes = keys.filter(|key| *key == ServiceKey::echo(key.address, icmp));
+    Ok(echoes.map(|key| ip(key.address)).collect())
 }
 
 fn sum(total: BackendCounters, one: BackendCounters) -> BackendCounters {

@@ -120,6 +120,10 @@ fn a_restart_adopts_maps_and_replaces_programs_in_place() {
         for listen in services {
             first.set_service(listen, &service).unwrap();
         }
+        let echoes = services.map(|listen| listen.address.ip());
+        for address in echoes {
+            first.set_echo(address).unwrap();
+        }
         first.set_backend(4999, &backend(7)).unwrap();
         first.set_port_word(17, 0xff).unwrap();
         first.set_table(6, &[4, 5, 6]).unwrap();
@@ -151,6 +155,14 @@ fn a_restart_adopts_maps_and_replaces_programs_in_place() {
             .map(|(l, _)| l)
             .collect();
         assert_eq!(found, services.into());
+        let found: BTreeSet<_> = second.echoes().unwrap().into_iter().collect();
+        assert_eq!(found, echoes.into());
+        for address in echoes {
+            second.remove_echo(address).unwrap();
+            second.remove_echo(address).unwrap();
+        }
+        assert!(second.echoes().unwrap().is_empty());
+        assert_eq!(second.services().unwrap().len(), 2);
         assert_eq!(second.backends().unwrap(), [(4999, backend(7))]);
         assert_eq!(second.port_words().unwrap()[17], 0xff);
         assert_eq!(second.port_words().unwrap().len(), 4096);

@@ -28,7 +28,8 @@ pub(super) mod program {
     pub(in crate::datapath) const CLOCK: &str = "lbd_clock";
 }
 
-/// Listens a service may have on average before the service maps fill up.
+/// Listens a service may have on average before the service maps fill up. The addresses whose echo
+/// requests are answered stand there too, at most one per listen.
 const LISTENS_PER_SERVICE: u32 = 4;
 
 /// Creates the maps pinned in `pins`, or takes those that are there; no program is loaded yet.

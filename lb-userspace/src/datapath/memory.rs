@@ -1,7 +1,7 @@
 //! A data path that only remembers, for tests.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     net::IpAddr,
     sync::{Mutex, MutexGuard, PoisonError},
 };
@@ -17,6 +17,7 @@ pub struct Maps {
     pub config: Config,
     pub ports: Vec<u64>,
     pub services: BTreeMap<Listen, Service>,
+    pub echoes: BTreeSet<IpAddr>,
     /// Slots whose generation is not 0.
     pub backends: BTreeMap<u32, Backend>,
     pub tables: BTreeMap<u32, Vec<u32>>,
@@ -30,6 +31,8 @@ pub enum Write {
     PortWord(u32),
     Service(Listen),
     RemoveService(Listen),
+    Echo(IpAddr),
+    RemoveEcho(IpAddr),
     Backend(u32),
     Table(u32),
     RemoveTable(u32),
@@ -192,6 +195,24 @@ impl Datapath for Memory {
     fn services(&self) -> anyhow::Result<Vec<(Listen, Service)>> {
         self.read("services", |inner| {
             inner.maps.services.iter().map(|(l, s)| (*l, *s)).collect()
+        })
+    }
+
+    fn set_echo(&self, address: IpAddr) -> anyhow::Result<()> {
+        self.write(Write::Echo(address), |maps| {
+            maps.echoes.insert(address);
+        })
+    }
+
+    fn remove_echo(&self, address: IpAddr) -> anyhow::Result<()> {
+        self.write(Write::RemoveEcho(address), |maps| {
+            maps.echoes.remove(&address);
+        })
+    }
+
+    fn echoes(&self) -> anyhow::Result<Vec<IpAddr>> {
+        self.read("echoes", |inner| {
+            inner.maps.echoes.iter().copied().collect()
         })
     }
 

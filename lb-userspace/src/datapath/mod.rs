@@ -82,6 +82,13 @@ pub trait Datapath: Send + Sync {
     fn remove_service(&self, listen: Listen) -> anyhow::Result<()>;
     fn services(&self) -> anyhow::Result<Vec<(Listen, Service)>>;
 
+    /// Has echo requests to `address` answered.
+    fn set_echo(&self, address: IpAddr) -> anyhow::Result<()>;
+    /// Removing what is not there is no error.
+    fn remove_echo(&self, address: IpAddr) -> anyhow::Result<()>;
+    /// The addresses whose echo requests are answered.
+    fn echoes(&self) -> anyhow::Result<Vec<IpAddr>>;
+
     fn set_backend(&self, slot: u32, backend: &Backend) -> anyhow::Result<()>;
     /// Every slot that was ever used, i.e. whose generation is not 0, by slot: free ones included,
     /// so that the next use of a slot gets a generation that no flow left over has.

@@ -1,4 +1,7 @@
-use std::collections::{BTreeMap, HashSet};
+use std::{
+    collections::{BTreeMap, BTreeSet, HashSet},
+    net::IpAddr,
+};
 
 use lb_common::abi::{Backend, Service, backend_state};
 
@@ -36,12 +39,19 @@ pub enum Change {
     RemoveService {
         listen: Listen,
     },
+    SetEcho {
+        address: IpAddr,
+    },
+    RemoveEcho {
+        address: IpAddr,
+    },
 }
 
 /// The maps as they should be.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Target<'a> {
     pub services: BTreeMap<Listen, Service>,
+    pub echoes: BTreeSet<IpAddr>,
     /// In order of the slots; free ones may be left out.
     pub backends: Vec<(u32, Backend)>,
     pub tables: BTreeMap<u32, Table>,
@@ -58,6 +68,7 @@ pub struct Target<'a> {
 pub fn changes(from: &Installed, to: Target<'_>) -> Vec<Change> {
     let Target {
         services,
+        echoes,
         backends,
         tables,
         ports,
@@ -119,6 +130,9 @@ pub fn changes(from: &Installed, to: Target<'_>) -> Vec<Change> {
 
     let mut changes = failed;
     changes.extend(gone_services.map(|listen| Change::RemoveService { listen: *listen }));
+    let address = |address: &IpAddr| *address;
+    let gone_echoes = from.echoes.difference(&echoes).map(address);
+    changes.extend(gone_echoes.map(|address| Change::RemoveEcho { address }));
     changes.extend(started);
     changes.extend(more_ports);
     let gone_tables: Vec<Change> = gone_tables
@@ -137,6 +151,8 @@ pub fn changes(from: &Installed, to: Target<'_>) -> Vec<Change> {
                 service: *service,
             }),
     );
+    let new_echoes = echoes.difference(&from.echoes).map(address);
+    changes.extend(new_echoes.map(|address| Change::SetEcho { address }));
     changes.extend(drained);
     changes.extend(gone_tables);
     changes.extend(freed);

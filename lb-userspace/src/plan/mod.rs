@@ -13,7 +13,7 @@ mod tables;
 mod tests;
 
 use std::{
-    collections::{BTreeMap, HashMap, HashSet},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     net::{IpAddr, SocketAddr},
 };
 
@@ -70,6 +70,8 @@ pub enum Admit {
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Installed {
     pub services: BTreeMap<Listen, Service>,
+    /// The addresses whose echo requests are answered: those of all services.
+    pub echoes: BTreeSet<IpAddr>,
     /// Every slot that was ever used: a free one keeps its generation, from which the next one
     /// follows.
     pub backends: BTreeMap<u32, Backend>,
@@ -128,6 +130,7 @@ pub fn plan(input: Input<'_>) -> Plan {
         input.installed,
         Target {
             services: placed.iter().flat_map(|s| s.entries()).collect(),
+            echoes: placed.iter().flat_map(|s| s.addresses()).collect(),
             backends: slots.backends,
             tables,
             ports,

@@ -59,6 +59,8 @@ fn carried_out(mut installed: Installed, plan: &Plan) -> Installed {
                 installed.services.insert(listen, service);
             }
             Change::RemoveService { listen } => drop(installed.services.remove(&listen)),
+            Change::SetEcho { address } => assert!(installed.echoes.insert(address)),
+            Change::RemoveEcho { address } => assert!(installed.echoes.remove(&address)),
         }
     }
     installed
@@ -196,6 +198,33 @@ fn known_recipes_are_not_cooked_again() {
     assert!(again(&installed).changes.is_empty());
     installed.tables.clear();
     assert_eq!(again(&installed).changes.len(), 1, "it is gone");
+}
+
+#[test]
+fn an_address_answers_echo_requests_as_long_as_any_service_has_it() {
+    let web = service(
+        "web",
+        &["192.0.2.1:80", "[2001:db8::1]:80"],
+        Policy::Random,
+        1,
+    );
+    let mut dns = service("dns", &["192.0.2.1:53", "192.0.2.2:53"], Policy::Random, 0);
+    dns.protocol = Protocol::Udp;
+    let echoes = |installed: &Installed| -> Vec<String> {
+        installed.echoes.iter().map(|a| a.to_string()).collect()
+    };
+    let both = fresh(&[web.clone(), dns.clone()]);
+    assert_eq!(echoes(&both), ["192.0.2.1", "192.0.2.2", "2001:db8::1"]);
+    let plan = plan_for(std::slice::from_ref(&dns), &both);
+    let one = carried_out(both, &plan);
+    assert_eq!(echoes(&one), ["192.0.2.1", "192.0.2.2"]);
+    assert_eq!(plan_for(&[dns], &one).changes, []);
+    let none = carried_out(one.clone(), &plan_for(&[], &one));
+    assert!(none.echoes.is_empty());
+    // A listen that is refused is no service's.
+    let thief = service("thief", &["192.0.2.1:80"], Policy::Random, 1);
+    let refused = fresh(&[web, thief]);
+    assert_eq!(echoes(&refused), ["192.0.2.1", "2001:db8::1"]);
 }
 
 #[test]

@@ -68,7 +68,9 @@ impl Reconciler {
     /// Ids of the services that rely on a change.
     fn concerned(&self, change: &Change) -> Vec<u32> {
         match change {
-            Change::SetPortWord { .. } => Vec::new(),
+            Change::SetPortWord { .. } | Change::SetEcho { .. } | Change::RemoveEcho { .. } => {
+                Vec::new()
+            }
             Change::ClearCounters { service, .. } => vec![*service],
             Change::SetBackend { slot, backend } => {
                 let former = self.installed.backends.get(slot);
@@ -132,6 +134,14 @@ impl Reconciler {
             Change::RemoveService { listen } => {
                 datapath.remove_service(listen)?;
                 installed.services.remove(&listen);
+            }
+            Change::SetEcho { address } => {
+                datapath.set_echo(address)?;
+                installed.echoes.insert(address);
+            }
+            Change::RemoveEcho { address } => {
+                datapath.remove_echo(address)?;
+                installed.echoes.remove(&address);
             }
         }
         Ok(())

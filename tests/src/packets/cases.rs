@@ -1,6 +1,8 @@
 //! The table. Every case exists for IPv4 and IPv6.
 
+pub mod echo;
 mod foreign;
+mod icmp;
 mod refuse;
 mod tcp;
 mod udp;
@@ -20,6 +22,8 @@ pub fn all() -> Vec<Case> {
         udp::cases(&mut table);
         refuse::cases(&mut table);
         foreign::cases(&mut table);
+        icmp::cases(&mut table);
+        echo::cases(&mut table);
     }
     table.cases
 }

@@ -117,6 +117,17 @@ impl Kernel {
     }
 
     fn install_services(&mut self, addresses: Addresses) -> Result<()> {
+        let vip = world::words(addresses.vip(0).ip());
+        let echo: [u8; 32] = bytes(&Service::default())?;
+        if addresses.v6 {
+            let key = ServiceKey::echo(V6::from_words(&vip), protocol::ICMPV6);
+            self.map::<BpfHashMap<_, [u8; 20], [u8; 32]>>(map::SERVICES6)?
+                .insert(&bytes(&key)?, &echo, 0)?;
+        } else {
+            let key = ServiceKey::echo(V4::from_words(&vip), protocol::ICMP);
+            self.map::<BpfHashMap<_, [u8; 8], [u8; 32]>>(map::SERVICES4)?
+                .insert(&bytes(&key)?, &echo, 0)?;
+        }
         for listen in world::listens() {
             let protocol = if listen.udp {
                 protocol::UDP

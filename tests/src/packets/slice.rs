@@ -73,6 +73,10 @@ impl Frame for SliceFrame {
         Some(false)
     }
 
+    fn pull(&mut self, _: usize) -> Option<()> {
+        Some(())
+    }
+
     fn grow_head(&mut self, by: usize) -> Option<()> {
         self.bytes.splice(0..0, std::iter::repeat_n(0, by));
         Some(())
@@ -149,6 +153,14 @@ impl Memory {
 
     fn install(&mut self, addresses: Addresses) {
         self.backends.extend(world::backends(addresses));
+        let vip = world::words(addresses.vip(0).ip());
+        if addresses.v6 {
+            let key = ServiceKey::echo(V6::from_words(&vip), protocol::ICMPV6);
+            self.v6.services.insert(key, Service::default());
+        } else {
+            let key = ServiceKey::echo(V4::from_words(&vip), protocol::ICMP);
+            self.v4.services.insert(key, Service::default());
+        }
         for listen in world::listens() {
             let protocol = if listen.udp {
                 protocol::UDP

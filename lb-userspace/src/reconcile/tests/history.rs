@@ -322,7 +322,13 @@ fn essence(maps: &Maps) -> impl PartialEq + std::fmt::Debug {
         })
         .collect();
     tables.sort();
-    (services, backends, tables, maps.ports.clone())
+    (
+        services,
+        maps.echoes.clone(),
+        backends,
+        tables,
+        maps.ports.clone(),
+    )
 }
 
 #[derive(Clone, Debug)]

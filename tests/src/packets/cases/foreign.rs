@@ -58,18 +58,6 @@ fn protocols(table: &mut Table, web: &Connection) {
         });
         table.add(&format!("{name}_to_vip"), vec![passes(packet)]);
     }
-    let (request, reply) = if table.addresses.v6 {
-        (128, 129)
-    } else {
-        (8, 0)
-    };
-    for (name, kind) in [("request", request), ("reply", reply)] {
-        let ping = web.request(SYN).with(|packet| {
-            packet.transport = Transport::Icmp(kind, 0, 0x1234_0001);
-            packet.payload = b"abcdefgh".to_vec();
-        });
-        table.add(&format!("icmp_echo_{name}_to_vip"), vec![passes(ping)]);
-    }
     if table.addresses.v6 {
         let neighbour = web.request(SYN).with(|packet| {
             packet.transport = Transport::Icmp(135, 0, 0);
