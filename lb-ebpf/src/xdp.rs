@@ -17,6 +17,7 @@ use lb_common::{
 
 use crate::context::bound;
 use crate::hook::{self, Hook, subprograms, walk};
+use crate::tc;
 
 /// A packet by direct access.
 struct XdpFrame {
@@ -56,6 +57,14 @@ impl Frame for XdpFrame {
     fn ingress(&self) -> u32 {
         // SAFETY: as in `at`.
         unsafe { (*self.context).ingress_ifindex }
+    }
+
+    #[inline(always)]
+    fn reach(&mut self, _: usize) {}
+
+    #[inline(always)]
+    fn extension(&self, offset: usize, kind: u8) -> u64 {
+        xdp_extension(self.context, offset as u32, kind as u32)
     }
 
     #[inline(always)]
@@ -149,6 +158,7 @@ fn leave_note(context: *mut xdp_md, ifindex: u32, resolve: u32) {
 impl Hook for XdpFrame {
     type Context = xdp_md;
 
+    const HOLDS: bool = false;
     const SHOT: u32 = XDP_DROP;
 
     #[inline(always)]
@@ -191,12 +201,24 @@ impl Hook for XdpFrame {
 subprograms! {
     XdpFrame:
     xdp_fast6 = fast::<V6>(network);
+    xdp_odd4 = odd::<V4>(network);
+    xdp_odd6 = odd::<V6>(network);
+    xdp_segment4 = segment::<V4>();
+    xdp_segment6 = segment::<V6>();
     xdp_slow4 = slow::<V4>();
     xdp_slow6 = slow::<V6>();
     xdp_open4 = open::<V4>();
     xdp_open6 = open::<V6>();
     xdp_answer4 = answer::<V4>();
     xdp_answer6 = answer::<V6>();
+}
+
+/// [`path::extension`]; `offset` lies within [`hook::OFFSETS`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn xdp_extension(context: *mut xdp_md, offset: u32, kind: u32) -> u64 {
+    let frame = XdpFrame { context };
+    path::extension(&frame, offset as usize & hook::OFFSETS, kind as u8)
 }
 
 /// Ingress of a device: north-south traffic.
@@ -208,6 +230,8 @@ extern "C" fn lbd_xdp(context: *mut xdp_md) -> u32 {
             XdpFrame,
             context,
             hook::fast::<XdpFrame, V4>(context, network),
+            xdp_odd4(network),
+            xdp_segment4,
             xdp_slow4,
             xdp_open4,
             xdp_answer4
@@ -216,6 +240,8 @@ extern "C" fn lbd_xdp(context: *mut xdp_md) -> u32 {
             XdpFrame,
             context,
             xdp_fast6(context, network as u32),
+            xdp_odd6(network),
+            xdp_segment6,
             xdp_slow6,
             xdp_open6,
             xdp_answer6
@@ -224,10 +250,19 @@ extern "C" fn lbd_xdp(context: *mut xdp_md) -> u32 {
     }
 }
 
-/// TC ingress behind `lbd_xdp`: sends on what carries its note.
+/// TC ingress behind `lbd_xdp`: sends on what carries its note, and puts fragments aside.
 #[unsafe(no_mangle)]
 #[unsafe(link_section = "classifier")]
 extern "C" fn lbd_handover(context: *mut __sk_buff) -> i32 {
+    match noted(context) {
+        TC_ACT_UNSPEC => tc::odd(context),
+        action => action,
+    }
+}
+
+/// What a note says, [`TC_ACT_UNSPEC`] without one.
+#[inline(always)]
+fn noted(context: *mut __sk_buff) -> i32 {
     // SAFETY: the context is the kernel's; the bounds are checked before the read.
     unsafe {
         let note = bound::<{ offset_of!(__sk_buff, data_meta) }, _>(context) as *mut Note;

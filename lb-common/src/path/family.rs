@@ -17,18 +17,34 @@ pub struct Header<A> {
     pub length: usize,
     /// Bytes of the packet, header included.
     pub total_length: usize,
+    /// More fragments, and the offset of this one, as bits of [`FRAGMENT_BITS`]. 0 for IPv6, which
+    /// says that in a header of its own.
+    pub fragment: u16,
+    /// Identification, as it stands in the packet.
+    pub id: u16,
 }
+
+/// More fragments follow this one.
+pub(super) const MORE_FRAGMENTS: u16 = 0x2000;
+/// Where a fragment's bytes belong, in units of 8.
+pub(super) const FRAGMENT_OFFSET: u16 = 0x1fff;
+pub(super) const FRAGMENT_BITS: u16 = MORE_FRAGMENTS | FRAGMENT_OFFSET;
 
 /// An address family's headers.
 pub trait Family: Address {
     /// Bytes of a header without options.
     const HEADER: usize;
+    /// Bytes of a header with all options or extension headers that the path reads.
+    const HEADERS: usize;
     /// Protocol number of this family's ICMP.
     const ICMP: u8;
     /// Type and code of "port unreachable".
     const PORT_UNREACHABLE: (u8, u8);
 
-    /// Reads the header; `None` for fragments and headers that contradict themselves.
+    /// Whether the number in the header is that of a header which may stand before TCP or UDP.
+    fn is_extension(protocol: u8) -> bool;
+
+    /// Reads the header; `None` for headers that contradict themselves.
     fn read<F: Frame>(frame: &F, offset: usize) -> Option<Header<Self>>;
 
     /// Writes new addresses and TTL into the header at `offset`. `moved` is what the addresses do
@@ -98,16 +114,20 @@ pub(crate) struct Ipv6Tail {
 
 impl Family for V4 {
     const HEADER: usize = size_of::<Ipv4>();
+    const HEADERS: usize = 60;
     const ICMP: u8 = 1;
     const PORT_UNREACHABLE: (u8, u8) = (3, 3);
 
     #[inline(always)]
+    fn is_extension(_: u8) -> bool {
+        false
+    }
+
+    #[inline(always)]
     fn read<F: Frame>(frame: &F, offset: usize) -> Option<Header<Self>> {
-        /// More fragments, and the offset of this one.
-        const FRAGMENT: Be16 = Be16::new(0x3fff);
         let ip = frame.load::<Ipv4>(offset)?;
         let length = (ip.version_ihl & 0xf) as usize * 4;
-        if ip.version_ihl >> 4 != 4 || length < Self::HEADER || ip.fragment.0 & FRAGMENT.0 != 0 {
+        if ip.version_ihl >> 4 != 4 || length < Self::HEADER {
             return None;
         }
         Some(Header {
@@ -118,6 +138,8 @@ impl Family for V4 {
             checksum: ip.checksum,
             length,
             total_length: ip.total_length.get() as usize,
+            fragment: ip.fragment.get() & FRAGMENT_BITS,
+            id: ip.id.0,
         })
     }
 
@@ -184,8 +206,15 @@ impl Family for V4 {
 
 impl Family for V6 {
     const HEADER: usize = size_of::<Ipv6>();
+    const HEADERS: usize = Self::HEADER + super::odd::EXTENSION_BYTES;
     const ICMP: u8 = 58;
     const PORT_UNREACHABLE: (u8, u8) = (1, 4);
+
+    #[inline(always)]
+    fn is_extension(protocol: u8) -> bool {
+        use super::wire::extension::{DESTINATION, FRAGMENT, HOP_BY_HOP, ROUTING};
+        matches!(protocol, HOP_BY_HOP | ROUTING | FRAGMENT | DESTINATION)
+    }
 
     #[inline(always)]
     fn read<F: Frame>(frame: &F, offset: usize) -> Option<Header<Self>> {
@@ -201,6 +230,8 @@ impl Family for V6 {
             checksum: 0,
             length: Self::HEADER,
             total_length: Self::HEADER + ip.payload_length.get() as usize,
+            fragment: 0,
+            id: 0,
         })
     }
 

@@ -4,7 +4,7 @@ use super::parse::{self, Packet};
 use super::translate::{self, To, Way};
 use super::wire::tcp;
 use super::{Family, FamilyTables, Frame, Step, Verdict};
-use crate::abi::{Drop, Flow, FlowKey, NextHop, backend_state, flow_state};
+use crate::abi::{Drop, Flow, FlowKey, NextHop, backend_state, flow_state, protocol};
 
 /// Forwards a packet of a known flow whose backend is alive and whose next hop is current.
 /// Turns away what no service wants. Everything else is [`Step::Slow`], untouched, and stands in
@@ -16,7 +16,19 @@ pub fn fast<A: Family, F: Frame, T: FamilyTables<A>>(
     network: usize,
 ) -> Result<Step, Drop> {
     const PASS: Result<Step, Drop> = Ok(Step::Done(Verdict::Pass));
-    let Some((key, packet)) = parse::packet::<A, F, T>(frame, tables, network) else {
+    let Some(header) = A::read(frame, network) else {
+        return PASS;
+    };
+    if header.protocol != protocol::TCP && header.protocol != protocol::UDP {
+        return Ok(match A::is_extension(header.protocol) {
+            true => Step::Odd,
+            false => Step::Done(Verdict::Pass),
+        });
+    }
+    if header.fragment != 0 {
+        return Ok(Step::Odd);
+    }
+    let Some((key, packet)) = parse::packet::<A, F, T>(frame, tables, network, &header) else {
         return PASS;
     };
     let Some((flow, hop)) = current::<A, T>(tables, &key, &packet) else {

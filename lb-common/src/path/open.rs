@@ -19,6 +19,10 @@ pub fn open<A: Family, F: Frame, T: FamilyTables<A>>(
         return PASS;
     };
     let packet = work.packet;
+    // Only the first fragment opens anything.
+    if packet.is_later_fragment() {
+        return Err(Drop::FragmentUnknown);
+    }
     let listen = ServiceKey::new(work.key.dst, work.key.dst_port, packet.protocol);
     let Some(service) = tables.service(&listen) else {
         return PASS;
@@ -35,6 +39,10 @@ pub fn open<A: Family, F: Frame, T: FamilyTables<A>>(
         tables.count_drop(Drop::NoBackend);
         return Ok(Step::Answer);
     };
+    // Behind the answer: a host that does not listen resets these, one that does ignores them.
+    if packet.has_invalid_flags() {
+        return Err(Drop::InvalidFlags);
+    }
     let drawn = Drawn {
         slot,
         backend,

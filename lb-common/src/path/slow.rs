@@ -47,6 +47,9 @@ pub fn slow<A: Family, F: Frame, T: FamilyTables<A>>(
             None => return Ok(Step::Open),
         },
     };
+    if packet.has_invalid_flags() {
+        return Err(Drop::InvalidFlags);
+    }
     work.opposite = flow.opposite(packet.protocol);
     match fate(tables, &packet, flow) {
         Fate::Keep => known(frame, tables, config, work, &packet, flow, found).map(Step::Done),

@@ -1,15 +1,18 @@
 //! The real kernel: loads, pins, attaches and adopts programs and maps through aya.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeSet, HashSet},
     net::{IpAddr, SocketAddr},
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
 use anyhow::{Result, ensure};
-use lb_common::abi::{
-    ABI_VERSION, Address, Backend, BackendCounters, Be16, Config, Pod, Service, ServiceKey, V4, V6,
-    backend_state, protocol,
+use lb_common::{
+    abi::{
+        ABI_VERSION, Backend, BackendCounters, Be16, Config, Pod, Service, ServiceKey, V4, V6,
+        backend_state, protocol,
+    },
+    path::Family,
 };
 use tracing::warn;
 
@@ -141,14 +144,27 @@ impl Datapath for Kernel {
     }
 
     fn set_service(&self, listen: Listen, service: &Service) -> Result<()> {
-        match key(listen) {
-            Key::V4(key) => self.maps.services4.set(&key, service),
-            Key::V6(key) => self.maps.services6.set(&key, service),
+        // The address first: an entry without it would be taken for missing.
+        for key in [address_key(listen), key(listen)] {
+            match key {
+                Key::V4(key) => self.maps.services4.set(&key, service)?,
+                Key::V6(key) => self.maps.services6.set(&key, service)?,
+            }
         }
+        Ok(())
     }
 
     fn remove_service(&self, listen: Listen) -> Result<()> {
         match key(listen) {
+            Key::V4(key) => self.maps.services4.remove(&key)?,
+            Key::V6(key) => self.maps.services6.remove(&key)?,
+        };
+        let address = listen.address.ip();
+        let mut left = self.services()?.into_iter();
+        if left.any(|(listen, _)| listen.address.ip() == address) {
+            return Ok(());
+        }
+        match address_key(listen) {
             Key::V4(key) => self.maps.services4.remove(&key)?,
             Key::V6(key) => self.maps.services6.remove(&key)?,
         };
@@ -281,7 +297,16 @@ fn key(listen: Listen) -> Key {
     }
 }
 
-fn listens<A: Address>(
+/// Where the address of a listen stands alone, for packets without ports: under port 0 and ICMP.
+fn address_key(listen: Listen) -> Key {
+    match listen.address.ip() {
+        IpAddr::V4(ip) => Key::V4(ServiceKey::new(ip.into(), Be16(0), V4::ICMP)),
+        IpAddr::V6(ip) => Key::V6(ServiceKey::new(ip.into(), Be16(0), V6::ICMP)),
+    }
+}
+
+/// Every listen whose address stands there too; the others are to be written again.
+fn listens<A: Family>(
     map: &Hash<ServiceKey<A>, Service>,
     ip: impl Fn(A) -> IpAddr,
 ) -> Result<Vec<(Listen, Service)>>
@@ -296,7 +321,17 @@ where
         let address = SocketAddr::new(ip(key.address), key.port.get());
         (Listen { address, protocol }, service)
     };
-    Ok(map.all()?.into_iter().map(listen).collect())
+    let (addresses, listens): (Vec<_>, Vec<_>) = map
+        .all()?
+        .into_iter()
+        .partition(|(key, _)| key.port == Be16(0));
+    let addresses: HashSet<[u32; 4]> = addresses
+        .into_iter()
+        .map(|(key, _)| key.address.to_words())
+        .collect();
+    let is_whole =
+        |(key, _): &(ServiceKey<A>, Service)| addresses.contains(&key.address.to_words());
+    Ok(listens.into_iter().filter(is_whole).map(listen).collect())
 }
 
 fn sum(total: BackendCounters, one: BackendCounters) -> BackendCounters {
