@@ -7,7 +7,7 @@ use aya_ebpf::{
     bindings::{__sk_buff, TC_ACT_UNSPEC, xdp_md},
     helpers::{
         bpf_jiffies64, bpf_ktime_get_ns, bpf_redirect, bpf_redirect_neigh, bpf_xdp_adjust_head,
-        bpf_xdp_adjust_meta, bpf_xdp_adjust_tail,
+        bpf_xdp_adjust_meta, bpf_xdp_adjust_tail, bpf_xdp_get_buff_len,
     },
 };
 use lb_common::{
@@ -19,7 +19,11 @@ use crate::context::bound;
 use crate::hook::{self, Hook, subprograms, walk};
 use crate::tc;
 
-/// A packet by direct access.
+/// 1 if frames may lie in several buffers. The loader sets it where it loads [`lbd_xdp_frags`].
+#[unsafe(no_mangle)]
+static XDP_FRAGS: u8 = 0;
+
+/// A packet by direct access: its first buffer, in which all headers lie.
 struct XdpFrame {
     context: *mut xdp_md,
 }
@@ -51,6 +55,18 @@ impl Frame for XdpFrame {
             bound::<{ offset_of!(xdp_md, data_end) }, _>(self.context)
                 - bound::<{ offset_of!(xdp_md, data) }, _>(self.context)
         }
+    }
+
+    #[inline(always)]
+    fn whole_length(&self) -> usize {
+        // SAFETY: a constant once the program is loaded. Where it is 0 the verifier removes the
+        // call, which it knows from Linux 5.18 on only.
+        unsafe {
+            if (&raw const XDP_FRAGS).read_volatile() != 0 {
+                return bpf_xdp_get_buff_len(self.context) as usize;
+            }
+        }
+        self.length()
     }
 
     #[inline(always)]
@@ -114,7 +130,7 @@ impl Frame for XdpFrame {
 
     #[inline(always)]
     fn set_length(&mut self, length: usize) -> Option<()> {
-        let change = length as i32 - self.length() as i32;
+        let change = length as i32 - self.whole_length() as i32;
         // SAFETY: the context is the kernel's.
         let answer = unsafe { bpf_xdp_adjust_tail(self.context, change) };
         (answer == 0).then_some(())
@@ -225,6 +241,18 @@ extern "C" fn xdp_extension(context: *mut xdp_md, offset: u32, kind: u32) -> u64
 #[unsafe(no_mangle)]
 #[unsafe(link_section = "xdp")]
 extern "C" fn lbd_xdp(context: *mut xdp_md) -> u32 {
+    balance(context)
+}
+
+/// The same for devices whose frames do not fit a page (kernel ≥ 5.18).
+#[unsafe(no_mangle)]
+#[unsafe(link_section = "xdp.frags")]
+extern "C" fn lbd_xdp_frags(context: *mut xdp_md) -> u32 {
+    balance(context)
+}
+
+#[inline(always)]
+fn balance(context: *mut xdp_md) -> u32 {
     match path::network(&XdpFrame { context }) {
         Network::Ipv4(network) => walk!(
             XdpFrame,

@@ -156,7 +156,12 @@ fn drops(daemon: &Daemon, reason: &str) -> u64 {
 
 #[test]
 fn fragments_in_order_go_and_come_whole() {
-    for (xdp, snat) in [(XDP, "never"), (XDP, "always"), (TC, "always")] {
+    for (xdp, snat) in [
+        (XDP, "never"),
+        (XDP, "always"),
+        (GENERIC, "never"),
+        (TC, "always"),
+    ] {
         let world = world(xdp, snat);
         for family in Family::BOTH {
             let client = Client::new(&world.network, family).unwrap();
@@ -189,7 +194,9 @@ fn fragments_reversed_arrive_whole() {
                 later += frames.len() as u64 - 1;
                 frames.reverse();
                 client.send(&frames).unwrap();
-                let (_, came) = client.answer().unwrap();
+                let (_, came) = client
+                    .answer()
+                    .unwrap_or_else(|e| panic!("{family} {xdp}, snat {snat}, {length} bytes: {e}"));
                 assert!(came == sent, "{family} {xdp} {snat}: {length} bytes");
             }
         }

@@ -48,7 +48,7 @@ pub fn fast<A: Family, F: Frame, T: FamilyTables<A>>(
         flow.last_seen.set(now);
     }
     let reverse = flow.state.get() & flow_state::REVERSE != 0;
-    tables.count_packet(flow.slot, reverse, frame.length() as u64);
+    tables.count_packet(flow.slot, reverse, packet.frame_length::<A, F>(frame));
     translate::send(
         frame,
         &packet,

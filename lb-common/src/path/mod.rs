@@ -106,8 +106,13 @@ pub enum Covered {
 
 /// A packet, from its Ethernet header on. Offsets are in bytes. `None` means out of bounds.
 pub trait Frame {
-    /// Bytes in the frame, headers included.
+    /// Bytes in the frame, headers included; of a frame in several buffers, those in the first.
     fn length(&self) -> usize;
+
+    /// Bytes in all the frame's buffers.
+    fn whole_length(&self) -> usize {
+        self.length()
+    }
 
     /// Index of the device the packet came in by.
     fn ingress(&self) -> u32;

@@ -50,8 +50,7 @@ pub fn odd<A: Family, F: Frame, T: FamilyTables<A>>(
     let Some(header) = A::read(frame, network) else {
         return PASS;
     };
-    // As in `parse::packet`.
-    if network + header.total_length > frame.length() {
+    if !parse::holds(frame, network + header.total_length) {
         return PASS;
     }
     let Some(payload) = header.total_length.checked_sub(A::HEADER) else {

@@ -74,6 +74,6 @@ pub fn open<A: Family, F: Frame, T: FamilyTables<A>>(
     if packet.is_udp() || packet.has(tcp::SYN) {
         tables.count_connection(slot, Milestone::Begun);
     }
-    tables.count_packet(slot, false, frame.length() as u64);
+    tables.count_packet(slot, false, packet.frame_length::<A, F>(frame));
     translate::send(frame, &packet, flow, &way).map(Step::Done)
 }

@@ -87,6 +87,13 @@ impl Packet {
         (self.payload as usize).wrapping_sub(skipped)
     }
 
+    /// Bytes of the frame, for counting: by the IP header where there is more than one buffer.
+    #[inline(always)]
+    pub(super) fn frame_length<A: Family, F: Frame>(&self, frame: &F) -> u64 {
+        let end = self.network() + A::HEADER + self.payload as usize;
+        frame.length().max(end) as u64
+    }
+
     /// Offset of the checksum field in the TCP or UDP header.
     #[inline(always)]
     pub(super) const fn checksum_offset(&self) -> usize {
@@ -164,6 +171,13 @@ pub(super) fn is_to_group<F: Frame>(frame: &F) -> Option<bool> {
     Some(frame.load::<u8>(0)? & GROUP != 0)
 }
 
+/// Whether the frame is `length` bytes long. Shorter frames are truncated packets; longer ones carry
+/// Ethernet padding. The first buffer is asked first: that costs less.
+#[inline(always)]
+pub(super) fn holds<F: Frame>(frame: &F, length: usize) -> bool {
+    length <= frame.length() || length <= frame.whole_length()
+}
+
 /// Parses a whole TCP or UDP packet on a port that a service or a backend uses; its IP header, with
 /// nothing but IPv4 options between it and the transport header, begins at `network`. `None` for
 /// everything the path leaves alone: other ports, headers that contradict themselves or the frame.
@@ -179,8 +193,7 @@ pub(super) fn packet<A: Family, F: Frame, T: Tables>(
     if !is_wanted(tables, header.protocol, ports) || is_to_group(frame)? {
         return None;
     }
-    // Shorter frames are truncated packets; longer ones carry Ethernet padding.
-    if network + header.total_length > frame.length() {
+    if !holds(frame, network + header.total_length) {
         return None;
     }
     let transport_length = header.total_length.checked_sub(header.length)?;

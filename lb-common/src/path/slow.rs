@@ -106,7 +106,7 @@ fn known<A: Family, F: Frame, T: FamilyTables<A>>(
 ) -> Result<Verdict, Drop> {
     let reverse = flow.state.get() & flow_state::REVERSE != 0;
     flow.last_seen.set(tables.now());
-    tables.count_packet(flow.slot, reverse, frame.length() as u64);
+    tables.count_packet(flow.slot, reverse, packet.frame_length::<A, F>(frame));
     let way = translate::way(frame, tables, config, flow, packet.protocol)?;
     if packet.has(tcp::FIN | tcp::RST) {
         note_end(tables, &work.opposite, packet, flow, found, reverse);
