@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, net::SocketAddr, path::Path};
 
-use lb_common::abi::{Backend, Config, Service, backend_state};
+use lb_common::abi::{ABI_VERSION, Backend, Config, Service, backend_state};
 
 use super::{
     Datapath, Listen, OBJECT,
@@ -277,7 +277,8 @@ fn devices_that_take_redirected_frames_are_known() {
                 .index
         };
         let direct = || {
-            let map = sys::Map::from_pin(&bpffs.join("lbd/1/DEVICES")).unwrap();
+            let map =
+                sys::Map::from_pin(&bpffs.join(format!("lbd/{ABI_VERSION}/DEVICES"))).unwrap();
             let mut bytes = 0;
             map.lookup_batch(64, |keys, _| Ok(bytes += keys.len()))
                 .unwrap();
@@ -433,7 +434,7 @@ fn maps_keep_their_size_and_refuse_another_layout() {
         let kernel = world.start();
         assert_eq!(kernel.capacity().backends, 5000);
         drop(kernel);
-        let pin = bpffs.join("lbd/1/BACKENDS");
+        let pin = bpffs.join(format!("lbd/{ABI_VERSION}/BACKENDS"));
         std::fs::remove_file(&pin).unwrap();
         let pin = pin.display();
         sh(&format!(
