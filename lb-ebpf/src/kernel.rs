@@ -11,8 +11,8 @@ use aya_ebpf::{
 };
 use lb_common::{
     abi::{
-        Address, Backend, Be16, Config, Drop, Flow, FlowKey, NO_SLOT, NextHop, Service, ServiceKey,
-        TABLE_LANES, V4, V6,
+        Address, Backend, Be16, Config, Drop, Flow, FlowKey, FragmentKey, Fragmented, Held,
+        HeldKey, NO_SLOT, NextHop, Service, ServiceKey, TABLE_LANES, V4, V6,
     },
     path::{self, Attempt, FamilyTables, InsertError, Milestone, Route, Tables, Work},
 };
@@ -249,7 +249,7 @@ fn lookup<A: Address>(
 }
 
 macro_rules! family_tables {
-    ($family:ty, $services:ident, $flows:ident, $handshakes:ident, $work:ident, $take_source:ident, $af:ident, $src:ident, $dst:ident) => {
+    ($family:ty, $services:ident, $flows:ident, $handshakes:ident, $fragments:ident, $held:ident, $work:ident, $take_source:ident, $af:ident, $src:ident, $dst:ident) => {
         impl FamilyTables<$family> for Kernel {
             #[inline(always)]
             fn service(&self, key: &ServiceKey<$family>) -> Option<&Service> {
@@ -309,6 +309,24 @@ macro_rules! family_tables {
             }
 
             #[inline(always)]
+            fn fragmented(&self, key: &FragmentKey<$family>) -> Option<&Fragmented> {
+                // SAFETY: preallocated; an entry that is replaced meanwhile costs one fragment.
+                unsafe { maps::$fragments.get(key) }
+            }
+
+            #[inline(always)]
+            fn insert_fragmented(&self, key: &FragmentKey<$family>, value: &Fragmented) {
+                // Without the entry later fragments wait in vain and are counted.
+                let _ = maps::$fragments.insert(key, value, BPF_ANY as u64);
+            }
+
+            #[inline(always)]
+            fn held(&self, key: &HeldKey<$family>) -> Option<&Held> {
+                // SAFETY: as in `fragmented`.
+                unsafe { maps::$held.get(key) }
+            }
+
+            #[inline(always)]
             fn take_source(&self, port: Be16) -> Attempt {
                 match $take_source(port.0 as u32) {
                     ENTERED => Attempt::Entered,
@@ -339,6 +357,8 @@ family_tables!(
     SERVICES4,
     FLOWS4,
     HANDSHAKES4,
+    FRAGMENTS4,
+    HELD4,
     WORK4,
     take_source4,
     AF_INET,
@@ -350,6 +370,8 @@ family_tables!(
     SERVICES6,
     FLOWS6,
     HANDSHAKES6,
+    FRAGMENTS6,
+    HELD6,
     WORK6,
     take_source6,
     AF_INET6,

@@ -41,6 +41,9 @@ extern "C" fn log_event(event: u32) -> u32 {
         e if is(e, Drop::FrameAccess) => info!((), "dropped: frame_access"),
         e if is(e, Drop::HandshakeTableFull) => info!((), "dropped: handshake_table_full"),
         e if is(e, Drop::BackendDown) => info!((), "dropped: backend_down"),
+        e if is(e, Drop::InvalidFlags) => info!((), "dropped: invalid_flags"),
+        e if is(e, Drop::TinyFragment) => info!((), "dropped: tiny_fragment"),
+        e if is(e, Drop::FragmentUnknown) => info!((), "dropped: fragment_unknown"),
         other => info!((), "dropped: reason {}", other),
     }
     0

@@ -6,8 +6,8 @@ use aya_ebpf::bindings::bpf_fib_lookup;
 use aya_ebpf::btf_maps::{Array, ArrayOfMaps, HashMap, LruHashMap, PerCpuArray};
 use aya_ebpf::macros::btf_map;
 use lb_common::abi::{
-    Backend, BackendCounters, Config, Drop, Flow, FlowKey, PORT_WORDS, Service, ServiceKey,
-    TableChunk, V4, V6,
+    Backend, BackendCounters, Config, Drop, Flow, FlowKey, FragmentKey, Fragmented, Held, HeldKey,
+    PORT_WORDS, Service, ServiceKey, TableChunk, V4, V6,
 };
 use lb_common::path::Work;
 
@@ -68,6 +68,27 @@ pub(crate) static HANDSHAKES4: LruHashMap<FlowKey<V4>, Flow<V4>, 1> = LruHashMap
 /// As [`HANDSHAKES4`].
 #[btf_map]
 pub(crate) static HANDSHAKES6: LruHashMap<FlowKey<V6>, Flow<V6>, 1> = LruHashMap::new();
+
+/// What first fragments told of the others, for [`FRAGMENT_SECONDS`](lb_common::abi::FRAGMENT_SECONDS).
+/// Writer: the packet path.
+#[btf_map]
+pub(crate) static FRAGMENTS4: LruHashMap<FragmentKey<V4>, Fragmented, 16384> = LruHashMap::new();
+
+/// As [`FRAGMENTS4`].
+#[btf_map]
+pub(crate) static FRAGMENTS6: LruHashMap<FragmentKey<V6>, Fragmented, 16384> = LruHashMap::new();
+
+/// Fragments that came before their datagram's first. Writer: the packet path.
+#[btf_map]
+pub(crate) static HELD4: LruHashMap<HeldKey<V4>, Held, 512> = LruHashMap::new();
+
+/// As [`HELD4`].
+#[btf_map]
+pub(crate) static HELD6: LruHashMap<HeldKey<V6>, Held, 512> = LruHashMap::new();
+
+/// A fragment on its way into or out of [`HELD4`] and [`HELD6`]. Writer: the packet path.
+#[btf_map]
+pub(crate) static HOLDING: PerCpuArray<Held, 1> = PerCpuArray::new();
 
 /// What is known of devices, by ifindex: bit 0 if XDP may redirect into it. Writer: the daemon.
 #[btf_map]

@@ -17,7 +17,8 @@ pub fn depart<A: Family, F: Frame, T: FamilyTables<A>>(
     let Some(header) = A::read(frame, network) else {
         return PASS;
     };
-    if header.protocol != protocol::TCP && header.protocol != protocol::UDP {
+    let is_whole = header.fragment == 0;
+    if !is_whole || header.protocol != protocol::TCP && header.protocol != protocol::UDP {
         return PASS;
     }
     let Some((ports, packet)) = parse::packet(frame, tables, network, &header) else {

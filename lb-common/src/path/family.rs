@@ -17,12 +17,25 @@ pub struct Header<A> {
     pub length: usize,
     /// Bytes of the packet, header included.
     pub total_length: usize,
+    /// More fragments, and the offset of this one, as bits of [`FRAGMENT_BITS`]. 0 for IPv6, which
+    /// says that in a header of its own.
+    pub fragment: u16,
+    /// Identification, as it stands in the packet.
+    pub id: u16,
 }
+
+/// More fragments follow this one.
+pub(super) const MORE_FRAGMENTS: u16 = 0x2000;
+/// Where a fragment's bytes belong, in units of 8.
+pub(super) const FRAGMENT_OFFSET: u16 = 0x1fff;
+pub(super) const FRAGMENT_BITS: u16 = MORE_FRAGMENTS | FRAGMENT_OFFSET;
 
 /// An address family's headers.
 pub trait Family: Address {
     /// Bytes of a header without options.
     const HEADER: usize;
+    /// Bytes of a header with all options or extension headers that the path reads.
+    const HEADERS: usize;
     /// Protocol number of this family's ICMP.
     const ICMP: u8;
     /// Type and code of "port unreachable".
@@ -35,7 +48,10 @@ pub trait Family: Address {
     /// exceeded, parameter problem. Not redirects, which are for neighbours only.
     fn is_error(kind: u8) -> bool;
 
-    /// Reads the header; `None` for fragments and headers that contradict themselves.
+    /// Whether the number in the header is that of a header which may stand before TCP or UDP.
+    fn is_extension(protocol: u8) -> bool;
+
+    /// Reads the header; `None` for headers that contradict themselves.
     fn read<F: Frame>(frame: &F, offset: usize) -> Option<Header<Self>>;
 
     /// Reads the header of a packet that an ICMP error quotes. Other than in [`Family::read`] it may
@@ -121,27 +137,9 @@ pub(crate) struct Ipv6Tail {
     dst: V6,
 }
 
-/// Reads a header whose fragment field has none of the bits of `refused`.
-#[inline(always)]
-fn read_ipv4<F: Frame>(frame: &F, offset: usize, refused: Be16) -> Option<Header<V4>> {
-    let ip = frame.load::<Ipv4>(offset)?;
-    let length = (ip.version_ihl & 0xf) as usize * 4;
-    if ip.version_ihl >> 4 != 4 || length < V4::HEADER || ip.fragment.0 & refused.0 != 0 {
-        return None;
-    }
-    Some(Header {
-        src: ip.src,
-        dst: ip.dst,
-        protocol: ip.protocol,
-        ttl: ip.ttl,
-        checksum: ip.checksum,
-        length,
-        total_length: ip.total_length.get() as usize,
-    })
-}
-
 impl Family for V4 {
     const HEADER: usize = size_of::<Ipv4>();
+    const HEADERS: usize = 60;
     const ICMP: u8 = protocol::ICMP;
     const PORT_UNREACHABLE: (u8, u8) = (3, 3);
     const ECHO: (u8, u8) = (8, 0);
@@ -152,17 +150,37 @@ impl Family for V4 {
     }
 
     #[inline(always)]
+    fn is_extension(_: u8) -> bool {
+        false
+    }
+
+    #[inline(always)]
     fn read<F: Frame>(frame: &F, offset: usize) -> Option<Header<Self>> {
-        /// More fragments, and the offset of this one.
-        const FRAGMENT: Be16 = Be16::new(0x3fff);
-        read_ipv4(frame, offset, FRAGMENT)
+        let ip = frame.load::<Ipv4>(offset)?;
+        let length = (ip.version_ihl & 0xf) as usize * 4;
+        if ip.version_ihl >> 4 != 4 || length < Self::HEADER {
+            return None;
+        }
+        Some(Header {
+            src: ip.src,
+            dst: ip.dst,
+            protocol: ip.protocol,
+            ttl: ip.ttl,
+            checksum: ip.checksum,
+            length,
+            total_length: ip.total_length.get() as usize,
+            fragment: ip.fragment.get() & FRAGMENT_BITS,
+            id: ip.id.0,
+        })
     }
 
     #[inline(always)]
     fn read_quoted<F: Frame>(frame: &F, offset: usize) -> Option<Header<Self>> {
-        /// The offset of a fragment.
-        const LATER_FRAGMENT: Be16 = Be16::new(0x1fff);
-        read_ipv4(frame, offset, LATER_FRAGMENT)
+        let header = Self::read(frame, offset)?;
+        if header.fragment & FRAGMENT_OFFSET != 0 {
+            return None;
+        }
+        Some(header)
     }
 
     #[inline(always)]
@@ -249,6 +267,7 @@ impl Family for V4 {
 
 impl Family for V6 {
     const HEADER: usize = size_of::<Ipv6>();
+    const HEADERS: usize = Self::HEADER + super::odd::EXTENSION_BYTES;
     const ICMP: u8 = protocol::ICMPV6;
     const PORT_UNREACHABLE: (u8, u8) = (1, 4);
     const ECHO: (u8, u8) = (128, 129);
@@ -291,6 +310,12 @@ impl Family for V6 {
     }
 
     #[inline(always)]
+    fn is_extension(protocol: u8) -> bool {
+        use super::wire::extension::{DESTINATION, FRAGMENT, HOP_BY_HOP, ROUTING};
+        matches!(protocol, HOP_BY_HOP | ROUTING | FRAGMENT | DESTINATION)
+    }
+
+    #[inline(always)]
     fn read<F: Frame>(frame: &F, offset: usize) -> Option<Header<Self>> {
         let ip = frame.load::<Ipv6>(offset)?;
         if ip.version_class_label[0] >> 4 != 6 {
@@ -304,6 +329,8 @@ impl Family for V6 {
             checksum: 0,
             length: Self::HEADER,
             total_length: Self::HEADER + ip.payload_length.get() as usize,
+            fragment: 0,
+            id: 0,
         })
     }
 

@@ -24,7 +24,10 @@ pub fn fast<A: Family, F: Frame, T: FamilyTables<A>>(
         return PASS;
     };
     if header.protocol != protocol::TCP && header.protocol != protocol::UDP {
-        if !icmp::is_wanted(frame, network, &header) {
+        if A::is_extension(header.protocol) {
+            return Ok(Step::Odd);
+        }
+        if header.fragment != 0 || !icmp::is_wanted(frame, network, &header) {
             return PASS;
         }
         let Some(work) = tables.work() else {
@@ -32,6 +35,9 @@ pub fn fast<A: Family, F: Frame, T: FamilyTables<A>>(
         };
         work.network = network as u32;
         return Ok(Step::Icmp);
+    }
+    if header.fragment != 0 {
+        return Ok(Step::Odd);
     }
     let Some((ports, packet)) = parse::packet(frame, tables, network, &header) else {
         return PASS;
@@ -56,7 +62,7 @@ pub fn fast<A: Family, F: Frame, T: FamilyTables<A>>(
         flow.last_seen.set(now);
     }
     let reverse = flow.state.get() & flow_state::REVERSE != 0;
-    tables.count_packet(flow.slot, reverse, frame.length() as u64);
+    tables.count_packet(flow.slot, reverse, packet.frame_length::<A, F>(frame));
     translate::send(
         frame,
         packet,

@@ -13,6 +13,7 @@ mod echo;
 mod family;
 mod fast;
 mod icmp;
+mod odd;
 mod open;
 mod parse;
 mod reject;
@@ -24,7 +25,8 @@ pub mod wire;
 use core::cell::Cell;
 
 use crate::abi::{
-    Address, Backend, Be16, Config, Drop, Flow, FlowKey, NextHop, Pod, Service, ServiceKey,
+    Address, Backend, Be16, Config, Drop, Flow, FlowKey, FragmentKey, Fragmented, Held, HeldKey,
+    NextHop, Pod, Service, ServiceKey,
 };
 
 pub use allocate::{Attempt, take_source};
@@ -34,6 +36,7 @@ pub use family::Family;
 pub(crate) use family::{Ipv4Tail, Ipv6Middle, Ipv6Tail};
 pub use fast::fast;
 pub use icmp::icmp;
+pub use odd::{extension, is_odd, is_recent, odd, piece_is_free, segment};
 pub use open::open;
 pub use parse::{Network, Packet, network};
 pub use reject::answer;
@@ -68,6 +71,15 @@ pub enum Handover {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Step {
     Done(Verdict),
+    /// A fragment or a packet with extension headers: [`odd`].
+    Odd,
+    /// Behind [`odd`]: [`segment`].
+    Segment,
+    /// A later fragment that came before its datagram's first, which stands in [`Work::held`]: to
+    /// be put aside where the hook can do so, else left to the kernel.
+    Hold,
+    /// A first fragment for which others wait: those go on behind it, as if all came again.
+    Release,
     /// The packet needs [`slow`]; it was not touched.
     Slow,
     /// The packet is of no known flow: [`open`].
@@ -103,11 +115,22 @@ pub enum Covered {
 
 /// A packet, from its Ethernet header on. Offsets are in bytes. `None` means out of bounds.
 pub trait Frame {
-    /// Bytes in the frame, headers included.
+    /// Bytes in the frame, headers included; of a frame in several buffers, those in the first.
     fn length(&self) -> usize;
+
+    /// Bytes in all the frame's buffers.
+    fn whole_length(&self) -> usize {
+        self.length()
+    }
 
     /// Index of the device the packet came in by.
     fn ingress(&self) -> u32;
+
+    /// Makes the first `bytes` of the packet readable, as far as it has so many.
+    fn reach(&mut self, bytes: usize);
+
+    /// [`extension`], which see: apart, so that the verifier walks it once and not for each header.
+    fn extension(&self, offset: usize, kind: u8) -> u64;
 
     fn load<T: Pod>(&self, offset: usize) -> Option<T>;
 
@@ -203,6 +226,10 @@ pub struct Work<A> {
     pub packet: Packet,
     /// Offset of the IP header of an ICMP message, of which nothing else stands here.
     pub network: u32,
+    /// Where this fragment belongs, as bits of IPv4's fragment field; 0 for a whole packet.
+    pub fragment: u32,
+    /// The datagram of a fragment, and the place among those that wait.
+    pub held: HeldKey<A>,
 }
 
 /// What the path counts of a connection's life.
@@ -230,6 +257,14 @@ pub trait FamilyTables<A: Address>: Tables {
         overwrite: bool,
     ) -> Result<(), InsertError>;
     fn remove_handshake(&self, key: &FlowKey<A>);
+
+    /// What the first fragment of a datagram told.
+    fn fragmented(&self, key: &FragmentKey<A>) -> Option<&Fragmented>;
+    /// Overwrites an entry of the same key. The least recently used give way.
+    fn insert_fragmented(&self, key: &FragmentKey<A>, value: &Fragmented);
+
+    /// A fragment that waits.
+    fn held(&self, key: &HeldKey<A>) -> Option<&Held>;
 
     /// [`take_source`], which see.
     fn take_source(&self, port: Be16) -> Attempt;
@@ -265,6 +300,12 @@ fn family<A: Family, F: Frame, T: FamilyTables<A>>(
     offset: usize,
 ) -> Result<Verdict, Drop> {
     let mut step = fast::<A, F, T>(frame, tables, offset)?;
+    if step == Step::Odd {
+        step = odd::<A, F, T>(frame, tables, offset)?;
+    }
+    if step == Step::Segment {
+        step = segment::<A, F, T>(frame, tables)?;
+    }
     if step == Step::Slow {
         step = slow::<A, F, T>(frame, tables)?;
     }
@@ -273,7 +314,10 @@ fn family<A: Family, F: Frame, T: FamilyTables<A>>(
     }
     match step {
         Step::Done(verdict) => Ok(verdict),
-        Step::Slow | Step::Open => Ok(Verdict::Pass),
+        // What is not put aside is left to the kernel.
+        Step::Odd | Step::Segment | Step::Slow | Step::Open | Step::Hold | Step::Release => {
+            Ok(Verdict::Pass)
+        }
         Step::Answer => answer::<A, F, T>(frame, tables),
         Step::Icmp => icmp::<A, F, T>(frame, tables),
     }

@@ -19,6 +19,10 @@ pub fn open<A: Family, F: Frame, T: FamilyTables<A>>(
         return PASS;
     };
     let packet = work.packet;
+    // Only the first fragment opens anything.
+    if packet.is_later_fragment() {
+        return Err(Drop::FragmentUnknown);
+    }
     let listen = ServiceKey::new(work.key.dst, work.key.dst_port, packet.protocol);
     let Some(service) = tables.service(&listen) else {
         return PASS;
@@ -41,6 +45,10 @@ pub fn open<A: Family, F: Frame, T: FamilyTables<A>>(
         tables.count_drop(Drop::NoBackend);
         return Ok(Step::Answer);
     };
+    // Behind the answer: a host that does not listen resets these, one that does ignores them.
+    if packet.has_invalid_flags() {
+        return Err(Drop::InvalidFlags);
+    }
     // What is picked up in the middle (another node's connection, a straggler) did not begin here.
     let begins = packet.is_udp() || packet.has(tcp::SYN);
     let begun = if begins { 0 } else { flow_state::MIDDLE };
@@ -75,6 +83,6 @@ pub fn open<A: Family, F: Frame, T: FamilyTables<A>>(
     if begins {
         tables.count_connection(slot, Milestone::Begun);
     }
-    tables.count_packet(slot, false, frame.length() as u64);
+    tables.count_packet(slot, false, packet.frame_length::<A, F>(frame));
     translate::send(frame, &packet, flow, &way).map(Step::Done)
 }

@@ -53,6 +53,9 @@ pub fn slow<A: Family, F: Frame, T: FamilyTables<A>>(
     if packet.departs() && flow.state.get() & flow_state::REVERSE == 0 {
         return PASS;
     }
+    if packet.has_invalid_flags() {
+        return Err(Drop::InvalidFlags);
+    }
     work.opposite = flow.opposite(packet.protocol);
     match fate(tables, &packet, flow) {
         Fate::Keep => known(frame, tables, config, work, &packet, flow, found),
@@ -112,7 +115,7 @@ fn known<A: Family, F: Frame, T: FamilyTables<A>>(
 ) -> Result<Step, Drop> {
     let reverse = flow.state.get() & flow_state::REVERSE != 0;
     flow.last_seen.set(tables.now());
-    tables.count_packet(flow.slot, reverse, frame.length() as u64);
+    tables.count_packet(flow.slot, reverse, packet.frame_length::<A, F>(frame));
     let way = translate::way(
         frame,
         tables,

@@ -142,14 +142,17 @@ fn rewrite<A: Family, F: Frame>(
         &Rewrite {
             src: flow.src,
             dst: flow.dst,
-            protocol: packet.protocol,
-            payload: packet.transport_length as usize,
+            protocol: packet.next_header,
+            payload: packet.payload as usize,
             ttl: packet.ttl,
             forwarded,
             checksum: packet.header_checksum,
             delta: addresses,
         },
     )?;
+    if packet.is_later_fragment() {
+        return Some(());
+    }
     frame.store(
         packet.transport(),
         &[flow.src_port, flow.dst_port],

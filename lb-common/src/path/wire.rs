@@ -100,6 +100,14 @@ pub const ETHERTYPE_IPV6: Be16 = Be16::new(0x86dd);
 pub const ETHERTYPE_VLAN: Be16 = Be16::new(0x8100);
 pub const ETHERTYPE_QINQ: Be16 = Be16::new(0x88a8);
 
+/// IPv6 headers that may stand before TCP or UDP (RFC 8200 4), by their number.
+pub mod extension {
+    pub const HOP_BY_HOP: u8 = 0;
+    pub const ROUTING: u8 = 43;
+    pub const FRAGMENT: u8 = 44;
+    pub const DESTINATION: u8 = 60;
+}
+
 /// Bits of [`Tcp::flags`].
 pub mod tcp {
     pub const FIN: u8 = 0x01;

@@ -76,8 +76,7 @@ impl Hooks {
         mode: XdpMode,
         undo: &mut Undo,
     ) -> Result<(Served, Vec<String>)> {
-        let program = load::xdp(&mut self.ebpf, program::XDP)?;
-        let (served, at_xdp) = serve_xdp(program, &self.links, device, mode)?;
+        let (served, at_xdp) = serve_xdp(&mut self.ebpf, &self.links, device, mode)?;
         let name = match served {
             Served::Native | Served::Generic => program::HANDOVER,
             Served::Tc(_) => program::TC,
@@ -154,7 +153,7 @@ impl Links {
 }
 
 fn serve_xdp(
-    program: &mut Xdp,
+    ebpf: &mut Ebpf,
     links: &Links,
     device: &Device,
     mode: XdpMode,
@@ -169,6 +168,7 @@ fn serve_xdp(
         } else {
             Served::Generic
         };
+        let program = load::whole_path(ebpf, running.native)?;
         if link.prog_id == program.info()?.id() {
             return Ok((served, None));
         }
@@ -198,6 +198,7 @@ fn serve_xdp(
             break;
         }
         let name = served.name();
+        let program = load::whole_path(ebpf, *served == Served::Native)?;
         match attach_xdp(program, device, *flags, &pin) {
             Ok(()) => return Ok((served.clone(), Some(format!("attached at {name}")))),
             Err(error) => {

@@ -1,7 +1,9 @@
 //! The table. Every case exists for IPv4 and IPv6.
 
 pub mod echo;
+mod extensions;
 mod foreign;
+mod fragments;
 mod icmp;
 mod refuse;
 mod tcp;
@@ -24,6 +26,8 @@ pub fn all() -> Vec<Case> {
         foreign::cases(&mut table);
         icmp::cases(&mut table);
         echo::cases(&mut table);
+        extensions::cases(&mut table);
+        fragments::cases(&mut table);
     }
     table.cases
 }
@@ -187,11 +191,8 @@ fn reset_of(packet: &Packet) -> Vec<u8> {
 
 /// The "port unreachable" that answers `packet`.
 fn unreachable_of(packet: &Packet) -> Vec<u8> {
-    let (kind, code, header) = if packet.src.is_ipv6() {
-        (1, 4, 40)
-    } else {
-        (3, 3, 20 + packet.options.len())
-    };
+    let (kind, code) = if packet.src.is_ipv6() { (1, 4) } else { (3, 3) };
+    let header = packet.header_length();
     let quoted = packet.bytes()[14..14 + header + 8].to_vec();
     let macs = (packet.macs.1, packet.macs.0);
     Packet::tcp(macs, packet.dst, packet.src, 0)

@@ -142,14 +142,20 @@ impl Kernel {
             let port = Be16::new(listen.port);
             let words = world::words(addresses.vip(0).ip());
             let value: [u8; 32] = bytes(&service)?;
-            if addresses.v6 {
-                let key = bytes::<_, 20>(&ServiceKey::new(V6::from_words(&words), port, protocol))?;
-                self.map::<BpfHashMap<_, [u8; 20], [u8; 32]>>(map::SERVICES6)?
-                    .insert(&key, &value, 0)?;
-            } else {
-                let key = bytes::<_, 8>(&ServiceKey::new(V4::from_words(&words), port, protocol))?;
-                self.map::<BpfHashMap<_, [u8; 8], [u8; 32]>>(map::SERVICES4)?
-                    .insert(&key, &value, 0)?;
+            // Under port 0 and ICMP stands the address itself.
+            let icmp = if addresses.v6 { 58 } else { 1 };
+            for (port, protocol) in [(port, protocol), (Be16(0), icmp)] {
+                if addresses.v6 {
+                    let key = ServiceKey::new(V6::from_words(&words), port, protocol);
+                    let key = bytes::<_, 20>(&key)?;
+                    self.map::<BpfHashMap<_, [u8; 20], [u8; 32]>>(map::SERVICES6)?
+                        .insert(&key, &value, 0)?;
+                } else {
+                    let key = ServiceKey::new(V4::from_words(&words), port, protocol);
+                    let key = bytes::<_, 8>(&key)?;
+                    self.map::<BpfHashMap<_, [u8; 8], [u8; 32]>>(map::SERVICES4)?
+                        .insert(&key, &value, 0)?;
+                }
             }
             if let Some(slots) = listen.table {
                 let offset = if addresses.v6 { world::V6_SLOTS } else { 0 };
@@ -194,6 +200,10 @@ impl Kernel {
         self.empty::<16, 64>(map::FLOWS4)?;
         self.empty::<40, 88>(map::FLOWS6)?;
         self.forget_handshakes()?;
+        self.empty::<16, 16>(map::FRAGMENTS4)?;
+        self.empty::<40, 16>(map::FRAGMENTS6)?;
+        self.empty::<20, 2056>(map::HELD4)?;
+        self.empty::<44, 2056>(map::HELD6)?;
         let cursors = PerCpuValues::try_from(vec![0_u32; cpus()?])?;
         let service = u32::from(world::port::ROUND_ROBIN);
         self.map::<PerCpuArray<_, u32>>(map::CURSORS)?
@@ -227,7 +237,12 @@ impl Kernel {
             .collect()
     }
 
-    fn run_program(&mut self, from_client: bool, packet: &[u8]) -> Result<(Action, Vec<u8>)> {
+    fn run_program(
+        &mut self,
+        from_client: bool,
+        packet: &[u8],
+        summed: bool,
+    ) -> Result<(Action, Vec<u8>)> {
         let ingress = if from_client {
             self.client_side
         } else {
@@ -275,7 +290,7 @@ impl Kernel {
                 let mut context = vec![0; 192];
                 context[40..44].copy_from_slice(&ingress.to_ne_bytes());
                 let program = program.fd()?.as_fd().as_raw_fd();
-                let (action, length) = run_summed(program, packet, &mut out, &context)?;
+                let (action, length) = run_tc(program, packet, &mut out, &context, summed)?;
                 let action = match action {
                     // TC_ACT_UNSPEC: the next program's turn.
                     u32::MAX => Action::Pass,
@@ -285,6 +300,21 @@ impl Kernel {
                 };
                 Ok((action, out[..length].to_vec()))
             }
+        }
+    }
+
+    fn outcome(&mut self, from_client: bool, packet: &[u8], summed: bool) -> Outcome {
+        let before = self.drops().expect("reading the drop counters");
+        let (action, packet) = self
+            .run_program(from_client, packet, summed)
+            .unwrap_or_else(|error| panic!("{} bytes: {error:?}", packet.len()));
+        let after = self.drops().expect("reading the drop counters");
+        let rose = |reason: &Drop| after[*reason as usize] > before[*reason as usize];
+        let counted = Drop::ALL.into_iter().filter(rose).collect();
+        Outcome {
+            action,
+            packet,
+            counted,
         }
     }
 }
@@ -300,18 +330,13 @@ impl Runner for Kernel {
     }
 
     fn run(&mut self, from_client: bool, packet: &[u8]) -> Outcome {
-        let before = self.drops().expect("reading the drop counters");
-        let (action, packet) = self
-            .run_program(from_client, packet)
-            .unwrap_or_else(|error| panic!("{} bytes: {error:?}", packet.len()));
-        let after = self.drops().expect("reading the drop counters");
-        let rose = |reason: &Drop| after[*reason as usize] > before[*reason as usize];
-        let counted = Drop::ALL.into_iter().filter(rose).collect();
-        Outcome {
-            action,
-            packet,
-            counted,
-        }
+        self.outcome(from_client, packet, true)
+    }
+
+    /// Without a hardware checksum, which the kernel compares even if another packet stands in the
+    /// buffer by then.
+    fn run_reused(&mut self, from_client: bool, packet: &[u8]) -> Outcome {
+        self.outcome(from_client, packet, false)
     }
 
     fn set_backend(&mut self, slot: u32, state: u32, generation: u32) {
@@ -354,6 +379,11 @@ impl Runner for Kernel {
 
     fn wait_second(&mut self) {
         std::thread::sleep(std::time::Duration::from_millis(1100));
+    }
+
+    fn make_stale(&mut self) {
+        self.config.hz = 0;
+        self.write_config().expect("writing the config");
     }
 
     fn set_rejects(&mut self, per_second: u32) {
@@ -406,14 +436,15 @@ pub fn load_logging(level: u8) -> Result<Ebpf> {
     Ok(ebpf)
 }
 
-/// Runs a TC program on a buffer with a hardware checksum over the whole packet
+/// Runs a TC program on a buffer that, if `summed`, has a hardware checksum over the whole packet
 /// (`CHECKSUM_COMPLETE`), and asks the kernel whether that is still right afterwards. Where the
 /// kernel is older than 6.17 the buffer has none. Returns the action and the packet's length.
-fn run_summed(
+fn run_tc(
     program: RawFd,
     packet: &[u8],
     out: &mut [u8],
     context: &[u8],
+    summed: bool,
 ) -> Result<(u32, usize)> {
     const TEST_RUN: libc::c_long = 10;
     const CHECKSUM_COMPLETE: u32 = 1 << 2;
@@ -467,6 +498,9 @@ fn run_summed(
             Err(io::Error::last_os_error())
         }
     };
+    if !summed {
+        return run(0).context("test run");
+    }
     match run(CHECKSUM_COMPLETE) {
         Err(error) if error.raw_os_error() == Some(libc::EINVAL) => run(0).context("test run"),
         // Cutting a buffer takes its hardware checksum away, which the kernel then compares

@@ -8,8 +8,8 @@ use std::{
 
 use lb_common::{
     abi::{
-        Address, Backend, Be16, Config, Drop, Flow, FlowKey, NextHop, Pod, Service, ServiceKey, V4,
-        V6, as_bytes, from_bytes, protocol,
+        Address, Backend, Be16, Config, Drop, Flow, FlowKey, FragmentKey, Fragmented, Held,
+        HeldKey, NextHop, Pod, Service, ServiceKey, V4, V6, as_bytes, from_bytes, protocol,
     },
     path::{
         self, Attempt, Covered, Delta, FamilyTables, Frame, Handover, InsertError, Milestone,
@@ -37,6 +37,12 @@ impl Frame for SliceFrame {
 
     fn ingress(&self) -> u32 {
         self.ingress
+    }
+
+    fn reach(&mut self, _: usize) {}
+
+    fn extension(&self, offset: usize, kind: u8) -> u64 {
+        path::extension(self, offset, kind)
     }
 
     fn load<T: Pod>(&self, offset: usize) -> Option<T> {
@@ -94,6 +100,7 @@ struct Family<A: Address> {
     services: HashMap<ServiceKey<A>, Service>,
     flows: RefCell<HashMap<FlowKey<A>, &'static Flow<A>>>,
     handshakes: RefCell<HashMap<FlowKey<A>, &'static Flow<A>>>,
+    fragments: RefCell<HashMap<FragmentKey<A>, &'static Fragmented>>,
     work: *mut Work<A>,
 }
 
@@ -108,6 +115,7 @@ where
             services: HashMap::new(),
             flows: RefCell::default(),
             handshakes: RefCell::default(),
+            fragments: RefCell::default(),
             work: Box::into_raw(Box::new(work)),
         }
     }
@@ -172,11 +180,20 @@ impl Memory {
             let service = Service { table, ..service };
             let port = lb_common::abi::Be16::new(listen.port);
             let words = world::words(addresses.vip(0).ip());
+            // Under port 0 and ICMP stands the address itself.
             if addresses.v6 {
-                let key = ServiceKey::new(V6::from_words(&words), port, protocol);
+                let vip = V6::from_words(&words);
+                self.v6
+                    .services
+                    .insert(ServiceKey::new(vip, Be16(0), 58), service);
+                let key = ServiceKey::new(vip, port, protocol);
                 self.v6.services.insert(key, service);
             } else {
-                let key = ServiceKey::new(V4::from_words(&words), port, protocol);
+                let vip = V4::from_words(&words);
+                self.v4
+                    .services
+                    .insert(ServiceKey::new(vip, Be16(0), 1), service);
+                let key = ServiceKey::new(vip, port, protocol);
                 self.v4.services.insert(key, service);
             }
             if let Some(slots) = listen.table {
@@ -300,6 +317,20 @@ macro_rules! family_tables {
 
             fn remove_handshake(&self, key: &FlowKey<$family>) {
                 self.$field.handshakes.borrow_mut().remove(key);
+            }
+
+            fn fragmented(&self, key: &FragmentKey<$family>) -> Option<&Fragmented> {
+                self.$field.fragments.borrow().get(key).copied()
+            }
+
+            fn insert_fragmented(&self, key: &FragmentKey<$family>, value: &Fragmented) {
+                let value = Box::leak(Box::new(*value));
+                self.$field.fragments.borrow_mut().insert(*key, value);
+            }
+
+            /// Nothing is put aside here.
+            fn held(&self, _: &HeldKey<$family>) -> Option<&Held> {
+                None
             }
 
             fn take_source(&self, port: Be16) -> Attempt {
@@ -440,6 +471,10 @@ impl Runner for Slice {
 
     fn wait_second(&mut self) {
         self.memory.now += self.memory.config.hz + 1;
+    }
+
+    fn make_stale(&mut self) {
+        self.memory.config.hz = 0;
     }
 
     fn set_rejects(&mut self, per_second: u32) {

@@ -501,11 +501,36 @@ fn shapes(table: &mut Table) {
     let mut steps = web.opened();
     steps.push(passes(web.request(ACK).with(|packet| packet.ttl = 1)));
     table.add("tcp_established_ttl_1_goes_to_kernel", steps);
-    for (name, flags) in [("null", 0), ("xmas", 0x29)] {
+    for (name, flags) in [
+        ("null", 0),
+        ("xmas", 0x29),
+        ("fin", FIN),
+        ("syn_fin", SYN | FIN),
+        ("syn_rst", SYN | RST),
+    ] {
+        let dropped =
+            |reason| Step::FromClient(web.request(flags).bytes(), Expect::Dropped(reason));
+        // To an address of ours where nobody listens it is not ours to drop.
+        let a = table.addresses;
+        let foreign = Packet::tcp(world::FROM_CLIENT, web.client, a.node(port::WEB), flags);
+        let reason = match flags & RST {
+            0 => Drop::InvalidFlags,
+            _ => Drop::ResetWithoutFlow,
+        };
         table.add(
-            &format!("tcp_{name}_flags_are_drawn"),
-            vec![web.forwards(web.request(flags))],
+            &format!("tcp_{name}_flags_open_nothing"),
+            vec![
+                dropped(reason),
+                Step::FromBackend(web.reply(ACK).bytes(), Expect::Pass),
+                passes(foreign),
+            ],
         );
+        if flags & (SYN | FIN) != 0 {
+            let mut steps = web.opened();
+            steps.push(dropped(Drop::InvalidFlags));
+            steps.push(web.forwards(web.request(ACK)));
+            table.add(&format!("tcp_{name}_flags_change_no_connection"), steps);
+        }
     }
     // Every value of one address and port moves the checksum differently.
     let a = table.addresses;
