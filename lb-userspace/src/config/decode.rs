@@ -8,9 +8,11 @@ use super::{
     report::Report,
     service,
     tree::Node,
-    value::{Fields, address, choice, list, number, one_or_many, text},
+    value::{Fields, address, choice, duration, list, number, one_or_many, text},
 };
-use crate::model::{Admin, AutoWord, Config, Interfaces, Limits, Node as NodeConfig, XdpMode};
+use crate::model::{
+    Admin, AutoWord, Config, Interfaces, Limits, Node as NodeConfig, Timeouts, XdpMode,
+};
 
 pub(super) const XDP_MODES: [(&str, XdpMode); 4] = [
     ("auto", XdpMode::Auto),
@@ -50,7 +52,14 @@ pub(super) fn config(root: Option<&Node>, report: &mut Report) -> Config {
 }
 
 fn node(value: &Node, node: &mut NodeConfig, report: &mut Report) {
-    let keys = ["interfaces", "xdp", "state_dir", "bpffs", "limits"];
+    let keys = [
+        "interfaces",
+        "xdp",
+        "state_dir",
+        "bpffs",
+        "limits",
+        "timeouts",
+    ];
     let Some(fields) = Fields::of(value, "node", &keys, &[], report) else {
         return;
     };
@@ -73,6 +82,9 @@ fn node(value: &Node, node: &mut NodeConfig, report: &mut Report) {
     path(&fields, "bpffs", "node.bpffs", &mut node.bpffs, report);
     if let Some(value) = fields.get("limits") {
         limits(value, &mut node.limits, report);
+    }
+    if let Some(value) = fields.get("timeouts") {
+        timeouts(value, &mut node.timeouts, report);
     }
 }
 
@@ -130,6 +142,40 @@ fn limits(value: &Node, limits: &mut Limits, report: &mut Report) {
             Some(number) => {
                 report.found_at(Item::Setting(item), value.place);
                 *target = number;
+            }
+            None => report.faulty(Item::Setting(item)),
+        }
+    }
+}
+
+fn timeouts(value: &Node, timeouts: &mut Timeouts, report: &mut Report) {
+    let keys = ["tcp_established", "tcp_closing", "tcp_closed", "udp"];
+    let Some(fields) = Fields::of(value, "timeouts", &keys, &[], report) else {
+        return;
+    };
+    let Timeouts {
+        tcp_established,
+        tcp_closing,
+        tcp_closed,
+        udp,
+    } = timeouts;
+    for (key, item, target) in [
+        (
+            "tcp_established",
+            "node.timeouts.tcp_established",
+            tcp_established,
+        ),
+        ("tcp_closing", "node.timeouts.tcp_closing", tcp_closing),
+        ("tcp_closed", "node.timeouts.tcp_closed", tcp_closed),
+        ("udp", "node.timeouts.udp", udp),
+    ] {
+        let Some(value) = fields.get(key) else {
+            continue;
+        };
+        match duration(value, key, report) {
+            Some(time) => {
+                report.found_at(Item::Setting(item), value.place);
+                *target = time;
             }
             None => report.faulty(Item::Setting(item)),
         }

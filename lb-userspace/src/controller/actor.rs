@@ -7,7 +7,7 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::Duration,
 };
 
 use anyhow::anyhow;
@@ -32,6 +32,7 @@ use crate::{
     plan::Placement,
     reconcile::Tables,
     state::{Saving, Store},
+    utc,
 };
 
 const RETRY_AFTER: Duration = Duration::from_secs(1);
@@ -39,6 +40,8 @@ const RETRY_AFTER: Duration = Duration::from_secs(1);
 /// Flow scans and route look-ups take at most one part in this many of a CPU each.
 const BACKGROUND_SHARE: u32 = 20;
 const SCAN_EVERY: Duration = Duration::from_secs(1);
+/// While a deadline is to come, the wall clock is looked at this often: somebody may set it.
+const CLOCK_EVERY: Duration = Duration::from_secs(10);
 
 pub(super) struct Actor {
     pub inputs: Inputs,
@@ -121,6 +124,7 @@ impl Actor {
                 Input::RetryDue => {
                     let _ = self.apply();
                 }
+                Input::DeadlineDue => self.look_at_clock(),
             }
         }
     }
@@ -131,6 +135,8 @@ impl Actor {
         }
         // Routes may have changed while no daemon watched.
         self.raise_epoch();
+        // So may deadlines have passed.
+        let passed = self.world.pass_time(utc::now_ms());
         if self.apply().is_ok() {
             let Placement { services, slots } = &*self.kernel.placement;
             tracing::info!(
@@ -140,6 +146,26 @@ impl Actor {
             );
         }
         self.checks.set_targets(&self.world.targets());
+        for backend in passed {
+            self.tell(drains::deadline_event(&backend, 0));
+        }
+        self.look_at_clock();
+    }
+
+    /// Ends the drains whose time is over.
+    fn look_at_clock(&mut self) {
+        let now_ms = utc::now_ms();
+        let passed = self.world.pass_time(now_ms);
+        if !passed.is_empty() {
+            let _ = self.apply();
+        }
+        for backend in passed {
+            let active = self.kernel.active(&backend);
+            self.tell(drains::deadline_event(&backend, active));
+        }
+        let left = |at: u64| Duration::from_millis(at - now_ms.min(at)).min(CLOCK_EVERY);
+        let next = self.world.next_deadline();
+        self.inputs.deadline_due = next.map(|at| Instant::now() + left(at));
     }
 
     async fn end(mut self, reply: Option<oneshot::Sender<()>>) {
@@ -231,6 +257,7 @@ impl Actor {
         let Relayered { moved, probes } = self
             .world
             .relayer(layers, |address| kernel::route(&*datapath, address));
+        self.inputs.deadline_due = Some(Instant::now());
         if moved {
             self.kernel.note_moves(self.note.scans_begun);
         }
@@ -311,9 +338,10 @@ impl Actor {
         self.note.scans_begun += 1;
         let number = self.note.scans_begun;
         let datapath = self.kernel.datapath.clone();
+        let timeouts = self.world.layers().file.node.timeouts;
         self.inputs.scan = Some(spawn_blocking(move || {
             let began = Instant::now();
-            let result = datapath.scan_flows();
+            let result = datapath.scan_flows(&timeouts);
             Scanned {
                 number,
                 took: began.elapsed(),
@@ -325,7 +353,7 @@ impl Actor {
     fn take_scan(&mut self, scanned: Option<Scanned>) {
         let took = scanned.as_ref().map_or(Duration::ZERO, |s| s.took);
         self.inputs.scan_due = Instant::now() + SCAN_EVERY.max(took * BACKGROUND_SHARE);
-        let (number, scan) = match scanned {
+        let (number, mut scan) = match scanned {
             Some(Scanned {
                 number,
                 result: Ok(scan),
@@ -345,6 +373,7 @@ impl Actor {
         };
         self.note.scan_failure = None;
         self.note.counts.flows_aged += scan.aged;
+        self.kernel.discount(&mut scan);
         for event in self
             .note
             .drains
@@ -404,9 +433,7 @@ impl Actor {
     }
 
     fn tell(&mut self, event: Event) {
-        let since = SystemTime::now().duration_since(UNIX_EPOCH);
-        let time_ms = since.map_or(0, |since| since.as_millis() as u64);
-        self.note.events.push(event, time_ms);
+        self.note.events.push(event, utc::now_ms());
     }
 
     fn view(&self) -> View {

@@ -18,6 +18,7 @@ use super::{
     attach::Hooks,
     attachments::Attachments,
     clock::Clock,
+    flows::Age,
     load, log,
     maps::{Hash, Maps},
     ports, preflight,
@@ -26,7 +27,7 @@ use super::{
     undo::Undo,
 };
 pub use super::{cleanup::cleanup, log::Level};
-use crate::model::{Limits, Node, Protocol};
+use crate::model::{Limits, Node, Protocol, Timeouts};
 
 /// Answers (RST, ICMP) per second and CPU: enough for people, too few to be a weapon.
 const REJECTS_PER_SECOND: u32 = 1000;
@@ -201,8 +202,9 @@ impl Datapath for Kernel {
         (0..self.maps.drops.len()).map(total).collect()
     }
 
-    fn scan_flows(&self) -> Result<FlowScan> {
-        self.scanner.scan(&self.maps, self.clock.now(self.hz)?)
+    fn scan_flows(&self, timeouts: &Timeouts) -> Result<FlowScan> {
+        let now = self.clock.now(self.hz)?;
+        self.scanner.scan(&self.maps, Age::new(now, timeouts))
     }
 
     fn route(&self, address: IpAddr) -> Result<Route> {

@@ -17,7 +17,7 @@ use super::{
     testing::{TempDir, ip_commands, isolated, sh},
     undo::Undo,
 };
-use crate::model::{Interfaces, Limits, Node, Protocol, XdpMode};
+use crate::model::{Interfaces, Limits, Node, Protocol, Timeouts, XdpMode};
 
 /// A node with the devices `one` (whose peer is `far`) and `two`, and a place for its state.
 struct World {
@@ -48,6 +48,7 @@ impl World {
                 services: 64,
                 backends: 5000,
             },
+            timeouts: Timeouts::default(),
         };
         Self {
             node,

@@ -10,6 +10,7 @@ use anyhow::{bail, ensure};
 use lb_common::abi::{Backend, BackendCounters, Config, Drop, PORT_WORDS, Service};
 
 use super::{Capacity, Datapath, FlowScan, Listen, Route};
+use crate::model::Timeouts;
 
 /// The kernel's maps.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
@@ -252,7 +253,7 @@ impl Datapath for Memory {
         self.read("drops", |inner| inner.drops.clone())
     }
 
-    fn scan_flows(&self) -> anyhow::Result<FlowScan> {
+    fn scan_flows(&self, _: &Timeouts) -> anyhow::Result<FlowScan> {
         self.read("scan_flows", |inner| inner.flows.clone())
     }
 

@@ -36,7 +36,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use lb_common::abi::{Backend, BackendCounters, Config, Service};
 
-use crate::model::Protocol;
+use crate::model::{Protocol, Timeouts};
 
 /// Where a service listens; a key of the kernel's service maps.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -101,7 +101,7 @@ pub trait Datapath: Send + Sync {
     fn drops(&self) -> anyhow::Result<Vec<u64>>;
 
     /// Passes over all flows, removing those idle past their timeout.
-    fn scan_flows(&self) -> anyhow::Result<FlowScan>;
+    fn scan_flows(&self, timeouts: &Timeouts) -> anyhow::Result<FlowScan>;
 
     /// How the node reaches `address` right now.
     fn route(&self, address: IpAddr) -> anyhow::Result<Route>;

@@ -35,6 +35,7 @@ pub(super) enum Item {
     Backends(usize),
     Backend(usize, usize),
     Labels(usize, usize),
+    OnBackendDown(usize),
     /// A key of `health`, or all of it for an empty one.
     Health(usize, &'static str),
 }
@@ -49,6 +50,7 @@ impl Item {
             Self::Name(service)
             | Self::Listens(service)
             | Self::Backends(service)
+            | Self::OnBackendDown(service)
             | Self::Health(service, "") => Some(Self::Service(service)),
             Self::Listen(service, _) => Some(Self::Listens(service)),
             Self::Backend(service, _) => Some(Self::Backends(service)),
@@ -67,6 +69,7 @@ impl Item {
             | Self::Backends(service)
             | Self::Backend(service, _)
             | Self::Labels(service, _)
+            | Self::OnBackendDown(service)
             | Self::Health(service, _) => Some(service),
         }
     }

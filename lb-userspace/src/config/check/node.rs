@@ -2,14 +2,16 @@
 
 use std::{
     collections::HashMap,
+    ops::RangeInclusive,
     os::unix::ffi::OsStrExt,
     path::{Component, Path},
+    time::Duration,
 };
 
 use super::{Item, Remarks};
 use crate::{
     config::suggest::quoted,
-    model::{Admin, Config, Interfaces, Limits, Node, Protocol},
+    model::{Admin, Config, Interfaces, Limits, Node, Protocol, Timeouts, duration_text},
 };
 
 /// Highest `limits.connections` and `limits.handshakes`; beyond it a
@@ -21,6 +23,11 @@ pub(in crate::config) const MAX_SERVICES: u32 = 1 << 16;
 
 /// Highest `limits.backends`.
 pub(in crate::config) const MAX_BACKENDS: u32 = 1 << 20;
+
+/// Shortest and longest timeout of a connection. The packet path's clock of 32 bits tells 24 days
+/// apart at 1000 Hz.
+const TIMEOUTS: RangeInclusive<Duration> =
+    Duration::from_secs(1)..=Duration::from_secs(20 * 86_400);
 
 /// Longest device name: IFNAMSIZ less its final NUL.
 const MAX_INTERFACE: usize = 15;
@@ -34,6 +41,7 @@ pub(super) fn node(node: &Node, remarks: &mut Remarks) {
     }
     absolute("node.state_dir", &node.state_dir, remarks);
     absolute("node.bpffs", &node.bpffs, remarks);
+    timeouts(&node.timeouts, remarks);
     let Limits {
         connections,
         handshakes,
@@ -48,6 +56,35 @@ pub(super) fn node(node: &Node, remarks: &mut Remarks) {
     ] {
         if !(1..=max).contains(&value) {
             let message = format!("`{item}` must be a number from 1 to {max}, not {value}");
+            remarks.fault(Item::Setting(item), message);
+        }
+    }
+}
+
+/// Which timeouts the daemon can keep.
+fn timeouts(timeouts: &Timeouts, remarks: &mut Remarks) {
+    let Timeouts {
+        tcp_established,
+        tcp_closing,
+        tcp_closed,
+        udp,
+    } = *timeouts;
+    for (item, value) in [
+        ("node.timeouts.tcp_established", tcp_established),
+        ("node.timeouts.tcp_closing", tcp_closing),
+        ("node.timeouts.tcp_closed", tcp_closed),
+        ("node.timeouts.udp", udp),
+    ] {
+        if !TIMEOUTS.contains(&value) {
+            let (least, most) = (
+                duration_text::format(*TIMEOUTS.start()),
+                duration_text::format(*TIMEOUTS.end()),
+            );
+            let message = format!(
+                "`{item}` must be from {least} to {most}, not {}; connections are looked at once \
+                 a second",
+                duration_text::format(value)
+            );
             remarks.fault(Item::Setting(item), message);
         }
     }

@@ -283,7 +283,7 @@ fn services_left_incomplete() {
             "2:5: the service has no `listen`; write e.g. `listen: \"192.0.2.10:80\"`",
             "4:13: `listen` is empty; write at least one IP:PORT",
             "5:5: `service` must be a mapping with the keys name, listen, protocol, forwarding, \
-             snat, policy, no_backend, health, backends, not `web`",
+             snat, policy, no_backend, on_backend_down, health, backends, not `web`",
         ]
     );
 }
@@ -318,6 +318,10 @@ fn one_service() {
             "no_backend: rejct",
             "4:17: unknown value `rejct` for `no_backend`; did you mean `reject`? \
              (allowed: reject or drop)",
+        ),
+        (
+            "on_backend_down: rst",
+            "4:22: unknown value `rst` for `on_backend_down`; allowed: keep or reset",
         ),
         (
             "backends: [{weight: 1}]",
@@ -422,7 +426,7 @@ fn a_faulty_value_is_reported_once() {
             "1:1: unknown key `servces` in the file; did you mean `services`? \
              (allowed: node, admin or services)",
             "1:12: unknown key `nmae` in service; did you mean `name`? (allowed: name, listen, \
-             protocol, forwarding, snat, policy, no_backend, health or backends)",
+             protocol, forwarding, snat, policy, no_backend, on_backend_down, health or backends)",
             "1:31: `listen` 0.0.0.0:80 is the unspecified address; write the address of one host",
         ]
     );
@@ -437,6 +441,27 @@ fn limits_bound_what_is_configured() {
     assert_eq!(
         faults(&format!("{two}node: {{limits: {{services: 1}}}}")),
         ["4:27: 2 services, but `node.limits.services` is 1; raise it"]
+    );
+}
+
+#[test]
+fn timeouts_within_what_the_daemon_can_keep() {
+    let with = |timeouts: &str| {
+        let services = "services: [{name: a, listen: 192.0.2.1:80}]";
+        faults(&format!("{services}\nnode: {{timeouts: {{{timeouts}}}}}"))
+    };
+    for wrong in ["2h4", "4m2h", "2h2h", "h", "2hm", "2h-4m"] {
+        assert_eq!(with(&format!("udp: {wrong}")).len(), 1, "{wrong}");
+    }
+    assert_eq!(
+        with("udp: 500ms, tcp_closed: 21d, tcp_closing: 10"),
+        [
+            "2:24: `node.timeouts.udp` must be from 1s to 20d, not 500ms; connections are looked \
+             at once a second",
+            "2:43: `node.timeouts.tcp_closed` must be from 1s to 20d, not 21d; connections are \
+             looked at once a second",
+            "2:61: `tcp_closing`: `10` has no unit; write e.g. 5s",
+        ]
     );
 }
 

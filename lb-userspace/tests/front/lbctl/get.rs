@@ -57,6 +57,7 @@ async fn overrides_and_events_as_tables() {
             value: Override {
                 weight: Some(WeightOverride::Percent(50)),
                 mode: None,
+                deadline_ms: None,
             },
         }];
         match request {
@@ -131,6 +132,7 @@ async fn describe_shows_everything() {
                 snat: Default::default(),
                 policy: Policy::RoundRobin,
                 no_backend: Default::default(),
+                on_backend_down: Default::default(),
                 health: Health::default(),
                 backends: vec![],
             },
