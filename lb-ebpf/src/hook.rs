@@ -5,12 +5,12 @@ use lb_common::{
     path::{self, Family, FamilyTables, Frame, Step, Tables, Verdict},
 };
 
-use crate::kernel::Kernel;
+use crate::kernel::{Context, Kernel};
 use crate::log::{self, DROPPED};
 
 /// A hook's context, as the path sees it, and what its results are to the kernel.
 pub(crate) trait Hook: Frame + Sized {
-    type Context;
+    type Context: Context;
 
     /// The action that drops a packet.
     const SHOT: u32;
@@ -54,7 +54,7 @@ fn step<H: Hook>(context: *mut H::Context, result: Result<Step, Drop>) -> u32 {
 #[inline(always)]
 pub(crate) fn fast<H: Hook, A: Family>(context: *mut H::Context, network: usize) -> u32
 where
-    Kernel: FamilyTables<A>,
+    Kernel<H::Context>: FamilyTables<A>,
 {
     let kernel = Kernel::new(context);
     step::<H>(
@@ -66,7 +66,7 @@ where
 #[inline(always)]
 pub(crate) fn slow<H: Hook, A: Family>(context: *mut H::Context) -> u32
 where
-    Kernel: FamilyTables<A>,
+    Kernel<H::Context>: FamilyTables<A>,
 {
     let kernel = Kernel::new(context);
     step::<H>(
@@ -78,7 +78,7 @@ where
 #[inline(always)]
 pub(crate) fn open<H: Hook, A: Family>(context: *mut H::Context) -> u32
 where
-    Kernel: FamilyTables<A>,
+    Kernel<H::Context>: FamilyTables<A>,
 {
     let kernel = Kernel::new(context);
     step::<H>(
@@ -90,7 +90,7 @@ where
 #[inline(always)]
 pub(crate) fn answer<H: Hook, A: Family>(context: *mut H::Context) -> u32
 where
-    Kernel: FamilyTables<A>,
+    Kernel<H::Context>: FamilyTables<A>,
 {
     let kernel = Kernel::new(context);
     finish::<H>(

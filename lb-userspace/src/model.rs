@@ -253,6 +253,17 @@ pub struct Node {
     pub bpffs: std::path::PathBuf,
     pub limits: Limits,
     pub timeouts: Timeouts,
+    pub snat: SnatPool,
+}
+
+/// What the source of a connection may become.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct SnatPool {
+    /// Addresses of the node, of both families. Of a family that has none: the one that the route
+    /// chooses.
+    pub addresses: Vec<IpAddr>,
+    /// First and last port. `None`: all that the node's own outgoing connections leave.
+    pub ports: Option<(u16, u16)>,
 }
 
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -278,6 +289,7 @@ impl Default for Node {
             bpffs: "/sys/fs/bpf".into(),
             limits: Limits::default(),
             timeouts: Timeouts::default(),
+            snat: SnatPool::default(),
         }
     }
 }

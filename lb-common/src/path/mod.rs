@@ -21,10 +21,10 @@ pub mod wire;
 use core::cell::Cell;
 
 use crate::abi::{
-    Address, Backend, Be16, Config, Drop, Flow, FlowKey, NextHop, Pod, Service, ServiceKey,
+    Address, Backend, Config, Drop, Flow, FlowKey, NextHop, Pod, Service, ServiceKey,
 };
 
-pub use allocate::{Attempt, take_source};
+pub use allocate::{Attempt, Candidate, take_source};
 pub use checksum::{Delta, Sum};
 pub use family::Family;
 pub(crate) use family::{Ipv4Tail, Ipv6Middle, Ipv6Tail};
@@ -221,7 +221,13 @@ pub trait FamilyTables<A: Address>: Tables {
     fn remove_handshake(&self, key: &FlowKey<A>);
 
     /// [`take_source`], which see.
-    fn take_source(&self, port: Be16) -> Attempt;
+    fn take_source(&self, candidate: Candidate) -> Attempt;
+
+    /// One of the node addresses that SNAT takes, from 0.
+    fn source(&self, number: u32) -> Option<A>;
+
+    /// Whether a socket of the node's own would get packets of this tuple.
+    fn has_socket(&self, key: &FlowKey<A>) -> bool;
 
     /// Memory off the stack, the same for all parts of the path that a packet takes. Whoever asks
     /// is done with what was lent before; [`FamilyTables::take_source`] asks.

@@ -7,7 +7,7 @@ use serde_yaml_ng::{Mapping, Value};
 use super::{decode::XDP_MODES, health};
 use crate::model::{
     Admin, BackendSpec, Config, Forwarding, Health, HealthCheck, Interfaces, Limits, NoBackend,
-    Node, OnBackendDown, ServiceSpec, Snat, Timeouts,
+    Node, OnBackendDown, ServiceSpec, Snat, SnatPool, Timeouts,
 };
 
 /// Writes a config so that [`parse`](super::parse) reads back the same, if [`check`](super::check)
@@ -37,6 +37,7 @@ fn node(node: &Node) -> Mapping {
         bpffs,
         limits: sizes,
         timeouts: times,
+        snat: SnatPool { addresses, ports },
     } = node;
     let usual = Node::default();
     let mut map = Mapping::new();
@@ -57,6 +58,13 @@ fn node(node: &Node) -> Mapping {
     }
     put_unless_empty(&mut map, "limits", limits(sizes));
     put_unless_empty(&mut map, "timeouts", timeouts(times));
+    if !addresses.is_empty() {
+        let words: Vec<_> = addresses.iter().map(ToString::to_string).collect();
+        put(&mut map, "snat_addresses", words);
+    }
+    if let Some((first, last)) = ports {
+        put(&mut map, "snat_ports", format!("{first}-{last}"));
+    }
     map
 }
 

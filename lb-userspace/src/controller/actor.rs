@@ -2,6 +2,7 @@
 //! disk, kernel and probes, in this order.
 
 use std::{
+    net::IpAddr,
     path::PathBuf,
     sync::{
         Arc,
@@ -67,6 +68,8 @@ pub(super) struct Notes {
     pub store_problems: Vec<String>,
     pub verify_failure: Option<String>,
     pub scan_failure: Option<String>,
+    /// Configured for SNAT, and not the node's own.
+    pub snat_left_out: Vec<IpAddr>,
 }
 
 impl Notes {
@@ -81,6 +84,7 @@ impl Notes {
             store_problems,
             verify_failure: None,
             scan_failure: None,
+            snat_left_out: Vec::new(),
         }
     }
 }
@@ -110,6 +114,7 @@ impl Actor {
                     let _ = reply.send((self.view(), seconds));
                 }
                 Input::NetworkChanged => {
+                    self.set_snat();
                     self.raise_epoch();
                     self.inputs.routes_due = Some(self.inputs.routes_rest);
                 }
@@ -133,6 +138,7 @@ impl Actor {
         for conflict in self.world.conflicts() {
             tracing::warn!("{conflict}");
         }
+        self.set_snat();
         // Routes may have changed while no daemon watched.
         self.raise_epoch();
         // So may deadlines have passed.
@@ -254,12 +260,16 @@ impl Actor {
     /// Brings other layers to the kernel, then to the probes.
     fn put_in_force(&mut self, layers: Layers) -> Result<(), String> {
         let datapath = self.kernel.datapath.clone();
+        let former = self.world.layers().file.clone();
         let Relayered { moved, probes } = self
             .world
             .relayer(layers, |address| kernel::route(&*datapath, address));
         self.inputs.deadline_due = Some(Instant::now());
         if moved {
             self.kernel.note_moves(self.note.scans_begun);
+        }
+        if self.world.layers().file.node.snat != former.node.snat {
+            self.set_snat();
         }
         let applied = self.apply();
         if probes {
@@ -300,6 +310,24 @@ impl Actor {
             change.message += &format!("; warning: {file}:{line}:{column}: {message}");
         }
         Ok(change)
+    }
+
+    /// Puts the configured SNAT pool in force, as far as its addresses are the node's own by now.
+    fn set_snat(&mut self) {
+        let pool = &self.world.layers().file.node.snat;
+        let left_out = match self.kernel.datapath.set_snat(pool) {
+            Ok(left_out) => left_out,
+            Err(error) => {
+                tracing::error!("cannot set what SNAT takes: {error:#}");
+                return;
+            }
+        };
+        for address in &left_out {
+            if !self.note.snat_left_out.contains(address) {
+                tracing::warn!("{}", foreign_source(*address));
+            }
+        }
+        self.note.snat_left_out = left_out;
     }
 
     fn raise_epoch(&self) {
@@ -472,6 +500,8 @@ impl Actor {
             let failure = &self.note.last_reload;
             problems.push(format!("the last reload failed: {failure}"));
         }
+        let left_out = self.note.snat_left_out.iter();
+        problems.extend(left_out.map(|address| foreign_source(*address)));
         problems.extend(self.kernel.refused.iter().cloned());
         problems.extend(self.world.conflicts().iter().cloned());
         let settings = diff::settings(&self.began_with, &self.world.layers().file);
@@ -483,6 +513,13 @@ impl Actor {
         }
         problems
     }
+}
+
+fn foreign_source(address: IpAddr) -> String {
+    format!(
+        "`node.snat_addresses`: {address} is no address of this node and is left out; give it to a \
+         device (`ip address add`), or take it off the list"
+    )
 }
 
 fn not_saved(error: anyhow::Error) -> Fault {

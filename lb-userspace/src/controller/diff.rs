@@ -76,6 +76,7 @@ pub(super) fn settings(old: &Config, new: &Config) -> Vec<String> {
         limits,
         // In force at once.
         timeouts: _,
+        snat: _,
     } = &old.node;
     let Limits {
         connections,

@@ -17,7 +17,7 @@ use super::{
     testing::{TempDir, ip_commands, isolated, sh},
     undo::Undo,
 };
-use crate::model::{Interfaces, Limits, Node, Protocol, Timeouts, XdpMode};
+use crate::model::{Interfaces, Limits, Node, Protocol, SnatPool, Timeouts, XdpMode};
 
 /// A node with the devices `one` (whose peer is `far`) and `two`, and a place for its state.
 struct World {
@@ -49,6 +49,7 @@ impl World {
                 backends: 5000,
             },
             timeouts: Timeouts::default(),
+            snat: SnatPool::default(),
         };
         Self {
             node,

@@ -51,6 +51,7 @@ pub(super) fn load_maps(
         map::DEVICES,
         map::DROPS,
         map::REJECTS,
+        map::SOURCES,
     ];
     for name in names.into_iter().chain(wanted.map(|(name, _)| name)) {
         loader.map_pin_path(name, pins.join(name));

@@ -28,6 +28,7 @@ pub(super) enum Item {
     /// One outside services, by its keys: `admin.http`.
     Setting(&'static str),
     Interface(usize),
+    SnatAddress(usize),
     Service(usize),
     Name(usize),
     Listens(usize),
@@ -46,6 +47,7 @@ impl Item {
         match self {
             Self::Setting(_) => None,
             Self::Interface(_) => Some(Self::Setting("node.interfaces")),
+            Self::SnatAddress(_) => Some(Self::Setting("node.snat_addresses")),
             Self::Service(_) => Some(Self::Setting("services")),
             Self::Name(service)
             | Self::Listens(service)
@@ -61,7 +63,7 @@ impl Item {
 
     fn service(self) -> Option<usize> {
         match self {
-            Self::Setting(_) | Self::Interface(_) => None,
+            Self::Setting(_) | Self::Interface(_) | Self::SnatAddress(_) => None,
             Self::Service(service)
             | Self::Name(service)
             | Self::Listens(service)

@@ -445,6 +445,32 @@ fn limits_bound_what_is_configured() {
 }
 
 #[test]
+fn sources_that_nobody_could_answer() {
+    let with = |node: &str| {
+        faults(&format!(
+            "services: [{{name: a, listen: 192.0.2.1:80}}]\nnode: {{{node}}}"
+        ))
+    };
+    assert_eq!(
+        with("snat_addresses: [10.0.0.1, 10.0.0, 127.0.0.1, 10.0.0.1], snat_ports: 9-1"),
+        [
+            "2:34: `snat_addresses`: `10.0.0` is no IP address; write e.g. 10.0.0.1",
+            "2:42: `snat_addresses`: backends cannot answer to 127.0.0.1; write an address of \
+             this node that they reach",
+            "2:53: `snat_addresses`: 10.0.0.1 is listed twice; first defined at line 2",
+            "2:76: `snat_ports`: 9 is behind 1; write 1-9",
+        ]
+    );
+    assert_eq!(
+        with("snat_ports: 20000"),
+        ["2:20: `snat_ports` must be the first and the last port, e.g. 20000-29999, not `20000`"]
+    );
+    let many: Vec<_> = (1..=17).map(|n| format!("10.0.0.{n}")).collect();
+    let many = with(&format!("snat_addresses: [{}]", many.join(", ")));
+    assert!(many[0].contains("at most 16"), "{many:?}");
+}
+
+#[test]
 fn timeouts_within_what_the_daemon_can_keep() {
     let with = |timeouts: &str| {
         let services = "services: [{name: a, listen: 192.0.2.1:80}]";

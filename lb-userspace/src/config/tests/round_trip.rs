@@ -13,7 +13,8 @@ use crate::{
     config::{check, parse, render},
     model::{
         Admin, AutoWord, BackendSpec, Config, Forwarding, Health, HealthCheck, Interfaces, Limits,
-        NoBackend, Node, OnBackendDown, Policy, Protocol, ServiceSpec, Snat, Timeouts, XdpMode,
+        NoBackend, Node, OnBackendDown, Policy, Protocol, ServiceSpec, Snat, SnatPool, Timeouts,
+        XdpMode,
     },
 };
 
@@ -26,6 +27,10 @@ node:
   xdp: off
   timeouts:
     tcp_established: 3h
+  snat_addresses:
+  - 10.0.0.1
+  - 2001:db8::1
+  snat_ports: 20000-29999
 services:
 - name: web
   listen: 192.0.2.10:80
@@ -102,6 +107,8 @@ prop_compose! {
         bpffs in path(),
         connections in 1..=1u32 << 24,
         closing in 1..=86_400u64,
+        addresses in prop::collection::vec(address().prop_map(|address| address.ip()), 0..3),
+        ports in prop::option::of((1..=u16::MAX, 1..=u16::MAX)),
     ) -> Node {
         Node {
             interfaces,
@@ -109,6 +116,7 @@ prop_compose! {
             state_dir: state_dir.into(),
             bpffs: bpffs.into(),
             limits: Limits { connections, ..Limits::default() },
+            snat: SnatPool { addresses, ports },
             timeouts: Timeouts {
                 tcp_closing: Duration::from_secs(closing),
                 ..Timeouts::default()
