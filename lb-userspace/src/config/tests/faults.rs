@@ -25,7 +25,7 @@ services:
         faults(text),
         [
             "3:3: unknown key `xpd` in node; did you mean `xdp`? (allowed: interfaces, xdp, \
-             state_dir, bpffs or limits)",
+             state_dir, bpffs, limits, timeouts, snat_addresses or snat_ports)",
             "7:15: unknown value `tpc` for `protocol`; did you mean `tcp`? (allowed: tcp or udp)",
             "8:13: `least-connections` is not supported by this version; use `maglev`, \
              `round-robin` or `random`",
@@ -49,7 +49,7 @@ fn faults_show_the_file() {
     assert_eq!(
         faults.to_string(),
         "/etc/lbd/lbd.yaml:1:7: `node` must be a mapping with the keys interfaces, xdp, \
-         state_dir, bpffs, limits, not `1`\n\
+         state_dir, bpffs, limits, timeouts, snat_addresses, snat_ports, not `1`\n\
          /etc/lbd/lbd.yaml:2:8: `admin` must be a mapping with the keys socket, http, not `2`"
     );
 }
@@ -454,11 +454,11 @@ fn sources_that_nobody_could_answer() {
     assert_eq!(
         with("snat_addresses: [10.0.0.1, 10.0.0, 127.0.0.1, 10.0.0.1], snat_ports: 9-1"),
         [
-            "2:34: `snat_addresses`: `10.0.0` is no IP address; write e.g. 10.0.0.1",
-            "2:42: `snat_addresses`: backends cannot answer to 127.0.0.1; write an address of \
+            "2:35: `snat_addresses`: `10.0.0` is no IP address; write e.g. 10.0.0.1",
+            "2:43: `snat_addresses`: backends cannot answer to 127.0.0.1; write an address of \
              this node that they reach",
-            "2:53: `snat_addresses`: 10.0.0.1 is listed twice; first defined at line 2",
-            "2:76: `snat_ports`: 9 is behind 1; write 1-9",
+            "2:54: `snat_addresses`: 10.0.0.1 is listed twice; first defined at line 2",
+            "2:77: `snat_ports`: 9 is behind 1; write 1-9",
         ]
     );
     assert_eq!(

@@ -107,8 +107,8 @@ prop_compose! {
         bpffs in path(),
         connections in 1..=1u32 << 24,
         closing in 1..=86_400u64,
-        addresses in prop::collection::vec(address().prop_map(|address| address.ip()), 0..3),
-        ports in prop::option::of((1..=u16::MAX, 1..=u16::MAX)),
+        addresses in prop::collection::hash_set(1..=250u8, 0..3),
+        ports in prop::option::of((1..=9000u16, 9000..=u16::MAX)),
     ) -> Node {
         Node {
             interfaces,
@@ -116,7 +116,10 @@ prop_compose! {
             state_dir: state_dir.into(),
             bpffs: bpffs.into(),
             limits: Limits { connections, ..Limits::default() },
-            snat: SnatPool { addresses, ports },
+            snat: SnatPool {
+                addresses: addresses.into_iter().map(|n| [10, 0, 0, n].into()).collect(),
+                ports,
+            },
             timeouts: Timeouts {
                 tcp_closing: Duration::from_secs(closing),
                 ..Timeouts::default()
