@@ -247,7 +247,7 @@ fn a_drain_is_over_at_its_deadline_and_only_a_new_word_takes_that_back() {
         (Admit::Draining, Some(5000))
     );
     let one: BackendRef = ONE.parse().unwrap();
-    assert_eq!(world.pass_time(5000), [one.clone()]);
+    assert_eq!(world.pass_time(5000), std::slice::from_ref(&one));
     assert_eq!(
         (admit(&world), world.next_deadline()),
         (Admit::Closed, None)
