@@ -143,7 +143,7 @@ macro_rules! hold {
         #[unsafe(no_mangle)]
         #[inline(never)]
         extern "C" fn $piece_is_free(piece: u32) -> u32 {
-            let kernel = Kernel::new(core::ptr::null_mut::<c_void>());
+            let kernel = Kernel::new(core::ptr::null_mut::<__sk_buff>());
             path::piece_is_free::<$family, _>(&kernel, piece) as u32
         }
 

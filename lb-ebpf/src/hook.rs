@@ -5,12 +5,12 @@ use lb_common::{
     path::{self, Family, FamilyTables, Frame, Step, Tables, Verdict},
 };
 
-use crate::kernel::Kernel;
+use crate::kernel::{Context, Kernel};
 use crate::log::{self, DROPPED};
 
 /// A hook's context, as the path sees it, and what its results are to the kernel.
 pub(crate) trait Hook: Frame + Sized {
-    type Context;
+    type Context: Context;
 
     /// Whether fragments can be put aside here; else they are left to the kernel, for the TC hook.
     const HOLDS: bool;
@@ -68,7 +68,7 @@ fn step<H: Hook>(context: *mut H::Context, result: Result<Step, Drop>) -> u32 {
 #[inline(always)]
 pub(crate) fn fast<H: Hook, A: Family>(context: *mut H::Context, network: usize) -> u32
 where
-    Kernel: FamilyTables<A>,
+    Kernel<H::Context>: FamilyTables<A>,
 {
     let kernel = Kernel::new(context);
     step::<H>(
@@ -80,7 +80,7 @@ where
 #[inline(always)]
 pub(crate) fn depart<H: Hook, A: Family>(context: *mut H::Context, network: usize) -> u32
 where
-    Kernel: FamilyTables<A>,
+    Kernel<H::Context>: FamilyTables<A>,
 {
     let kernel = Kernel::new(context);
     step::<H>(
@@ -96,7 +96,7 @@ where
 #[inline(always)]
 pub(crate) fn odd<H: Hook, A: Family>(context: *mut H::Context, network: usize) -> u32
 where
-    Kernel: FamilyTables<A>,
+    Kernel<H::Context>: FamilyTables<A>,
 {
     let kernel = Kernel::new(context);
     step::<H>(
@@ -108,7 +108,7 @@ where
 #[inline(always)]
 pub(crate) fn segment<H: Hook, A: Family>(context: *mut H::Context) -> u32
 where
-    Kernel: FamilyTables<A>,
+    Kernel<H::Context>: FamilyTables<A>,
 {
     let kernel = Kernel::new(context);
     step::<H>(
@@ -120,7 +120,7 @@ where
 #[inline(always)]
 pub(crate) fn slow<H: Hook, A: Family>(context: *mut H::Context) -> u32
 where
-    Kernel: FamilyTables<A>,
+    Kernel<H::Context>: FamilyTables<A>,
 {
     let kernel = Kernel::new(context);
     step::<H>(
@@ -132,7 +132,7 @@ where
 #[inline(always)]
 pub(crate) fn open<H: Hook, A: Family>(context: *mut H::Context) -> u32
 where
-    Kernel: FamilyTables<A>,
+    Kernel<H::Context>: FamilyTables<A>,
 {
     let kernel = Kernel::new(context);
     step::<H>(
@@ -144,7 +144,7 @@ where
 #[inline(always)]
 pub(crate) fn answer<H: Hook, A: Family>(context: *mut H::Context) -> u32
 where
-    Kernel: FamilyTables<A>,
+    Kernel<H::Context>: FamilyTables<A>,
 {
     let kernel = Kernel::new(context);
     finish::<H>(
@@ -156,7 +156,7 @@ where
 #[inline(always)]
 pub(crate) fn icmp<H: Hook, A: Family>(context: *mut H::Context) -> u32
 where
-    Kernel: FamilyTables<A>,
+    Kernel<H::Context>: FamilyTables<A>,
 {
     let kernel = Kernel::new(context);
     finish::<H>(

@@ -4,17 +4,21 @@ use core::{cell::Cell, ffi::c_void};
 
 use aya_ebpf::{
     bindings::{
-        BPF_ANY, BPF_FIB_LKUP_RET_BLACKHOLE, BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_PROHIBIT,
-        BPF_FIB_LKUP_RET_SUCCESS, BPF_FIB_LKUP_RET_UNREACHABLE, BPF_NOEXIST, bpf_fib_lookup,
+        __sk_buff, BPF_ANY, BPF_FIB_LKUP_RET_BLACKHOLE, BPF_FIB_LKUP_RET_NO_NEIGH,
+        BPF_FIB_LKUP_RET_PROHIBIT, BPF_FIB_LKUP_RET_SUCCESS, BPF_FIB_LKUP_RET_UNREACHABLE,
+        BPF_NOEXIST, bpf_fib_lookup, bpf_sock_tuple, xdp_md,
     },
-    helpers::{bpf_fib_lookup as fib_lookup, bpf_get_prandom_u32, bpf_jiffies64},
+    helpers::{
+        bpf_fib_lookup as fib_lookup, bpf_get_prandom_u32, bpf_jiffies64, bpf_sk_lookup_udp,
+        bpf_sk_release, bpf_skc_lookup_tcp,
+    },
 };
 use lb_common::{
     abi::{
-        Address, Backend, Be16, Config, Drop, Flow, FlowKey, FragmentKey, Fragmented, Held,
-        HeldKey, NO_SLOT, NextHop, Service, ServiceKey, TABLE_LANES, V4, V6,
+        Address, Backend, Config, Drop, Flow, FlowKey, FragmentKey, Fragmented, Held, HeldKey,
+        NO_SLOT, NextHop, Service, ServiceKey, TABLE_LANES, V4, V6, protocol, source_slot,
     },
-    path::{self, Attempt, FamilyTables, InsertError, Milestone, Route, Tables, Work},
+    path::{self, Attempt, Candidate, FamilyTables, InsertError, Milestone, Route, Tables, Work},
 };
 
 use crate::maps;
@@ -31,21 +35,55 @@ const FIRST_HALF: u32 = u32::from_ne_bytes([0xff, 0xff, 0, 0]);
 /// Bit of a `DEVICES` entry.
 const XDP_REDIRECT: u32 = 1;
 
-/// The kernel's maps, and the context that routing asks for.
-pub(crate) struct Kernel {
-    context: *mut c_void,
+/// `BPF_F_CURRENT_NETNS`.
+const THIS_NAMESPACE: u64 = u64::MAX;
+
+/// A hook's context. Subprograms that need one exist for each hook.
+pub(crate) trait Context: Sized {
+    /// [`path::take_source`]: an [`Attempt`] by number; `candidate` is a [`Candidate::word`].
+    fn take_source4(context: *mut Self, candidate: u32) -> u32;
+
+    /// As [`Self::take_source4`].
+    fn take_source6(context: *mut Self, candidate: u32) -> u32;
 }
 
-impl Kernel {
+/// The kernel's maps, and the context that routing and sockets ask for.
+pub(crate) struct Kernel<C> {
+    context: *mut C,
+}
+
+impl<C> Kernel<C> {
     #[inline(always)]
-    pub(crate) fn new<T>(context: *mut T) -> Self {
-        Self {
-            context: context.cast(),
+    pub(crate) fn new(context: *mut C) -> Self {
+        Self { context }
+    }
+
+    /// Whether a TCP or UDP socket of this network namespace, listening or connected, would get
+    /// packets of this tuple.
+    #[inline(always)]
+    fn has_socket<A: Address>(&self, key: &FlowKey<A>) -> bool {
+        // Addresses and ports lie in a key as in `struct bpf_sock_tuple`; the protocol is behind.
+        let tuple = (&raw const *key).cast_mut().cast::<bpf_sock_tuple>();
+        let size = size_of::<FlowKey<A>>() as u32 - size_of::<u32>() as u32;
+        // SAFETY: the context is the kernel's, and the tuple is whole.
+        let socket = unsafe {
+            match key.protocol() {
+                protocol::UDP => {
+                    bpf_sk_lookup_udp(self.context.cast(), tuple, size, THIS_NAMESPACE, 0)
+                }
+                _ => bpf_skc_lookup_tcp(self.context.cast(), tuple, size, THIS_NAMESPACE, 0),
+            }
+        };
+        if socket.is_null() {
+            return false;
         }
+        // SAFETY: it was just lent to us.
+        unsafe { bpf_sk_release(socket.cast()) };
+        true
     }
 }
 
-impl Tables for Kernel {
+impl<C> Tables for Kernel<C> {
     type Table = maps::SelectionTable;
 
     #[inline(always)]
@@ -250,7 +288,7 @@ fn lookup<A: Address>(
 
 macro_rules! family_tables {
     ($family:ty, $services:ident, $flows:ident, $handshakes:ident, $fragments:ident, $held:ident, $work:ident, $take_source:ident, $af:ident, $src:ident, $dst:ident) => {
-        impl FamilyTables<$family> for Kernel {
+        impl<C: Context> FamilyTables<$family> for Kernel<C> {
             #[inline(always)]
             fn service(&self, key: &ServiceKey<$family>) -> Option<&Service> {
                 // SAFETY: preallocated; the daemon replaces values whole and rarely.
@@ -327,12 +365,24 @@ macro_rules! family_tables {
             }
 
             #[inline(always)]
-            fn take_source(&self, port: Be16) -> Attempt {
-                match $take_source(port.0 as u32) {
+            fn take_source(&self, candidate: Candidate) -> Attempt {
+                match C::$take_source(self.context, candidate.word()) {
                     ENTERED => Attempt::Entered,
                     TAKEN => Attempt::Taken,
                     _ => Attempt::Full,
                 }
+            }
+
+            #[inline(always)]
+            fn source(&self, number: u32) -> Option<$family> {
+                let words = maps::SOURCES.get(source_slot(<$family>::IS_V6, number))?;
+                let address = <$family>::from_words(words);
+                (!address.is_unspecified()).then_some(address)
+            }
+
+            #[inline(always)]
+            fn has_socket(&self, key: &FlowKey<$family>) -> bool {
+                Kernel::has_socket(self, key)
             }
 
             #[inline(always)]
@@ -343,7 +393,7 @@ macro_rules! family_tables {
 
             #[inline(always)]
             fn route(&self, ingress: u32, flow: &Flow<$family>, protocol: u8) -> Route {
-                lookup(self.context, $af, ingress, flow, protocol, |fib| {
+                lookup(self.context.cast(), $af, ingress, flow, protocol, |fib| {
                     fib.__bindgen_anon_3.$src = flow.src.0;
                     fib.__bindgen_anon_4.$dst = flow.dst.0;
                 })
@@ -386,22 +436,39 @@ const ENTERED: u32 = Attempt::Entered as u32;
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn draw(table: u32, service: u32, place: u32) -> u32 {
-    let kernel = Kernel::new(core::ptr::null_mut::<c_void>());
+    let kernel = Kernel::new(core::ptr::null_mut::<xdp_md>());
     path::draw(&kernel, table, service, place).unwrap_or(NO_SLOT)
 }
 
-/// [`path::take_source`]: an [`Attempt`] by number; `port` is in network byte order.
-#[unsafe(no_mangle)]
-#[inline(never)]
-extern "C" fn take_source4(port: u32) -> u32 {
-    let kernel = Kernel::new(core::ptr::null_mut::<c_void>());
-    path::take_source::<V4, _>(&kernel, Be16(port as u16)) as u32
+macro_rules! context {
+    ($context:ty: $take_source4:ident, $take_source6:ident) => {
+        #[unsafe(no_mangle)]
+        #[inline(never)]
+        extern "C" fn $take_source4(context: *mut $context, candidate: u32) -> u32 {
+            let candidate = Candidate::from_word(candidate);
+            path::take_source::<V4, _>(&Kernel::new(context), candidate) as u32
+        }
+
+        #[unsafe(no_mangle)]
+        #[inline(never)]
+        extern "C" fn $take_source6(context: *mut $context, candidate: u32) -> u32 {
+            let candidate = Candidate::from_word(candidate);
+            path::take_source::<V6, _>(&Kernel::new(context), candidate) as u32
+        }
+
+        impl Context for $context {
+            #[inline(always)]
+            fn take_source4(context: *mut Self, candidate: u32) -> u32 {
+                $take_source4(context, candidate)
+            }
+
+            #[inline(always)]
+            fn take_source6(context: *mut Self, candidate: u32) -> u32 {
+                $take_source6(context, candidate)
+            }
+        }
+    };
 }
 
-/// As [`take_source4`].
-#[unsafe(no_mangle)]
-#[inline(never)]
-extern "C" fn take_source6(port: u32) -> u32 {
-    let kernel = Kernel::new(core::ptr::null_mut::<c_void>());
-    path::take_source::<V6, _>(&kernel, Be16(port as u16)) as u32
-}
+context!(xdp_md: xdp_take_source4, xdp_take_source6);
+context!(__sk_buff: tc_take_source4, tc_take_source6);

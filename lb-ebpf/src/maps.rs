@@ -7,7 +7,7 @@ use aya_ebpf::btf_maps::{Array, ArrayOfMaps, HashMap, LruHashMap, PerCpuArray};
 use aya_ebpf::macros::btf_map;
 use lb_common::abi::{
     Backend, BackendCounters, Config, Drop, Flow, FlowKey, FragmentKey, Fragmented, Held, HeldKey,
-    PORT_WORDS, Service, ServiceKey, TableChunk, V4, V6,
+    PORT_WORDS, SOURCE_SLOTS, Service, ServiceKey, TableChunk, V4, V6,
 };
 use lb_common::path::Work;
 
@@ -24,6 +24,10 @@ pub(crate) static CONFIG: Array<Config, 1> = Array::new();
 /// Writer: the daemon.
 #[btf_map]
 pub(crate) static PORTS: Array<u64, { PORT_WORDS as usize }> = Array::new();
+
+/// Address words of the node addresses that SNAT takes. Writer: the daemon.
+#[btf_map]
+pub(crate) static SOURCES: Array<[u32; 4], { SOURCE_SLOTS as usize }> = Array::new();
 
 /// Writer: the daemon.
 #[btf_map]

@@ -90,6 +90,7 @@ impl Scene {
         let mut config = Config {
             interfaces,
             xdp,
+            node: Vec::new(),
             services: Vec::new(),
         };
         for (protocol, port) in [

@@ -10,7 +10,7 @@ mod reason;
 mod service;
 
 pub use address::{Address, Be16, V4, V6};
-pub use config::{Config, PORT_WORDS, PortKind, port_bit};
+pub use config::{Config, MAX_SOURCES, PORT_WORDS, PortKind, SOURCE_SLOTS, port_bit, source_slot};
 pub use flow::{Flow, NextHop, flow_state};
 pub use fragment::{
     FRAGMENT_SECONDS, FragmentKey, Fragmented, HELD_BYTES, HELD_PIECES, Held, HeldKey,
@@ -47,4 +47,5 @@ pub mod map {
     pub const DEVICES: &str = "DEVICES";
     pub const DROPS: &str = "DROPS";
     pub const REJECTS: &str = "REJECTS";
+    pub const SOURCES: &str = "SOURCES";
 }

@@ -25,11 +25,11 @@ pub mod wire;
 use core::cell::Cell;
 
 use crate::abi::{
-    Address, Backend, Be16, Config, Drop, Flow, FlowKey, FragmentKey, Fragmented, Held, HeldKey,
-    NextHop, Pod, Service, ServiceKey,
+    Address, Backend, Config, Drop, Flow, FlowKey, FragmentKey, Fragmented, Held, HeldKey, NextHop,
+    Pod, Service, ServiceKey,
 };
 
-pub use allocate::{Attempt, take_source};
+pub use allocate::{Attempt, Candidate, take_source};
 pub use checksum::{Delta, Sum};
 pub use depart::depart;
 pub use family::Family;
@@ -267,7 +267,13 @@ pub trait FamilyTables<A: Address>: Tables {
     fn held(&self, key: &HeldKey<A>) -> Option<&Held>;
 
     /// [`take_source`], which see.
-    fn take_source(&self, port: Be16) -> Attempt;
+    fn take_source(&self, candidate: Candidate) -> Attempt;
+
+    /// One of the node addresses that SNAT takes, from 0.
+    fn source(&self, number: u32) -> Option<A>;
+
+    /// Whether a socket of the node's own would get packets of this tuple.
+    fn has_socket(&self, key: &FlowKey<A>) -> bool;
 
     /// Memory off the stack, the same for all parts of the path that a packet takes. Whoever asks
     /// is done with what was lent before; [`FamilyTables::take_source`] asks.

@@ -7,6 +7,7 @@ use crate::{
     health::Verdict,
     model::{BackendSpec, BackendState, Health, HealthCheck, Mode, Override, Snat, WeightOverride},
     plan::{Admit, DesiredBackend},
+    utc,
 };
 
 /// How connections get to a backend and back.
@@ -40,6 +41,8 @@ pub(super) struct Facts<'a> {
     pub said: &'a Override,
     pub verdict: &'a Verdict,
     pub via: Via,
+    /// The deadline of its drain has passed.
+    pub overdue: bool,
 }
 
 /// The sum of the three layers.
@@ -109,6 +112,7 @@ fn standing(facts: Facts<'_>) -> (BackendState, Admit) {
     let reachable = facts.via != Via::Nowhere;
     match (facts.said.mode, reachable, healthy) {
         (Some(Mode::Maintenance), _, _) => (BackendState::Maintenance, Admit::Draining),
+        (Some(Mode::Drain), ..) if facts.overdue => (BackendState::Draining, Admit::Closed),
         // Connections of a draining backend go on, unless it is dead: UDP flows then move away.
         (Some(Mode::Drain), true, Some(true) | None) => (BackendState::Draining, Admit::Draining),
         (Some(Mode::Drain), _, _) => (BackendState::Draining, Admit::Down),
@@ -123,7 +127,11 @@ fn standing(facts: Facts<'_>) -> (BackendState, Admit) {
 fn reasons(facts: Facts<'_>, weight: u32) -> Vec<String> {
     let mut reasons = Vec::with_capacity(3);
     match facts.said.mode {
-        Some(Mode::Drain) => reasons.push("override: drain".to_owned()),
+        Some(Mode::Drain) => reasons.push(match facts.said.deadline_ms {
+            None => "override: drain".to_owned(),
+            Some(at) if facts.overdue => format!("override: drain, over since {}", utc::text(at)),
+            Some(at) => format!("override: drain until {}", utc::text(at)),
+        }),
         Some(Mode::Maintenance) => reasons.push("override: maintenance".to_owned()),
         Some(Mode::Ready) => reasons.push("override: ready".to_owned()),
         None => {}
@@ -203,7 +211,7 @@ mod tests {
     fn mode(mode: Mode) -> Override {
         Override {
             mode: Some(mode),
-            weight: None,
+            ..Override::default()
         }
     }
 
@@ -214,7 +222,43 @@ mod tests {
             said: &said,
             verdict: &verdict,
             via,
+            overdue: false,
         })
+    }
+
+    #[test]
+    fn a_drain_ends_at_its_deadline_whatever_the_probes_say() {
+        for healthy in [None, Some(true), Some(false)] {
+            let said = Override {
+                deadline_ms: Some(1_735_689_599_000),
+                ..mode(Mode::Drain)
+            };
+            let verdict = verdict(healthy, 0, 0, "");
+            let spec = spec(100);
+            let mut facts = Facts {
+                spec: &spec,
+                health: &Health::default(),
+                said: &said,
+                verdict: &verdict,
+                via: Via::Client(None),
+                overdue: false,
+            };
+            let before = effective(facts);
+            assert_ne!(before.admit, Admit::Closed);
+            assert_eq!(
+                before.reasons[0],
+                "override: drain until 2024-12-31T23:59:59Z"
+            );
+            facts.overdue = true;
+            let after = effective(facts);
+            assert_eq!((after.admit, after.weight), (Admit::Closed, 0));
+            assert_eq!(after.state, BackendState::Draining);
+            assert!(
+                after.reasons[0].contains("over since"),
+                "{:?}",
+                after.reasons
+            );
+        }
     }
 
     #[test]
@@ -228,7 +272,7 @@ mod tests {
         let fresh = || verdict(None, 0, 0, "");
         let percent = |percent| Override {
             weight: Some(WeightOverride::Percent(percent)),
-            mode: None,
+            ..Override::default()
         };
         let cases: &[(Override, Verdict, Via, S, Admit, u32, &[&str])] = &[
             (
@@ -405,7 +449,10 @@ mod tests {
                 Mode::Drain, Mode::Maintenance, Mode::Ready,
             ])),
         ) {
-            let said = Override { mode, weight: None };
+            let said = Override {
+                mode,
+                ..Override::default()
+            };
             let got = sum(said, verdict(healthy, 0, 0, ""), Via::Client(None), configured);
             prop_assert_eq!(got.weight > 0, got.admit == Admit::Active);
             prop_assert!(!got.reasons.is_empty());

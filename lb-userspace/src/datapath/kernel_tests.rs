@@ -17,7 +17,7 @@ use super::{
     testing::{TempDir, ip_commands, isolated, sh},
     undo::Undo,
 };
-use crate::model::{Interfaces, Limits, Node, Protocol, XdpMode};
+use crate::model::{Interfaces, Limits, Node, Protocol, SnatPool, Timeouts, XdpMode};
 
 /// A node with the devices `one` (whose peer is `far`) and `two`, and a place for its state.
 struct World {
@@ -48,6 +48,8 @@ impl World {
                 services: 64,
                 backends: 5000,
             },
+            timeouts: Timeouts::default(),
+            snat: SnatPool::default(),
         };
         Self {
             node,

@@ -62,6 +62,7 @@ pub(super) fn load_maps(
         map::FRAGMENTS6,
         map::HELD4,
         map::HELD6,
+        map::SOURCES,
     ];
     for name in names.into_iter().chain(wanted.map(|(name, _)| name)) {
         loader.map_pin_path(name, pins.join(name));

@@ -10,6 +10,7 @@ use anyhow::{bail, ensure};
 use lb_common::abi::{Backend, BackendCounters, Config, Drop, PORT_WORDS, Service};
 
 use super::{Capacity, Datapath, FlowScan, Listen, Route};
+use crate::model::{SnatPool, Timeouts};
 
 /// The kernel's maps.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
@@ -273,8 +274,17 @@ impl Datapath for Memory {
         self.read("drops", |inner| inner.drops.clone())
     }
 
-    fn scan_flows(&self) -> anyhow::Result<FlowScan> {
+    fn scan_flows(&self, _: &Timeouts) -> anyhow::Result<FlowScan> {
         self.read("scan_flows", |inner| inner.flows.clone())
+    }
+
+    /// Addresses with a route of their own are other hosts'.
+    fn set_snat(&self, pool: &SnatPool) -> anyhow::Result<Vec<IpAddr>> {
+        let is_foreign = |inner: &Inner, ip: &IpAddr| inner.routes.contains_key(ip);
+        self.read("set_snat", |inner| {
+            let addresses = pool.addresses.iter().copied();
+            addresses.filter(|ip| is_foreign(inner, ip)).collect()
+        })
     }
 
     fn route(&self, address: IpAddr) -> anyhow::Result<Route> {

@@ -96,7 +96,9 @@ pub fn changes(from: &Installed, to: Target<'_>) -> Vec<Change> {
         match backend.state {
             backend_state::FREE => freed.push(set),
             backend_state::DOWN if is_same && !retired.contains(slot) => failed.push(set),
-            backend_state::DRAINING | backend_state::DOWN if is_same => drained.push(set),
+            backend_state::DRAINING | backend_state::DOWN | backend_state::CLOSED if is_same => {
+                drained.push(set);
+            }
             _ if is_same => started.push(set),
             _ => {
                 let service = backend.service;

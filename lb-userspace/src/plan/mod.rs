@@ -21,7 +21,7 @@ use lb_common::abi::{Backend, Service};
 
 use crate::{
     datapath::{Capacity, Listen},
-    model::{BackendRef, NoBackend, Policy, Protocol},
+    model::{BackendRef, NoBackend, OnBackendDown, Policy, Protocol},
 };
 
 pub use change::{Change, Target, changes};
@@ -42,6 +42,7 @@ pub struct DesiredService {
     pub protocol: Protocol,
     pub policy: Policy,
     pub no_backend: NoBackend,
+    pub on_backend_down: OnBackendDown,
     pub backends: Vec<DesiredBackend>,
 }
 
@@ -64,6 +65,8 @@ pub enum Admit {
     Active,
     Draining,
     Down,
+    /// Its time to drain is over.
+    Closed,
 }
 
 /// What the kernel holds, as last written or read back.

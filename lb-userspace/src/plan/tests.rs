@@ -1,4 +1,4 @@
-use lb_common::abi::{backend_state, policy};
+use lb_common::abi::{backend_flag, backend_state, policy};
 
 use crate::select::Builder;
 
@@ -16,6 +16,7 @@ fn service(name: &str, listen: &[&str], policy: Policy, backends: u8) -> Desired
         protocol: Protocol::Tcp,
         policy,
         no_backend: NoBackend::Drop,
+        on_backend_down: Default::default(),
         backends: (1..=backends)
             .map(|i| DesiredBackend {
                 address: SocketAddr::from(([10, 0, 0, i], 8080)),
@@ -243,4 +244,32 @@ fn one_listen_belongs_to_one_service() {
         "service api: 192.0.2.1:80/tcp belongs to service web; choose another address or port"
     );
     assert_eq!(plan.placement.services.len(), 2);
+}
+
+#[test]
+fn what_ends_with_its_backend_does_not_go_on_when_that_is_removed() {
+    let mut web = service("web", &["192.0.2.1:80"], Policy::Maglev, 4);
+    web.on_backend_down = OnBackendDown::Reset;
+    web.backends[1].admit = Admit::Down;
+    web.backends[2].admit = Admit::Closed;
+    web.backends[3].admit = Admit::Draining;
+    let installed = fresh(&[web.clone()]);
+    let states = |installed: &Installed| -> Vec<u32> {
+        installed.backends.values().map(|b| b.state).collect()
+    };
+    use backend_state::{ACTIVE, CLOSED, DOWN, DRAINING};
+    assert_eq!(states(&installed), [ACTIVE, DOWN, CLOSED, DRAINING]);
+    let resets = |b: &Backend| b.flags & backend_flag::RESET_WHEN_DOWN != 0;
+    assert!(installed.backends.values().all(resets));
+
+    let mut emptied = web.clone();
+    emptied.backends.clear();
+    let removed = carried_out(installed.clone(), &plan_for(&[emptied], &installed));
+    assert_eq!(states(&removed), [DRAINING, DOWN, CLOSED, DRAINING]);
+
+    // The policy changes in place.
+    web.on_backend_down = OnBackendDown::Keep;
+    let kept = carried_out(installed.clone(), &plan_for(&[web], &installed));
+    assert_eq!(states(&kept), states(&installed));
+    assert!(!kept.backends.values().any(resets));
 }

@@ -40,6 +40,7 @@ fn service(name: &str, listen: &str, backends: &[&str]) -> DesiredService {
         protocol: Protocol::Tcp,
         policy: Policy::RoundRobin,
         no_backend: NoBackend::Reject,
+        on_backend_down: Default::default(),
         backends: backends.iter().map(|b| backend(b)).collect(),
     }
 }

@@ -3,8 +3,8 @@
 
 use std::{
     io,
-    net::SocketAddr,
-    os::fd::{AsFd as _, AsRawFd as _, RawFd},
+    net::{IpAddr, SocketAddr, TcpListener, UdpSocket},
+    os::fd::{AsFd as _, AsRawFd as _, OwnedFd, RawFd},
     process::Command,
 };
 
@@ -20,7 +20,7 @@ use aya::{
 };
 use lb_common::abi::{
     Address as _, Backend, Be16, Config, Drop, Service, ServiceKey, TableChunk, V4, V6, as_bytes,
-    map, protocol, table_chunks,
+    map, protocol, source_slot, table_chunks,
 };
 
 use super::world::{self, Addresses, Mac};
@@ -43,6 +43,8 @@ pub struct Kernel {
     client_side: u32,
     backend_side: u32,
     config: Config,
+    /// The node's own.
+    sockets: Vec<OwnedFd>,
 }
 
 impl Kernel {
@@ -67,6 +69,7 @@ impl Kernel {
             client_side,
             backend_side,
             config: world::CONFIG,
+            sockets: Vec::new(),
         };
         kernel.install()?;
         Ok(kernel)
@@ -322,6 +325,7 @@ impl Kernel {
 impl Runner for Kernel {
     fn reset(&mut self) {
         self.config = world::CONFIG;
+        self.sockets.clear();
         let done = self
             .write_config()
             .and_then(|()| self.write_backends())
@@ -375,6 +379,32 @@ impl Runner for Kernel {
             })
         };
         assert!(done.expect("opening the handshakes"), "removing one");
+    }
+
+    fn listen(&mut self, local: SocketAddr, udp: bool) {
+        let socket: io::Result<OwnedFd> = match udp {
+            true => UdpSocket::bind(local).map(Into::into),
+            false => TcpListener::bind(local).map(Into::into),
+        };
+        self.sockets
+            .push(socket.unwrap_or_else(|error| panic!("{local}: {error}")));
+    }
+
+    fn close_sockets(&mut self) {
+        self.sockets.clear();
+    }
+
+    fn set_sources(&mut self, sources: &[IpAddr]) {
+        self.config.sources = world::source_counts(sources);
+        let mut write = || -> Result<()> {
+            let mut map = self.map::<Array<_, [u32; 4]>>(map::SOURCES)?;
+            for (number, source) in (0..).zip(sources) {
+                let slot = source_slot(source.is_ipv6(), number);
+                map.set(slot, &world::words(*source), 0)?;
+            }
+            self.write_config()
+        };
+        write().expect("writing SNAT's addresses");
     }
 
     fn wait_second(&mut self) {
@@ -565,7 +595,9 @@ fn build_namespace() -> Result<(u32, u32)> {
     for v6 in [false, true] {
         let a = Addresses { v6 };
         let length = if v6 { "64 nodad" } else { "24" };
-        ip(&format!("addr add {}/{length} dev b0", a.node(0).ip()))?;
+        for node in [a.node(0), a.second_node(0)] {
+            ip(&format!("addr add {}/{length} dev b0", node.ip()))?;
+        }
         for client in [a.client(0), a.neighbour_of_clients(0)] {
             let to = mac(world::CLIENT_MAC);
             ip(&format!(

@@ -7,7 +7,7 @@ pub mod kernel;
 pub mod slice;
 pub mod world;
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use lb_common::abi::{Address, Be16, Drop, FlowKey, protocol};
 
@@ -36,6 +36,12 @@ pub enum Step {
     Stale,
     /// Rate limit of answers, per second and CPU.
     Rejects(u32),
+    /// The node opens a socket of its own that listens there.
+    Listen { local: SocketAddr, udp: bool },
+    /// It closes all of them.
+    CloseSockets,
+    /// SNAT takes these node addresses, of one family.
+    Sources(Vec<IpAddr>),
     /// A second and a bit passes.
     Second,
     /// The table of handshakes loses the entry of this tuple, as under a flood.
@@ -80,6 +86,9 @@ pub trait Runner {
     fn next_epoch(&mut self);
     fn make_stale(&mut self);
     fn set_rejects(&mut self, per_second: u32);
+    fn listen(&mut self, local: SocketAddr, udp: bool);
+    fn close_sockets(&mut self);
+    fn set_sources(&mut self, sources: &[IpAddr]);
     fn wait_second(&mut self);
     fn evict(&mut self, src: SocketAddr, dst: SocketAddr, udp: bool);
 }
@@ -189,6 +198,18 @@ pub fn run(case: &Case, runner: &mut dyn Runner) -> Result<(), String> {
             }
             Step::Stale => {
                 runner.make_stale();
+                continue;
+            }
+            Step::Listen { local, udp } => {
+                runner.listen(*local, *udp);
+                continue;
+            }
+            Step::CloseSockets => {
+                runner.close_sockets();
+                continue;
+            }
+            Step::Sources(sources) => {
+                runner.set_sources(sources);
                 continue;
             }
             Step::Second => {

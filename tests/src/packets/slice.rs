@@ -3,7 +3,7 @@
 use std::{
     cell::{Cell, RefCell},
     collections::HashMap,
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
 };
 
 use lb_common::{
@@ -12,8 +12,8 @@ use lb_common::{
         HeldKey, NextHop, Pod, Service, ServiceKey, V4, V6, as_bytes, from_bytes, protocol,
     },
     path::{
-        self, Attempt, Covered, Delta, FamilyTables, Frame, Handover, InsertError, Milestone,
-        Route, Tables, Verdict, Work,
+        self, Attempt, Candidate, Covered, Delta, FamilyTables, Frame, Handover, InsertError,
+        Milestone, Route, Tables, Verdict, Work,
     },
 };
 
@@ -135,6 +135,9 @@ pub struct Memory {
     random: Cell<u32>,
     now: u32,
     full: Cell<u32>,
+    /// Where the node's own sockets listen, and whether by UDP.
+    sockets: Vec<(SocketAddr, bool)>,
+    sources: Vec<IpAddr>,
 }
 
 impl Memory {
@@ -151,6 +154,8 @@ impl Memory {
             rejects: Cell::new(0),
             now: 1000,
             full: Cell::new(0),
+            sockets: Vec::new(),
+            sources: Vec::new(),
             random: Cell::new(1),
         };
         for v6 in [false, true] {
@@ -333,8 +338,24 @@ macro_rules! family_tables {
                 None
             }
 
-            fn take_source(&self, port: Be16) -> Attempt {
-                path::take_source::<$family, _>(self, port)
+            fn take_source(&self, candidate: Candidate) -> Attempt {
+                path::take_source::<$family, _>(self, candidate)
+            }
+
+            fn source(&self, number: u32) -> Option<$family> {
+                let words = world::words(*self.sources.get(number as usize)?);
+                Some(<$family>::from_words(&words))
+            }
+
+            fn has_socket(&self, key: &FlowKey<$family>) -> bool {
+                let udp = key.protocol() == protocol::UDP;
+                let gets = |(local, by_udp): &(SocketAddr, bool)| {
+                    let ip = local.ip();
+                    let here = ip == key.dst.ip()
+                        || ip.is_unspecified() && ip.is_ipv6() == <$family>::IS_V6;
+                    here && *by_udp == udp && local.port() == key.dst_port.get()
+                };
+                self.sockets.iter().any(gets)
             }
 
             fn work(&self) -> Option<&mut Work<$family>> {
@@ -359,7 +380,7 @@ fn route(dst: std::net::IpAddr) -> Route {
         if same(a.black_hole(0)) {
             return Route::Refused;
         }
-        if same(a.node(0)) {
+        if same(a.node(0)) || same(a.second_node(0)) {
             return Route::Stack;
         }
         if same(a.backend(99, 0)) {
@@ -467,6 +488,19 @@ impl Runner for Slice {
         } else {
             self.memory.remove_handshake(&tuple::<V4>(src, dst, udp));
         }
+    }
+
+    fn listen(&mut self, local: SocketAddr, udp: bool) {
+        self.memory.sockets.push((local, udp));
+    }
+
+    fn close_sockets(&mut self) {
+        self.memory.sockets.clear();
+    }
+
+    fn set_sources(&mut self, sources: &[IpAddr]) {
+        self.memory.sources = sources.to_vec();
+        self.memory.config.sources = world::source_counts(sources);
     }
 
     fn wait_second(&mut self) {
