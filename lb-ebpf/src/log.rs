@@ -42,6 +42,10 @@ extern "C" fn log_event(event: u32) -> u32 {
         e if is(e, Drop::HandshakeTableFull) => info!((), "dropped: handshake_table_full"),
         e if is(e, Drop::TooBig) => info!((), "dropped: too_big"),
         e if is(e, Drop::NotNeighbour) => info!((), "dropped: not_neighbour"),
+        e if is(e, Drop::BackendDown) => info!((), "dropped: backend_down"),
+        e if is(e, Drop::InvalidFlags) => info!((), "dropped: invalid_flags"),
+        e if is(e, Drop::TinyFragment) => info!((), "dropped: tiny_fragment"),
+        e if is(e, Drop::FragmentUnknown) => info!((), "dropped: fragment_unknown"),
         other => info!((), "dropped: reason {}", other),
     }
     0

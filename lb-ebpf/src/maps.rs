@@ -1,10 +1,13 @@
 //! Every map. Sizes are minimal here; the daemon sets them at load time from its config.
 
+use core::cell::Cell;
+
 use aya_ebpf::bindings::{bpf_fib_lookup, bpf_redir_neigh};
 use aya_ebpf::btf_maps::{Array, ArrayOfMaps, HashMap, LruHashMap, PerCpuArray};
 use aya_ebpf::macros::btf_map;
 use lb_common::abi::{
-    Backend, BackendCounters, Config, Drop, Flow, FlowKey, PORT_WORDS, Service, ServiceKey, V4, V6,
+    Backend, BackendCounters, Config, Drop, Flow, FlowKey, FragmentKey, Fragmented, Held, HeldKey,
+    PORT_WORDS, SOURCE_SLOTS, Service, ServiceKey, TableChunk, V4, V6,
 };
 use lb_common::path::Work;
 
@@ -12,7 +15,7 @@ use lb_common::path::Work;
 const INNER_MAP: usize = 0x1000;
 
 /// Inner map of [`TABLES`].
-pub(crate) type SelectionTable = Array<u32, 1, INNER_MAP>;
+pub(crate) type SelectionTable = Array<TableChunk, 1, INNER_MAP>;
 
 /// Writer: the daemon.
 #[btf_map]
@@ -21,6 +24,10 @@ pub(crate) static CONFIG: Array<Config, 1> = Array::new();
 /// Writer: the daemon.
 #[btf_map]
 pub(crate) static PORTS: Array<u64, { PORT_WORDS as usize }> = Array::new();
+
+/// Address words of the node addresses that SNAT takes. Writer: the daemon.
+#[btf_map]
+pub(crate) static SOURCES: Array<[u32; 4], { SOURCE_SLOTS as usize }> = Array::new();
 
 /// Writer: the daemon.
 #[btf_map]
@@ -46,7 +53,7 @@ pub(crate) static COUNTERS: PerCpuArray<BackendCounters, 1> = PerCpuArray::new()
 #[btf_map]
 pub(crate) static CURSORS: PerCpuArray<u32, 1> = PerCpuArray::new();
 
-/// Answered connections; never evicted. Writer: the packet path; the daemon removes the aged.
+/// Connections of clients that are no strangers; never evicted. Writer: the packet path; the daemon removes the aged.
 #[btf_map]
 pub(crate) static FLOWS4: HashMap<FlowKey<V4>, Flow<V4>, 1> = HashMap::new();
 
@@ -54,13 +61,38 @@ pub(crate) static FLOWS4: HashMap<FlowKey<V4>, Flow<V4>, 1> = HashMap::new();
 #[btf_map]
 pub(crate) static FLOWS6: HashMap<FlowKey<V6>, Flow<V6>, 1> = HashMap::new();
 
-/// Connections not answered yet. Writer: the packet path.
+/// Jiffies of the last packet that found [`FLOWS4`] or [`FLOWS6`] full. Writer: the packet path.
+#[btf_map]
+pub(crate) static FULL: Array<Cell<u32>, 1> = Array::new();
+
+/// Connections whose clients may be strangers. Writer: the packet path.
 #[btf_map]
 pub(crate) static HANDSHAKES4: LruHashMap<FlowKey<V4>, Flow<V4>, 1> = LruHashMap::new();
 
 /// As [`HANDSHAKES4`].
 #[btf_map]
 pub(crate) static HANDSHAKES6: LruHashMap<FlowKey<V6>, Flow<V6>, 1> = LruHashMap::new();
+
+/// What first fragments told of the others, for [`FRAGMENT_SECONDS`](lb_common::abi::FRAGMENT_SECONDS).
+/// Writer: the packet path.
+#[btf_map]
+pub(crate) static FRAGMENTS4: LruHashMap<FragmentKey<V4>, Fragmented, 16384> = LruHashMap::new();
+
+/// As [`FRAGMENTS4`].
+#[btf_map]
+pub(crate) static FRAGMENTS6: LruHashMap<FragmentKey<V6>, Fragmented, 16384> = LruHashMap::new();
+
+/// Fragments that came before their datagram's first. Writer: the packet path.
+#[btf_map]
+pub(crate) static HELD4: LruHashMap<HeldKey<V4>, Held, 512> = LruHashMap::new();
+
+/// As [`HELD4`].
+#[btf_map]
+pub(crate) static HELD6: LruHashMap<HeldKey<V6>, Held, 512> = LruHashMap::new();
+
+/// A fragment on its way into or out of [`HELD4`] and [`HELD6`]. Writer: the packet path.
+#[btf_map]
+pub(crate) static HOLDING: PerCpuArray<Held, 1> = PerCpuArray::new();
 
 /// What is known of devices, by ifindex: bits of [`lb_common::abi::link`]. Writer: the daemon.
 #[btf_map]

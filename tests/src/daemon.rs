@@ -47,6 +47,7 @@ pub struct Service {
     pub forwarding: &'static str,
     /// YAML, `[]` for none.
     pub tunnel_source: &'static str,
+    pub on_backend_down: &'static str,
     /// YAML.
     pub health: &'static str,
     /// Address and weight.
@@ -67,6 +68,7 @@ impl Service {
             snat: "auto",
             forwarding: "nat",
             tunnel_source: "[]",
+            on_backend_down: "keep",
             health: QUICK_HEALTH,
             backends: Vec::new(),
         }
@@ -106,6 +108,8 @@ pub struct Config {
     pub interfaces: Vec<String>,
     /// `native`, `generic`, `off` or `auto`.
     pub xdp: &'static str,
+    /// More keys of `node`, each with its value.
+    pub node: Vec<(&'static str, String)>,
     pub services: Vec<Service>,
 }
 
@@ -114,6 +118,7 @@ impl Config {
         Self {
             interfaces: network.node_devices(),
             xdp,
+            node: Vec::new(),
             services: Vec::new(),
         }
     }
@@ -126,8 +131,7 @@ impl Config {
     /// The file's text.
     pub fn render(&self) -> String {
         let mut text = format!(
-            "node:\n  interfaces: [{}]\n  xdp: {}\n  state_dir: {STATE}\n  bpffs: {BPFFS}\n\
-             admin: {{socket: {SOCKET}, http: \"{HTTP}\"}}\nservices:\n",
+            "node:\n  interfaces: [{}]\n  xdp: {}\n  state_dir: {STATE}\n  bpffs: {BPFFS}\n",
             self.interfaces.join(", "),
             // In YAML 1.1 a bare `off` is a boolean.
             if self.xdp == "off" {
@@ -136,13 +140,20 @@ impl Config {
                 self.xdp
             },
         );
+        for (key, value) in &self.node {
+            let _ = writeln!(text, "  {key}: {value}");
+        }
+        let _ = writeln!(
+            text,
+            "admin: {{socket: {SOCKET}, http: \"{HTTP}\"}}\nservices:"
+        );
         for service in &self.services {
             let listen: Vec<_> = service.listen.iter().map(|a| format!("\"{a}\"")).collect();
             let _ = write!(
                 text,
                 "  - name: {}\n    listen: [{}]\n    protocol: {}\n    snat: {}\n    forwarding: {}\n\
                  \x20   tunnel_source: {}\n    policy: {}\n\
-                 \x20   health: {}\n    backends:\n",
+                 \x20   on_backend_down: {}\n    health: {}\n    backends:\n",
                 service.name,
                 listen.join(", "),
                 service.protocol,
@@ -150,6 +161,7 @@ impl Config {
                 service.forwarding,
                 service.tunnel_source,
                 service.policy,
+                service.on_backend_down,
                 service.health,
             );
             for (address, weight) in &service.backends {

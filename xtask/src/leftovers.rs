@@ -1,11 +1,13 @@
 //! What a test run may not leave on the machine.
 
-use std::{fs, path::Path, process::Command};
+use std::{env, fs, path::Path, process::Command};
 
-/// Named network namespaces, pins of lbd, and processes of this workspace's programs.
+/// Named network namespaces, pins of lbd, directories for temporary files, and processes of this
+/// workspace's programs.
 pub fn find(workspace: &Path) -> Vec<String> {
     let mut found = namespaces();
     found.extend(pins());
+    found.extend(directories());
     found.extend(processes(&workspace.join("target")));
     found
 }
@@ -24,6 +26,22 @@ fn pins() -> Vec<String> {
         .into_iter()
         .filter(|name| name.starts_with("lb"))
         .map(|name| format!("/sys/fs/bpf/{name}"))
+        .collect()
+}
+
+/// Tests call them `lbd-`, what they are for, the process, and a number. Those of processes that
+/// are still at work are left to them.
+fn directories() -> Vec<String> {
+    let directory = env::temp_dir();
+    let is_ours = |name: &String| name.starts_with("lbd-") || name.starts_with("lbk-");
+    let lives = |name: &String| {
+        let process = name.rsplit('-').nth(1).unwrap_or_default();
+        process.parse::<u32>().is_ok() && Path::new("/proc").join(process).exists()
+    };
+    names(&directory.to_string_lossy())
+        .into_iter()
+        .filter(|name| is_ours(name) && !lives(name))
+        .map(|name| directory.join(name).display().to_string())
         .collect()
 }
 

@@ -7,14 +7,18 @@ use super::key::FlowKey;
 pub mod flow_state {
     /// The entry translates the backend's packets to the client, not the client's to the backend.
     pub const REVERSE: u32 = 1 << 0;
-    /// Entry of an answered connection, i.e. it lives in the `FLOWS` tables.
+    /// The client is no stranger, i.e. the entry lives in the `FLOWS` tables.
     pub const ESTABLISHED: u32 = 1 << 1;
     /// A FIN from the client was seen. Kept equal in both directions' entries.
     pub const CLIENT_FIN: u32 = 1 << 2;
     /// A FIN from the backend was seen.
     pub const BACKEND_FIN: u32 = 1 << 3;
-    /// A RST from either side was seen.
+    /// A RST from either side was the last that was seen.
     pub const RESET: u32 = 1 << 4;
+    /// The backend answered. Kept equal in both directions' entries.
+    pub const ANSWERED: u32 = 1 << 5;
+    /// The connection did not begin here: its first packet was no SYN.
+    pub const MIDDLE: u32 = 1 << 6;
     /// Packets keep addresses and ports, and go to the backend's own Ethernet address. Written
     /// when the flow begins, as [`TUNNEL`]; the service may be forwarded otherwise by now.
     pub const L2: u32 = 1 << 8;
@@ -118,7 +122,9 @@ pub struct Flow<A> {
     pub state: Cell<u32>,
     /// Jiffies of the first packet, low 32 bits.
     pub created: u32,
-    pub reserved: u32,
+    /// In a handshake that was answered: the acknowledgement number, in host byte order, by which
+    /// the client shows that it got the answer.
+    pub expected: Cell<u32>,
 }
 
 impl<A: Address> Flow<A> {

@@ -3,20 +3,24 @@
 mod address;
 mod config;
 mod flow;
+mod fragment;
 mod key;
 mod pod;
 mod reason;
 mod service;
 
 pub use address::{Address, Be16, V4, V6};
-pub use config::{Config, PORT_WORDS, PortKind, port_bit};
+pub use config::{Config, MAX_SOURCES, PORT_WORDS, PortKind, SOURCE_SLOTS, port_bit, source_slot};
 pub use flow::{Flow, NextHop, flow_state, link};
+pub use fragment::{
+    FRAGMENT_SECONDS, FragmentKey, Fragmented, HELD_BYTES, HELD_PIECES, Held, HeldKey,
+};
 pub use key::{FlowKey, ServiceKey, protocol};
 pub use pod::{Pod, as_bytes, from_bytes};
 pub use reason::Drop;
 pub use service::{
-    Backend, BackendCounters, NO_SLOT, Service, TABLE_HEADER, backend_flag, backend_state,
-    forwarding, no_backend, policy,
+    Backend, BackendCounters, NO_SLOT, Service, TABLE_HEADER, TABLE_LANES, TableChunk,
+    backend_flag, backend_state, forwarding, no_backend, policy, table_chunks,
 };
 
 /// Version of every layout in this module; names the pin directory (`<bpffs>/lbd/<version>/`).
@@ -36,7 +40,12 @@ pub mod map {
     pub const FLOWS6: &str = "FLOWS6";
     pub const HANDSHAKES4: &str = "HANDSHAKES4";
     pub const HANDSHAKES6: &str = "HANDSHAKES6";
+    pub const FRAGMENTS4: &str = "FRAGMENTS4";
+    pub const FRAGMENTS6: &str = "FRAGMENTS6";
+    pub const HELD4: &str = "HELD4";
+    pub const HELD6: &str = "HELD6";
     pub const DEVICES: &str = "DEVICES";
     pub const DROPS: &str = "DROPS";
     pub const REJECTS: &str = "REJECTS";
+    pub const SOURCES: &str = "SOURCES";
 }

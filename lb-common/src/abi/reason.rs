@@ -28,11 +28,27 @@ pub enum Drop {
     TooBig = 10,
     /// With `dsr-l2`: the backend is behind a router, or the node itself.
     NotNeighbour = 11,
+    /// The backend of this TCP connection is down, and its service has such connections end; or its
+    /// time to drain is over.
+    BackendDown = 40,
+    /// A TCP segment with flags that no host accepts: SYN with FIN or RST, or none of SYN, ACK and
+    /// RST (RFC 9293 3.10.7).
+    InvalidFlags = 30,
+    /// A fragment that splits or overwrites the transport header (RFC 1858, RFC 3128).
+    TinyFragment = 31,
+    /// A later fragment whose datagram's flow is gone, or which came before the first and could
+    /// not be put aside: too long, or too many.
+    FragmentUnknown = 32,
+    /// A later fragment came before the first, and was put aside until that comes. Lost only if it
+    /// is not counted as `FragmentResumed` too.
+    FragmentHeld = 33,
+    /// A fragment that was put aside went on, because its datagram's first came. No loss.
+    FragmentResumed = 34,
 }
 
 impl Drop {
     /// Every reason, by number.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 17] = [
         Self::NoBackend,
         Self::RejectLimited,
         Self::FlowTableFull,
@@ -44,6 +60,12 @@ impl Drop {
         Self::HandshakeTableFull,
         Self::TooBig,
         Self::NotNeighbour,
+        Self::BackendDown,
+        Self::InvalidFlags,
+        Self::TinyFragment,
+        Self::FragmentUnknown,
+        Self::FragmentHeld,
+        Self::FragmentResumed,
     ];
 
     /// Elements of the `DROPS` array; leaves room for later reasons without a new layout.
@@ -63,6 +85,12 @@ impl Drop {
             Self::HandshakeTableFull => "handshake_table_full",
             Self::TooBig => "too_big",
             Self::NotNeighbour => "not_neighbour",
+            Self::BackendDown => "backend_down",
+            Self::InvalidFlags => "invalid_flags",
+            Self::TinyFragment => "tiny_fragment",
+            Self::FragmentUnknown => "fragment_unknown",
+            Self::FragmentHeld => "fragment_held",
+            Self::FragmentResumed => "fragment_resumed",
         }
     }
 }

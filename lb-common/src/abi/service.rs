@@ -1,3 +1,5 @@
+use core::array::from_fn;
+
 use super::address::Address;
 
 /// Values of [`Service::policy`]: how a new connection draws from the service's table.
@@ -42,9 +44,29 @@ pub struct Service {
     pub reserved: [u32; 5],
 }
 
-/// In a selection table (inner map of `TABLES`) element 0 holds M, the number of entries;
-/// entries 1..=M hold backend slots.
+/// In a selection table (inner map of `TABLES`) word 0 holds M, the number of entries; words 1..=M
+/// hold backend slots.
 pub const TABLE_HEADER: u32 = 1;
+
+/// Words per element of a selection table, a power of two: word `w` is in element
+/// `w / TABLE_LANES`, lane `w % TABLE_LANES`. The kernel takes about as long to write an element of
+/// 256 bytes as one of 4, and a table has thousands of words. Lanes behind the last word hold
+/// [`NO_SLOT`].
+pub const TABLE_LANES: u32 = 64;
+
+/// Element of a selection table.
+pub type TableChunk = [u32; TABLE_LANES as usize];
+
+/// The elements of a selection table of these backend slots.
+pub fn table_chunks(slots: &[u32]) -> impl ExactSizeIterator<Item = TableChunk> {
+    let word = |number: usize| match number.checked_sub(TABLE_HEADER as usize) {
+        Some(entry) => slots.get(entry).copied().unwrap_or(NO_SLOT),
+        None => slots.len() as u32,
+    };
+    let lanes = TABLE_LANES as usize;
+    let words = slots.len() + TABLE_HEADER as usize;
+    (0..words.div_ceil(lanes)).map(move |chunk| from_fn(|lane| word(chunk * lanes + lane)))
+}
 
 /// No slot: what an unused table entry holds.
 pub const NO_SLOT: u32 = u32::MAX;
@@ -57,14 +79,21 @@ pub mod backend_state {
     pub const ACTIVE: u32 = 1;
     /// Existing connections go on, no new ones.
     pub const DRAINING: u32 = 2;
-    /// Failed: no new connections; UDP flows move away, TCP ones go on until they end.
+    /// Failed: no new connections; UDP flows move away, TCP ones go on until they end, or end now
+    /// where [`super::backend_flag::RESET_WHEN_DOWN`] says so.
     pub const DOWN: u32 = 3;
+    /// Its time to drain is over: UDP flows move away, TCP ones end.
+    pub const CLOSED: u32 = 4;
 }
 
 /// Bits of [`Backend::flags`].
 pub mod backend_flag {
     /// New connections get [`super::Backend::source`] as source address.
     pub const SNAT: u32 = 1 << 0;
+    /// TCP connections end when the backend is [`super::backend_state::DOWN`].
+    pub const RESET_WHEN_DOWN: u32 = 1 << 1;
+    /// [`super::Backend::source`] is where packets in a tunnel come from, and good for nothing else.
+    pub const TUNNEL: u32 = 1 << 2;
 }
 
 /// Value of the `BACKENDS` array, by slot. A slot is one (service, backend) pair. Writer: the daemon.
@@ -77,8 +106,9 @@ pub struct Backend {
     pub state: u32,
     /// Address words, see [`Address::from_words`].
     pub address: [u32; 4],
-    /// Node address that connections to this backend come from, with [`backend_flag::SNAT`]; else
-    /// where packets in a tunnel to it come from. Unspecified if neither is known.
+    /// Node address that connections to this backend come from, with [`backend_flag::SNAT`] or if
+    /// they are its own. Packets in a tunnel to it come from there too, with
+    /// [`backend_flag::TUNNEL`] only those. 0 if there is none.
     pub source: [u32; 4],
     /// Port in network byte order.
     pub port: u16,
@@ -96,9 +126,29 @@ pub struct Backend {
 }
 
 impl Backend {
+    /// Whether a flow that was drawn for this backend may not go on, though the slot is still its.
+    /// UDP looks for another backend, TCP ends.
+    #[inline(always)]
+    pub const fn ends_flows(&self, is_udp: bool) -> bool {
+        let resets = self.flags & backend_flag::RESET_WHEN_DOWN != 0;
+        match self.state {
+            backend_state::DOWN => is_udp | resets,
+            backend_state::CLOSED => true,
+            _ => false,
+        }
+    }
+
     #[inline(always)]
     pub fn address<A: Address>(&self) -> A {
         A::from_words(&self.address)
+    }
+
+    /// Whether [`Backend::source`] is known; that of a backend without SNAT serves connections of the
+    /// backend to itself.
+    #[inline(always)]
+    pub const fn has_source(&self) -> bool {
+        let [a, b, c, d] = self.source;
+        self.flags & backend_flag::TUNNEL == 0 && a | b | c | d != 0
     }
 
     #[inline(always)]
@@ -124,4 +174,26 @@ pub struct BackendCounters {
     /// Connections the backend refused (RST before any other answer).
     pub refused: u64,
     pub reserved: u64,
+}
+
+#[cfg(test)]
+mod tests {
+    extern crate alloc;
+
+    use alloc::vec::Vec;
+
+    use super::*;
+
+    #[test]
+    fn chunks_hold_the_length_the_slots_and_then_nothing() {
+        for entries in [0u32, 1, 62, 63, 64, 127, 128, 8191] {
+            let slots: Vec<u32> = (100..100 + entries).collect();
+            let words: Vec<u32> = table_chunks(&slots).flatten().collect();
+            assert_eq!(words.len() % TABLE_LANES as usize, 0);
+            let (used, unused) = words.split_at(slots.len() + 1);
+            assert_eq!((used[0], &used[1..]), (entries, &slots[..]));
+            assert!(unused.len() < TABLE_LANES as usize);
+            assert!(unused.iter().all(|word| *word == NO_SLOT));
+        }
+    }
 }

@@ -82,7 +82,7 @@ fn wrap<A: Family, O: Family, F: Frame>(
     const NETWORK: usize = size_of::<Ethernet>();
     let packet = work.packet;
     let to = To::from_number(work.to);
-    let payload = packet.total_length() as usize;
+    let payload = packet.total_length::<A>() as usize;
     if payload + O::HEADER > MAX_LENGTH {
         return Err(Drop::TooBig);
     }

@@ -19,12 +19,22 @@ pub fn open<A: Family, F: Frame, T: FamilyTables<A>>(
         return PASS;
     };
     let packet = work.packet;
+    // Only the first fragment opens anything.
+    if packet.is_later_fragment() {
+        return Err(Drop::FragmentUnknown);
+    }
     let listen = ServiceKey::new(work.key.dst, work.key.dst_port, packet.protocol);
     let Some(service) = tables.service(&listen) else {
         return PASS;
     };
     if packet.has(tcp::RST) {
         return Err(Drop::ResetWithoutFlow);
+    }
+    // Refused here already, while the client has nothing to lose.
+    let was_full = tables.last_full().map_or(0, |last| last.get());
+    if was_full != 0 && tables.now().wrapping_sub(was_full) < config.hz {
+        tables.count_drop(Drop::FlowTableFull);
+        return Ok(Step::Answer);
     }
     let place = select::place(tables, service, &work.key);
     let drawn = tables.draw(service.table, service.id, place);
@@ -35,10 +45,18 @@ pub fn open<A: Family, F: Frame, T: FamilyTables<A>>(
         tables.count_drop(Drop::NoBackend);
         return Ok(Step::Answer);
     };
+    // Behind the answer: a host that does not listen resets these, one that does ignores them.
+    if packet.has_invalid_flags() {
+        return Err(Drop::InvalidFlags);
+    }
+    // What is picked up in the middle (another node's connection, a straggler) did not begin here.
+    let begins = packet.is_udp() || packet.has(tcp::SYN);
+    let begun = if begins { 0 } else { flow_state::MIDDLE };
     let drawn = Drawn {
         slot,
         backend,
         now: tables.now(),
+        state: begun,
     };
     let mode = match service.forwarding {
         forwarding::DSR_L2 => flow_state::L2,
@@ -61,7 +79,7 @@ pub fn open<A: Family, F: Frame, T: FamilyTables<A>>(
         }
     };
     let (flow, room) = (&work.flow, (&mut work.query, &mut work.hop));
-    let mut to = match translate::way(frame, tables, config, &work.key, flow, room) {
+    let mut to = match translate::way(frame, tables, config, &work.key, flow, false, room) {
         Ok(to) => to,
         Err(reason) => {
             undo(tables, &work.opposite);
@@ -70,17 +88,16 @@ pub fn open<A: Family, F: Frame, T: FamilyTables<A>>(
     };
     if translate::is_too_big(frame, &work.key, &packet, flow, &mut to, &work.hop) {
         undo(tables, &work.opposite);
-        return Ok(translate::refuse(tables, work));
+        return translate::refuse(tables, work);
     }
     if tables.insert_handshake(&work.key, flow, true).is_err() {
         undo(tables, &work.opposite);
         return Err(Drop::HandshakeTableFull);
     }
-    // What is picked up in the middle (another node's connection, a straggler) did not begin here.
-    if packet.is_udp() || packet.has(tcp::SYN) {
+    if begins {
         tables.count_connection(slot, Milestone::Begun);
     }
-    tables.count_packet(slot, false, frame.length() as u64);
+    tables.count_packet(slot, false, packet.frame_length::<A, F>(frame));
     if mode == flow_state::TUNNEL {
         return Ok(translate::tunnel(work, slot, to));
     }

@@ -7,9 +7,6 @@ use super::wire::{self, Icmp, Macs, Tcp, Udp, tcp};
 use super::{Covered, Family, FamilyTables, Frame, Sum, Verdict};
 use crate::abi::{Be16, Drop, FlowKey, protocol};
 
-/// Words of the largest quote: an IPv4 header of 60 bytes, or one of IPv6, and a TCP header.
-const QUOTED_WORDS: usize = (60 + size_of::<Tcp>()) / 4;
-
 /// Tells the sender that its packet, which is in [`Work`](super::Work), goes nowhere, or does not
 /// fit its way, within the rate limit.
 ///
@@ -25,6 +22,10 @@ pub fn answer<A: Family, F: Frame, T: FamilyTables<A>>(
     };
     let packet = work.packet;
     let mtu = work.mtu;
+    // Nor a later fragment, which has no header to answer (RFC 1122 section 3.2.2).
+    if packet.is_later_fragment() {
+        return Err(Drop::FragmentUnknown);
+    }
     // Never answer a reset (RFC 9293 3.10.7.1).
     if mtu == 0 && packet.has(tcp::RST) {
         return Err(Drop::ResetWithoutFlow);
@@ -49,7 +50,7 @@ fn reset<A: Family, F: Frame>(frame: &mut F, packet: &Packet, key: &FlowKey<A>) 
         (segment.acknowledgement, 0, tcp::RST)
     } else {
         let header = (segment.data_offset >> 4) as usize * 4;
-        let data = (packet.transport_length as usize).wrapping_sub(header) as u32;
+        let data = (packet.transport_length::<A>()).wrapping_sub(header) as u32;
         let length = data + packet.has(tcp::SYN) as u32 + packet.has(tcp::FIN) as u32;
         let end = u32::from_be(segment.sequence).wrapping_add(length);
         (0, end.to_be(), tcp::RST | tcp::ACK)
@@ -135,7 +136,8 @@ fn error<A: Family, F: Frame>(
         .port(Be16::new(u16::from_be_bytes([kind, code])))
         .double(rest);
     let mut segment = Sum::default();
-    for word in 0..QUOTED_WORDS {
+    // The longest IP header, with all that `odd` lets pass, and a TCP header.
+    for word in 0..(A::HEADERS + size_of::<Tcp>()) / 4 {
         if word * 4 >= quoted {
             break;
         }
@@ -175,7 +177,7 @@ fn error<A: Family, F: Frame>(
 /// Writes the Ethernet header found at `from` to the frame's beginning, towards its sender.
 /// The path answers untagged frames only.
 #[inline(always)]
-fn turn_back<F: Frame>(frame: &mut F, from: usize) -> Option<()> {
+pub(super) fn turn_back<F: Frame>(frame: &mut F, from: usize) -> Option<()> {
     let macs = frame.load::<Macs>(from)?;
     let ethertype = frame.load::<u16>(from + size_of::<Macs>())?;
     frame.store(0, &wire::exchanged(macs), Covered::Neutral)?;

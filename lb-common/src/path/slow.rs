@@ -1,10 +1,11 @@
 //! Packets of known connections that need more than the fast path: answers to a first packet,
 //! ends, failures, new routes.
 
+use super::allocate;
 use super::parse::Packet;
 use super::wire::tcp;
-use super::{Family, FamilyTables, Frame, Milestone, Step, Verdict, Work, translate};
-use crate::abi::{Config, Drop, Flow, backend_state, flow_state};
+use super::{Family, FamilyTables, Frame, InsertError, Milestone, Step, Verdict, Work, translate};
+use crate::abi::{Address, Config, Drop, Flow, FlowKey, backend_state, flow_state};
 
 /// Which table a flow stands in.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -18,8 +19,8 @@ enum Fate {
     Keep,
     /// Forget it and draw anew.
     Redraw,
-    /// The backend was removed.
-    Gone,
+    /// The connection ends: its backend was removed or is down.
+    Gone(Drop),
 }
 
 /// Forwards a packet that [`super::fast`] left in [`Work`].
@@ -36,17 +37,26 @@ pub fn slow<A: Family, F: Frame, T: FamilyTables<A>>(
         return PASS;
     };
     let packet = work.packet;
+    work.mtu = 0;
     // The kernel answers "time exceeded"; tagged frames are balanced on their VLAN device.
-    if packet.ttl <= 1 || packet.is_tagged() {
+    if (packet.ttl <= 1 && !packet.departs()) || packet.is_tagged() {
         return PASS;
     }
     let (flow, found) = match tables.flow(&work.key) {
         Some(flow) => (flow, Found::Established),
         None => match tables.handshake(&work.key) {
             Some(flow) => (flow, Found::Handshake),
+            None if packet.departs() => return PASS,
             None => return Ok(Step::Open),
         },
     };
+    // A client on the node itself: its packets are for the hooks they come in by.
+    if packet.departs() && flow.state.get() & flow_state::REVERSE == 0 {
+        return PASS;
+    }
+    if packet.has_invalid_flags() {
+        return Err(Drop::InvalidFlags);
+    }
     work.opposite = if is_direct(flow) {
         work.key
     } else {
@@ -58,13 +68,12 @@ pub fn slow<A: Family, F: Frame, T: FamilyTables<A>>(
             forget(tables, work, found);
             Ok(Step::Open)
         }
-        Fate::Gone => {
-            tables.count_drop(Drop::BackendRemoved);
-            if flow.state.get() & flow_state::REVERSE == 0 {
-                Ok(Step::Answer)
-            } else {
-                Err(Drop::BackendRemoved)
+        Fate::Gone(reason) => {
+            if flow.state.get() & flow_state::REVERSE != 0 {
+                return Err(reason);
             }
+            tables.count_drop(reason);
+            Ok(Step::Answer)
         }
     }
 }
@@ -81,22 +90,26 @@ fn fate<A: Family, T: FamilyTables<A>>(tables: &T, packet: &Packet, flow: &Flow<
     let reverse = state & flow_state::REVERSE != 0;
     // A new connection on an old one's tuple, or a SYN again because nobody answered.
     let begins = !packet.is_udp() && packet.flags & (tcp::SYN | tcp::ACK) == tcp::SYN;
-    let (alive, backend_state) = match tables.backend(flow.slot) {
-        Some(backend) if backend.generation == flow.generation => {
-            (backend.state != backend_state::FREE, backend.state)
-        }
-        _ => (false, backend_state::FREE),
+    let (alive, ends, backend_state) = match tables.backend(flow.slot) {
+        Some(backend) if backend.generation == flow.generation => (
+            backend.state != backend_state::FREE,
+            backend.ends_flows(packet.is_udp()),
+            backend.state,
+        ),
+        _ => (false, false, backend_state::FREE),
     };
     let redraw = if packet.is_udp() {
-        !alive || backend_state == backend_state::DOWN
+        !alive || ends
     } else {
         begins
             && (!alive || backend_state != backend_state::ACTIVE || flow_state::is_closing(state))
     };
     match (reverse, redraw) {
         (false, true) => Fate::Redraw,
-        _ if alive => Fate::Keep,
-        _ => Fate::Gone,
+        _ if !alive => Fate::Gone(Drop::BackendRemoved),
+        // What a failed backend still answers helps UDP clients that wait for it.
+        _ if ends && !packet.is_udp() => Fate::Gone(Drop::BackendDown),
+        _ => Fate::Keep,
     }
 }
 
@@ -113,40 +126,162 @@ fn known<A: Family, F: Frame, T: FamilyTables<A>>(
 ) -> Result<Step, Drop> {
     let reverse = flow.state.get() & flow_state::REVERSE != 0;
     flow.last_seen.set(tables.now());
-    tables.count_packet(flow.slot, reverse, frame.length() as u64);
-    let room = (&mut work.query, &mut work.hop);
-    let mut to = translate::way(frame, tables, config, &work.key, flow, room)?;
+    tables.count_packet(flow.slot, reverse, packet.frame_length::<A, F>(frame));
+    let mut to = translate::way(
+        frame,
+        tables,
+        config,
+        &work.key,
+        flow,
+        packet.departs(),
+        (&mut work.query, &mut work.hop),
+    )?;
     if packet.has(tcp::FIN | tcp::RST) {
         note_end(tables, &work.opposite, packet, flow, found, reverse);
+    } else if flow.state.get() & flow_state::RESET != 0 {
+        forgive(tables, &work.opposite, flow, found);
     }
     if translate::is_too_big(frame, &work.key, packet, flow, &mut to, &work.hop) {
-        return Ok(translate::refuse(tables, work));
+        return translate::refuse(tables, work);
     }
+    let (slot, mode) = (flow.slot, flow.state.get() & flow_state::DIRECT);
+    let mut proven = false;
+    if found == Found::Handshake {
+        proven = is_proven(frame, tables, config, work, packet, flow)?;
+        if proven && establish(tables, work, flow).is_err() {
+            if let Some(last) = tables.last_full() {
+                last.set(tables.now() | 1);
+            }
+            if reverse {
+                return Err(Drop::FlowTableFull);
+            }
+            tables.count_drop(Drop::FlowTableFull);
+            return Ok(Step::Answer);
+        }
+    }
+    let step = match mode {
+        flow_state::TUNNEL => translate::tunnel(work, slot, to),
+        _ => Step::Done(translate::send(frame, packet, flow, to, &work.hop)?),
+    };
+    // Not before: what is removed may be another connection's at once.
+    if proven {
+        tables.remove_handshake(&work.opposite);
+        tables.remove_handshake(&work.key);
+    }
+    Ok(step)
+}
+
+/// Whether this packet of a handshake shows that the client is where it says to be: then, and only
+/// then, the connection may fill a place that nobody else can take. Notes the backend's answer.
+#[inline(always)]
+fn is_proven<A: Family, F: Frame, T: FamilyTables<A>>(
+    frame: &F,
+    tables: &T,
+    config: &Config,
+    work: &mut Work<A>,
+    packet: &Packet,
+    flow: &Flow<A>,
+) -> Result<bool, Drop> {
+    let state = flow.state.get();
     if is_direct(flow) {
-        // The client answers the backend's answer, which does not come by here.
-        if found == Found::Handshake && !packet.has(tcp::SYN | tcp::RST) {
-            establish_direct(tables, work, flow)?;
-        }
-        if flow.state.get() & flow_state::TUNNEL != 0 {
-            return Ok(translate::tunnel(work, flow.slot, to));
-        }
+        // The backend's answer does not come by here: the client's next packet must do. A lone SYN
+        // or datagram, whose source may be forged, stays where others like it evict it.
+        return Ok(!packet.has(tcp::SYN | tcp::RST) && !packet.is_later_fragment());
     }
-    let verdict = translate::send(frame, packet, flow, to, &work.hop)?;
-    if found == Found::Handshake && reverse {
-        if packet.has(tcp::RST) {
+    let answered = state & flow_state::ANSWERED != 0;
+    if packet.has(tcp::RST) {
+        if state & flow_state::REVERSE != 0 && !answered {
             tables.count_connection(flow.slot, Milestone::Refused);
-        } else {
-            establish(tables, work, flow)?;
+        }
+        return Ok(false);
+    }
+    if state & flow_state::REVERSE == 0 {
+        if packet.is_udp() {
+            return Ok(answered);
+        }
+        // Whoever forged the client's address saw nothing of the backend's number. The client may
+        // acknowledge data as well that followed the answer at once (RFC 7413).
+        const AHEAD: u32 = 1 << 16;
+        let number = packet.acknowledgement(frame).ok_or(Drop::FrameAccess)?;
+        let proves = packet.has(tcp::ACK) && !packet.has(tcp::SYN);
+        return Ok(answered && proves && number.wrapping_sub(flow.expected.get()) < AHEAD);
+    }
+    if !answered {
+        tables.count_connection(flow.slot, Milestone::Established);
+    }
+    // Again for every attempt of the backend: a client may begin anew with its old port.
+    if !answered || packet.has(tcp::SYN) {
+        let expected = match packet.is_udp() {
+            true => 0,
+            false => packet
+                .sequence(frame)
+                .ok_or(Drop::FrameAccess)?
+                .wrapping_add(1),
+        };
+        flow.expected.set(expected);
+        flow.state.set(state | flow_state::ANSWERED);
+        match tables.handshake(&work.opposite) {
+            Some(forward) if allocate::belongs_to(forward, &work.key) => {
+                forward.expected.set(expected);
+                let answered = forward.state.get() | flow_state::ANSWERED;
+                forward.state.set(answered);
+            }
+            // Another attempt that was answered before: the client goes on with that one.
+            Some(forward) if forward.state.get() & flow_state::ANSWERED != 0 => {}
+            // Evicted meanwhile, or replaced by an attempt that is late: the client's next packet
+            // must go where its answer comes from.
+            _ => restore(tables, work, flow),
         }
     }
-    Ok(Step::Done(verdict))
+    // A backend resets connections that it does not know; and it does not go on for long sending to
+    // a client that never spoke again.
+    let lasts = packet.is_udp() && tables.now().wrapping_sub(flow.created) >= config.hz;
+    Ok(state & flow_state::MIDDLE != 0 || lasts)
+}
+
+/// Enters the forward direction of a handshake whose reverse one is `reverse`.
+#[inline(always)]
+fn restore<A: Family, T: FamilyTables<A>>(tables: &T, work: &mut Work<A>, reverse: &Flow<A>) {
+    let Work {
+        key,
+        opposite,
+        flow,
+        ..
+    } = work;
+    // An established one of that tuple is another attempt's, and stays.
+    if tables.flow(opposite).is_some() {
+        return;
+    }
+    flow.clone_from(reverse);
+    mirror(flow, key);
+    flow.next_hop.set(Default::default());
+    // Without room the client's next packet is drawn anew.
+    let _ = tables.insert_handshake(opposite, flow, true);
+}
+
+/// Takes back the mark of a reset that was followed by more: it was forged, or too old to count.
+#[inline(always)]
+fn forgive<A: Family, T: FamilyTables<A>>(
+    tables: &T,
+    opposite: &FlowKey<A>,
+    flow: &Flow<A>,
+    found: Found,
+) {
+    flow.state.set(flow.state.get() & !flow_state::RESET);
+    let other = match found {
+        Found::Established => tables.flow(opposite),
+        Found::Handshake => tables.handshake(opposite),
+    };
+    if let Some(other) = other {
+        other.state.set(other.state.get() & !flow_state::RESET);
+    }
 }
 
 /// Marks both directions with the end that this packet brings.
 #[inline(always)]
 fn note_end<A: Family, T: FamilyTables<A>>(
     tables: &T,
-    opposite: &crate::abi::FlowKey<A>,
+    opposite: &FlowKey<A>,
     packet: &Packet,
     flow: &Flow<A>,
     found: Found,
@@ -173,70 +308,48 @@ fn note_end<A: Family, T: FamilyTables<A>>(
     }
 }
 
-/// The backend answered: moves both directions where no stranger's packet can evict them.
+/// Enters both directions, or the only one, where no stranger's packet can evict them.
 #[inline(always)]
 fn establish<A: Family, T: FamilyTables<A>>(
     tables: &T,
     work: &mut Work<A>,
-    reverse: &Flow<A>,
-) -> Result<(), Drop> {
+    handshake: &Flow<A>,
+) -> Result<(), InsertError> {
     let Work {
         key,
-        opposite: forward,
+        opposite,
         flow,
         ..
     } = work;
-    // A second attempt's answer, after its first half was evicted, must not take over what the
-    // first attempt's answer has established.
-    if let Some(established) = tables.flow(forward)
-        && established.opposite(key.protocol()) != *key
-    {
+    flow.clone_from(handshake);
+    flow.state.set(flow.state.get() | flow_state::ESTABLISHED);
+    tables.insert_flow(key, flow)?;
+    if is_direct(flow) {
+        tables.count_connection(flow.slot, Milestone::Established);
         return Ok(());
     }
-    flow.clone_from(reverse);
-    flow.state.set(flow.state.get() | flow_state::ESTABLISHED);
-    tables
-        .insert_flow(key, flow)
-        .map_err(|_| Drop::FlowTableFull)?;
-    // The forward direction is the reverse one seen in a mirror.
+    mirror(flow, key);
+    flow.next_hop.set(match tables.handshake(opposite) {
+        Some(entry) => entry.next_hop.get(),
+        None => Default::default(),
+    });
+    let mirrored = tables.insert_flow(opposite, flow);
+    if mirrored.is_err() {
+        tables.remove_flow(key);
+    }
+    mirrored
+}
+
+/// Turns the entry of `key` into that of the other direction, which is the same seen in a mirror.
+#[inline(always)]
+fn mirror<A: Address>(flow: &mut Flow<A>, key: &FlowKey<A>) {
     flow.src = key.dst;
     flow.src_port = key.dst_port;
     flow.dst = key.src;
     flow.dst_port = key.src_port;
     flow.address_delta = !flow.address_delta;
     flow.port_delta = !flow.port_delta;
-    flow.state.set(flow.state.get() & !flow_state::REVERSE);
-    flow.next_hop.set(match tables.handshake(forward) {
-        Some(entry) => entry.next_hop.get(),
-        None => Default::default(),
-    });
-    if tables.insert_flow(forward, flow).is_err() {
-        tables.remove_flow(key);
-        return Err(Drop::FlowTableFull);
-    }
-    tables.count_connection(flow.slot, Milestone::Established);
-    tables.remove_handshake(forward);
-    tables.remove_handshake(key);
-    Ok(())
-}
-
-/// The client's second packet: a lone SYN or datagram, whose source may be forged, stays where
-/// others like it evict it.
-#[inline(always)]
-fn establish_direct<A: Family, T: FamilyTables<A>>(
-    tables: &T,
-    work: &mut Work<A>,
-    begun: &Flow<A>,
-) -> Result<(), Drop> {
-    work.flow.clone_from(begun);
-    let state = &work.flow.state;
-    state.set(state.get() | flow_state::ESTABLISHED);
-    tables
-        .insert_flow(&work.key, &work.flow)
-        .map_err(|_| Drop::FlowTableFull)?;
-    tables.count_connection(begun.slot, Milestone::Established);
-    tables.remove_handshake(&work.key);
-    Ok(())
+    flow.state.set(flow.state.get() ^ flow_state::REVERSE);
 }
 
 #[inline(always)]

@@ -32,11 +32,18 @@ impl To {
             _ => Self::Stack,
         }
     }
+
+    /// The path decrements the TTL; the kernel's stack does so itself.
+    #[inline(always)]
+    pub(super) fn forwards(self) -> bool {
+        self != Self::Stack
+    }
 }
 
-/// Finds the way of the packets of `key` and leaves its next hop in `hop`: the cached one if it is current, else the
-/// routing table's answer, which is cached where it is good for more than one packet. `query` and
-/// `hop` are memory off the stack.
+/// Finds how the packets of `key` leave and leaves their next hop in `hop`: a departing one as the
+/// stack has chosen; else by the flow's cached next hop if it is current; else as the routing table
+/// says, which is cached where it is good for more than one packet. `query` and `hop` are memory off
+/// the stack.
 #[inline(always)]
 pub(super) fn way<A: Family, F: Frame, T: FamilyTables<A>>(
     frame: &F,
@@ -44,8 +51,13 @@ pub(super) fn way<A: Family, F: Frame, T: FamilyTables<A>>(
     config: &Config,
     key: &FlowKey<A>,
     flow: &Flow<A>,
+    departs: bool,
     (query, hop): (&mut Query, &mut NextHop),
 ) -> Result<To, Drop> {
+    if departs {
+        *hop = NextHop::default();
+        return Ok(To::Stack);
+    }
     *hop = flow.next_hop.get();
     if hop.epoch == config.epoch {
         return Ok(To::Neighbour);
@@ -107,8 +119,8 @@ fn ask<A: Family, T: FamilyTables<A>>(
 
 /// Whether a packet exceeds `mtu`, or each of the packets that its device will make of it.
 #[inline(always)]
-pub(super) fn exceeds<F: Frame>(frame: &F, packet: &Packet, mtu: u32) -> bool {
-    if packet.total_length() <= mtu {
+pub(super) fn exceeds<A: Family, F: Frame>(frame: &F, packet: &Packet, mtu: u32) -> bool {
+    if packet.total_length::<A>() <= mtu {
         return false;
     }
     match frame.segment() {
@@ -133,7 +145,7 @@ pub(super) fn is_too_big<A: Family, F: Frame>(
     to: &mut To,
     hop: &NextHop,
 ) -> bool {
-    if *to == To::Stack || !exceeds(frame, packet, hop.mtu()) {
+    if *to == To::Stack || !exceeds::<A, F>(frame, packet, hop.mtu()) {
         return false;
     }
     let is_translated = flow.state.get() & flow_state::DIRECT == 0 && flow.src == key.src;
@@ -144,12 +156,19 @@ pub(super) fn is_too_big<A: Family, F: Frame>(
     true
 }
 
-/// The packet goes nowhere because it is too big: has its sender told.
+/// The packet goes nowhere because it is too big: has its sender told. Of a datagram's fragments
+/// only the first is answered (RFC 1122 section 3.2.2).
 #[inline(always)]
-pub(super) fn refuse<A: Family, T: FamilyTables<A>>(tables: &T, work: &mut Work<A>) -> Step {
+pub(super) fn refuse<A: Family, T: FamilyTables<A>>(
+    tables: &T,
+    work: &mut Work<A>,
+) -> Result<Step, Drop> {
+    if work.packet.is_later_fragment() {
+        return Err(Drop::TooBig);
+    }
     tables.count_drop(Drop::TooBig);
     work.mtu = work.hop.mtu().max(MIN_MTU);
-    Step::Answer
+    Ok(Step::Answer)
 }
 
 /// Leaves the packet in [`Work`], with its next hop, to [`super::encapsulate`].
@@ -169,19 +188,23 @@ pub(super) fn send<A: Family, F: Frame>(
     to: To,
     hop: &NextHop,
 ) -> Result<Verdict, Drop> {
-    let forwarded = to != To::Stack;
     if flow.state.get() & flow_state::L2 != 0 {
         A::age(frame, packet.network(), packet.ttl, packet.header_checksum)
     } else {
-        rewrite(frame, packet, flow, forwarded)
+        rewrite(frame, packet, flow, to.forwards())
     }
+    .and_then(|()| link(frame, to, hop))
     .ok_or(Drop::FrameAccess)?;
-    if to == To::Neighbour {
-        frame
-            .store(0, &hop.macs, Covered::Neutral)
-            .ok_or(Drop::FrameAccess)?;
-    }
     Ok(leave(frame, to, hop))
+}
+
+/// Writes the link's header of a packet that leaves by `hop`.
+#[inline(always)]
+pub(super) fn link<F: Frame>(frame: &mut F, to: To, hop: &NextHop) -> Option<()> {
+    match to {
+        To::Neighbour => frame.store(0, &hop.macs, Covered::Neutral),
+        To::Unresolved | To::Stack => Some(()),
+    }
 }
 
 /// How a packet leaves that is as it is to be.
@@ -213,14 +236,17 @@ fn rewrite<A: Family, F: Frame>(
         &Rewrite {
             src: flow.src,
             dst: flow.dst,
-            protocol: packet.protocol,
-            payload: packet.transport_length as usize,
+            protocol: packet.next_header,
+            payload: packet.payload as usize,
             ttl: packet.ttl,
             forwarded,
             checksum: packet.header_checksum,
             delta: addresses,
         },
     )?;
+    if packet.is_later_fragment() {
+        return Some(());
+    }
     frame.store(
         packet.transport(),
         &[flow.src_port, flow.dst_port],

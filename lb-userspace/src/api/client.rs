@@ -30,7 +30,8 @@ pub struct Client {
 
 #[derive(Debug)]
 pub enum CallError {
-    /// No daemon, or one that does not speak our language; what happened and what to do.
+    /// No daemon, one that is too busy to listen, or one that does not speak our language; what
+    /// happened and what to do.
     Unreachable(String),
     /// The daemon's own answer.
     Fault(Fault),
@@ -59,7 +60,11 @@ impl Client {
         if status.is_success() {
             return serde_json::from_slice(&body).map_err(|error| broken(&error));
         }
-        match serde_json::from_slice(&body) {
+        match serde_json::from_slice::<Fault>(&body) {
+            // It did not come to the request.
+            Ok(Fault { message, .. }) if status == StatusCode::SERVICE_UNAVAILABLE => {
+                Err(CallError::Unreachable(message))
+            }
             Ok(fault) => Err(CallError::Fault(fault)),
             Err(_) => Err(broken(&format!("HTTP status {status}"))),
         }

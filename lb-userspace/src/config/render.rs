@@ -7,7 +7,7 @@ use serde_yaml_ng::{Mapping, Value};
 use super::{decode::XDP_MODES, health};
 use crate::model::{
     Admin, BackendSpec, Config, Forwarding, Health, HealthCheck, Interfaces, Limits, NoBackend,
-    Node, ServiceSpec, Snat,
+    Node, OnBackendDown, ServiceSpec, Snat, SnatPool, Timeouts,
 };
 
 /// Writes a config so that [`parse`](super::parse) reads back the same, if [`check`](super::check)
@@ -36,6 +36,8 @@ fn node(node: &Node) -> Mapping {
         state_dir,
         bpffs,
         limits: sizes,
+        timeouts: times,
+        snat: SnatPool { addresses, ports },
     } = node;
     let usual = Node::default();
     let mut map = Mapping::new();
@@ -55,6 +57,14 @@ fn node(node: &Node) -> Mapping {
         }
     }
     put_unless_empty(&mut map, "limits", limits(sizes));
+    put_unless_empty(&mut map, "timeouts", timeouts(times));
+    if !addresses.is_empty() {
+        let words: Vec<_> = addresses.iter().map(ToString::to_string).collect();
+        put(&mut map, "snat_addresses", words);
+    }
+    if let Some((first, last)) = ports {
+        put(&mut map, "snat_ports", format!("{first}-{last}"));
+    }
     map
 }
 
@@ -75,6 +85,28 @@ fn limits(limits: &Limits) -> Mapping {
     ] {
         if value != usual {
             put(&mut map, key, value);
+        }
+    }
+    map
+}
+
+fn timeouts(timeouts: &Timeouts) -> Mapping {
+    let Timeouts {
+        tcp_established,
+        tcp_closing,
+        tcp_closed,
+        udp,
+    } = *timeouts;
+    let usual = Timeouts::default();
+    let mut map = Mapping::new();
+    for (key, value, usual) in [
+        ("tcp_established", tcp_established, usual.tcp_established),
+        ("tcp_closing", tcp_closing, usual.tcp_closing),
+        ("tcp_closed", tcp_closed, usual.tcp_closed),
+        ("udp", udp, usual.udp),
+    ] {
+        if value != usual {
+            put(&mut map, key, crate::model::duration_text::format(value));
         }
     }
     map
@@ -103,6 +135,7 @@ fn service(spec: &ServiceSpec) -> Value {
         tunnel_source,
         policy,
         no_backend,
+        on_backend_down,
         health: health_spec,
         backends,
     } = spec;
@@ -135,6 +168,9 @@ fn service(spec: &ServiceSpec) -> Value {
     put_word(&mut map, "policy", policy);
     if *no_backend != NoBackend::default() {
         put_word(&mut map, "no_backend", no_backend);
+    }
+    if *on_backend_down != OnBackendDown::default() {
+        put_word(&mut map, "on_backend_down", on_backend_down);
     }
     if *health_spec != health::default_for(*protocol) {
         put(&mut map, "health", health(health_spec));

@@ -11,7 +11,8 @@ use super::{
     value::{Fields, Later, address, choice, list, number, one_or_many, text},
 };
 use crate::model::{
-    BackendSpec, Forwarding, MAX_WEIGHT, NoBackend, Policy, Prefix, Protocol, ServiceSpec, Snat,
+    BackendSpec, Forwarding, MAX_WEIGHT, NoBackend, OnBackendDown, Policy, Prefix, Protocol,
+    ServiceSpec, Snat,
 };
 
 /// Weight of a backend whose entry names none.
@@ -26,6 +27,7 @@ const KEYS: [&str; 10] = [
     "tunnel_source",
     "policy",
     "no_backend",
+    "on_backend_down",
     "health",
     "backends",
 ];
@@ -61,6 +63,10 @@ const LATER_POLICIES: [Later; 2] = [
 ];
 const NO_BACKENDS: [(&str, NoBackend); 2] =
     [("reject", NoBackend::Reject), ("drop", NoBackend::Drop)];
+const ON_BACKEND_DOWN: [(&str, OnBackendDown); 2] = [
+    ("keep", OnBackendDown::Keep),
+    ("reset", OnBackendDown::Reset),
+];
 
 /// The service at `index` of the list; never left out, so that indices stay those of the file.
 pub(super) fn service(value: &Node, index: usize, report: &mut Report) -> ServiceSpec {
@@ -74,6 +80,7 @@ pub(super) fn service(value: &Node, index: usize, report: &mut Report) -> Servic
         tunnel_source: Vec::new(),
         policy: Policy::default(),
         no_backend: NoBackend::default(),
+        on_backend_down: OnBackendDown::default(),
         health: health::default_for(Protocol::default()),
         backends: Vec::new(),
     };
@@ -109,6 +116,10 @@ pub(super) fn service(value: &Node, index: usize, report: &mut Report) -> Servic
     if let Some(value) = fields.get("tunnel_source") {
         report.found_at(Item::Choice(index, "tunnel_source"), value.place);
         spec.tunnel_source = prefixes(value, report);
+    }
+    choose!(on_backend_down, &ON_BACKEND_DOWN, &[]);
+    if let Some(value) = fields.get("on_backend_down") {
+        report.found_at(Item::OnBackendDown(index), value.place);
     }
     spec.health = match fields.get("health") {
         Some(value) => health::health(value, spec.protocol, index, report),

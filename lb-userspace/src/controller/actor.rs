@@ -2,14 +2,16 @@
 //! disk, kernel and probes, in this order.
 
 use std::{
+    net::IpAddr,
     path::PathBuf,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::Duration,
 };
 
+use anyhow::anyhow;
 use tokio::{sync::oneshot, task::spawn_blocking, time::Instant};
 
 use super::{
@@ -21,15 +23,17 @@ use super::{
     inputs::{Input, Inputs, Message, Routed, Scanned},
     kernel::{self, Kernel},
     view::{Counts, View},
-    world::{Transition, World},
+    world::{Layers, Relayered, Transition, World},
 };
 use crate::{
     api::types::{Fault, Response},
-    config,
+    config::{Finding, Parsed},
     health::{Checks, Report},
     model::Config,
     plan::Placement,
-    state::Store,
+    reconcile::Tables,
+    state::{Saving, Store},
+    utc,
 };
 
 const RETRY_AFTER: Duration = Duration::from_secs(1);
@@ -37,6 +41,8 @@ const RETRY_AFTER: Duration = Duration::from_secs(1);
 /// Flow scans and route look-ups take at most one part in this many of a CPU each.
 const BACKGROUND_SHARE: u32 = 20;
 const SCAN_EVERY: Duration = Duration::from_secs(1);
+/// While a deadline is to come, the wall clock is looked at this often: somebody may set it.
+const CLOCK_EVERY: Duration = Duration::from_secs(10);
 
 pub(super) struct Actor {
     pub inputs: Inputs,
@@ -45,7 +51,7 @@ pub(super) struct Actor {
     pub store: Store,
     pub checks: Checks,
     pub config_file: Option<PathBuf>,
-    /// What the daemon began with: node and admin settings hold until it ends.
+    /// What the daemon began with, without services: node and admin settings hold until it ends.
     pub began_with: Config,
     pub ready: Arc<AtomicBool>,
     pub note: Notes,
@@ -62,6 +68,8 @@ pub(super) struct Notes {
     pub store_problems: Vec<String>,
     pub verify_failure: Option<String>,
     pub scan_failure: Option<String>,
+    /// Configured for SNAT, and not the node's own.
+    pub snat_left_out: Vec<IpAddr>,
 }
 
 impl Notes {
@@ -76,6 +84,7 @@ impl Notes {
             store_problems,
             verify_failure: None,
             scan_failure: None,
+            snat_left_out: Vec::new(),
         }
     }
 }
@@ -94,8 +103,8 @@ impl Actor {
                     let result = decide(&layers).and_then(|change| self.commit(change));
                     let _ = reply.send(result.map(|message| Response::Done { message }));
                 }
-                Input::Message(Message::Reload { reply }) => {
-                    let _ = reply.send(self.reload());
+                Input::Message(Message::Reload { read, reply }) => {
+                    let _ = reply.send(self.reload(read));
                 }
                 Input::Message(Message::View { reply }) => {
                     let _ = reply.send(self.view());
@@ -105,6 +114,7 @@ impl Actor {
                     let _ = reply.send((self.view(), seconds));
                 }
                 Input::NetworkChanged => {
+                    self.set_snat();
                     self.raise_epoch();
                     self.inputs.routes_due = Some(self.inputs.routes_rest);
                 }
@@ -112,10 +122,14 @@ impl Actor {
                 Input::Routed(routed) => self.take_routes(routed),
                 Input::ScanDue => self.scan(),
                 Input::Scanned(scanned) => self.take_scan(scanned),
-                Input::VerifyDue => self.verify(),
+                Input::VerifyDue => {
+                    self.inputs.tables = Some(spawn_blocking(self.kernel.begin_verify()))
+                }
+                Input::TablesRead(tables) => self.verify(tables),
                 Input::RetryDue => {
                     let _ = self.apply();
                 }
+                Input::DeadlineDue => self.look_at_clock(),
             }
         }
     }
@@ -124,8 +138,11 @@ impl Actor {
         for conflict in self.world.conflicts() {
             tracing::warn!("{conflict}");
         }
+        self.set_snat();
         // Routes may have changed while no daemon watched.
         self.raise_epoch();
+        // So may deadlines have passed.
+        let passed = self.world.pass_time(utc::now_ms());
         if self.apply().is_ok() {
             let Placement { services, slots } = &*self.kernel.placement;
             tracing::info!(
@@ -135,11 +152,34 @@ impl Actor {
             );
         }
         self.checks.set_targets(&self.world.targets());
+        for backend in passed {
+            self.tell(drains::deadline_event(&backend, 0));
+        }
+        self.look_at_clock();
+    }
+
+    /// Ends the drains whose time is over.
+    fn look_at_clock(&mut self) {
+        let now_ms = utc::now_ms();
+        let passed = self.world.pass_time(now_ms);
+        if !passed.is_empty() {
+            let _ = self.apply();
+        }
+        for backend in passed {
+            let active = self.kernel.active(&backend);
+            self.tell(drains::deadline_event(&backend, active));
+        }
+        let left = |at: u64| Duration::from_millis(at - now_ms.min(at)).min(CLOCK_EVERY);
+        let next = self.world.next_deadline();
+        self.inputs.deadline_due = next.map(|at| Instant::now() + left(at));
     }
 
     async fn end(mut self, reply: Option<oneshot::Sender<()>>) {
         if let Some(scan) = self.inputs.scan.take() {
             let _ = scan.await;
+        }
+        if let Some(tables) = self.inputs.tables.take() {
+            let _ = tables.await;
         }
         tracing::info!("controller stopped; the data path keeps running");
         drop(self);
@@ -168,26 +208,30 @@ impl Actor {
         }
     }
 
-    /// Makes a change last, then true; says what was done.
+    /// Makes a change true and lasting; says what was done.
     fn commit(&mut self, change: Change) -> Result<String, Fault> {
         let Change { layers, message } = change;
         let old = self.world.layers().clone();
         if layers == *old && self.kernel.failure.is_none() {
             return Ok(message);
         }
+        let mut saving = None;
         if layers.state != old.state {
-            self.store.save(&layers.state).map_err(|error| {
-                tracing::error!("cannot save the state: {error:#}");
-                faults::failed(format!("nothing was changed: {error:#}"))
-            })?;
+            let begun = self.store.begin_save(layers.state.clone());
+            // Disks take longer than the kernel. An override is taken back without harm if it
+            // cannot be kept; what comes and goes is not undone so easily, so it waits.
+            match layers.differs_in_overrides_only(&old) {
+                true => saving = Some(begun),
+                false => begun.wait().map_err(not_saved)?,
+            }
         }
-        let datapath = self.kernel.datapath.clone();
-        self.world
-            .relayer(layers, |address| kernel::route(&*datapath, address));
-        self.kernel.note_moves(self.note.scans_begun);
         let refused_before = self.kernel.refused.clone();
-        let applied = self.apply();
-        self.checks.set_targets(&self.world.targets());
+        let applied = self.put_in_force(layers);
+        if let Some(Err(error)) = saving.map(Saving::wait) {
+            // What the kernel refuses is tried again every second.
+            let _ = self.put_in_force(Layers::clone(&old));
+            return Err(not_saved(error));
+        }
 
         let new = self.world.layers().clone();
         for difference in changes::differences(&old, &new) {
@@ -213,8 +257,30 @@ impl Actor {
         }
     }
 
-    fn reload(&mut self) -> Result<Response, Fault> {
-        let result = self.read_config().and_then(|change| self.commit(change));
+    /// Brings other layers to the kernel, then to the probes.
+    fn put_in_force(&mut self, layers: Layers) -> Result<(), String> {
+        let datapath = self.kernel.datapath.clone();
+        let former = self.world.layers().file.clone();
+        let Relayered { moved, probes } = self
+            .world
+            .relayer(layers, |address| kernel::route(&*datapath, address));
+        self.inputs.deadline_due = Some(Instant::now());
+        if moved {
+            self.kernel.note_moves(self.note.scans_begun);
+        }
+        if self.world.layers().file.node.snat != former.node.snat {
+            self.set_snat();
+        }
+        let applied = self.apply();
+        if probes {
+            self.checks.set_targets(&self.world.targets());
+        }
+        applied
+    }
+
+    fn reload(&mut self, read: Result<Parsed, Fault>) -> Result<Response, Fault> {
+        let change = read.and_then(|parsed| self.reloaded(parsed));
+        let result = change.and_then(|change| self.commit(change));
         match &result {
             Ok(message) => {
                 self.note.counts.reloads_ok += 1;
@@ -230,18 +296,12 @@ impl Actor {
         result.map(|message| Response::Done { message })
     }
 
-    fn read_config(&self) -> Result<Change, Fault> {
-        let path = self.config_file.as_ref().ok_or_else(|| {
-            faults::refused("lbd was started without a config file; use `lbctl apply FILE`")
-        })?;
-        let file = path.display().to_string();
-        let text = std::fs::read_to_string(path)
-            .map_err(|error| faults::failed(format!("cannot read {file}: {error}")))?;
-        let parsed =
-            config::parse(&text, &file).map_err(|invalid| faults::invalid(invalid.to_string()))?;
+    fn reloaded(&self, parsed: Parsed) -> Result<Change, Fault> {
         let mut change = changes::reload(self.world.layers(), parsed.config)?;
+        let file = self.config_file.as_ref().map(|path| path.display());
+        let file = file.map(|file| file.to_string()).unwrap_or_default();
         for warning in &parsed.warnings {
-            let config::Finding {
+            let Finding {
                 line,
                 column,
                 message,
@@ -250,6 +310,24 @@ impl Actor {
             change.message += &format!("; warning: {file}:{line}:{column}: {message}");
         }
         Ok(change)
+    }
+
+    /// Puts the configured SNAT pool in force, as far as its addresses are the node's own by now.
+    fn set_snat(&mut self) {
+        let pool = &self.world.layers().file.node.snat;
+        let left_out = match self.kernel.datapath.set_snat(pool) {
+            Ok(left_out) => left_out,
+            Err(error) => {
+                tracing::error!("cannot set what SNAT takes: {error:#}");
+                return;
+            }
+        };
+        for address in &left_out {
+            if !self.note.snat_left_out.contains(address) {
+                tracing::warn!("{}", foreign_source(*address));
+            }
+        }
+        self.note.snat_left_out = left_out;
     }
 
     fn raise_epoch(&self) {
@@ -288,9 +366,10 @@ impl Actor {
         self.note.scans_begun += 1;
         let number = self.note.scans_begun;
         let datapath = self.kernel.datapath.clone();
+        let timeouts = self.world.layers().file.node.timeouts;
         self.inputs.scan = Some(spawn_blocking(move || {
             let began = Instant::now();
-            let result = datapath.scan_flows();
+            let result = datapath.scan_flows(&timeouts);
             Scanned {
                 number,
                 took: began.elapsed(),
@@ -302,7 +381,7 @@ impl Actor {
     fn take_scan(&mut self, scanned: Option<Scanned>) {
         let took = scanned.as_ref().map_or(Duration::ZERO, |s| s.took);
         self.inputs.scan_due = Instant::now() + SCAN_EVERY.max(took * BACKGROUND_SHARE);
-        let (number, scan) = match scanned {
+        let (number, mut scan) = match scanned {
             Some(Scanned {
                 number,
                 result: Ok(scan),
@@ -322,6 +401,7 @@ impl Actor {
         };
         self.note.scan_failure = None;
         self.note.counts.flows_aged += scan.aged;
+        self.kernel.discount(&mut scan);
         for event in self
             .note
             .drains
@@ -335,9 +415,10 @@ impl Actor {
         }
     }
 
-    fn verify(&mut self) {
+    fn verify(&mut self, tables: Option<anyhow::Result<Tables>>) {
         self.note.store_problems = self.store.problems();
-        match self.kernel.verify() {
+        let tables = tables.unwrap_or_else(|| Err(anyhow!("reading the tables panicked")));
+        match tables.and_then(|tables| self.kernel.verify(tables)) {
             Ok(repaired) => {
                 self.note.verify_failure = None;
                 self.note.counts.repairs += repaired.len() as u64;
@@ -348,6 +429,7 @@ impl Actor {
             Err(error) => {
                 tracing::error!("cannot verify the kernel's side: {error:#}");
                 self.note.verify_failure = Some(format!("{error:#}"));
+                self.inputs.retry_due = Some(Instant::now() + RETRY_AFTER);
             }
         }
         if self.world.has_unreachable() {
@@ -361,6 +443,7 @@ impl Actor {
         match &result {
             Ok(()) => {
                 self.inputs.retry_due = None;
+                self.world.settled();
                 self.ready.store(true, Ordering::Release);
                 if failed_before {
                     let text = "the kernel is up to date again".to_owned();
@@ -378,9 +461,7 @@ impl Actor {
     }
 
     fn tell(&mut self, event: Event) {
-        let since = SystemTime::now().duration_since(UNIX_EPOCH);
-        let time_ms = since.map_or(0, |since| since.as_millis() as u64);
-        self.note.events.push(event, time_ms);
+        self.note.events.push(event, utc::now_ms());
     }
 
     fn view(&self) -> View {
@@ -419,6 +500,8 @@ impl Actor {
             let failure = &self.note.last_reload;
             problems.push(format!("the last reload failed: {failure}"));
         }
+        let left_out = self.note.snat_left_out.iter();
+        problems.extend(left_out.map(|address| foreign_source(*address)));
         problems.extend(self.kernel.refused.iter().cloned());
         problems.extend(self.world.conflicts().iter().cloned());
         let settings = diff::settings(&self.began_with, &self.world.layers().file);
@@ -430,4 +513,16 @@ impl Actor {
         }
         problems
     }
+}
+
+fn foreign_source(address: IpAddr) -> String {
+    format!(
+        "`node.snat_addresses`: {address} is no address of this node and is left out; give it to a \
+         device (`ip address add`), or take it off the list"
+    )
+}
+
+fn not_saved(error: anyhow::Error) -> Fault {
+    tracing::error!("cannot save the state: {error:#}");
+    faults::failed(format!("nothing was changed: {error:#}"))
 }

@@ -1,7 +1,7 @@
 //! What requests make of the layers. Pure: each function takes the layers in force and gives
 //! those that should follow, or says why not.
 
-use std::collections::HashSet;
+use std::{collections::HashSet, sync::Arc};
 
 use super::{
     diff, faults,
@@ -13,6 +13,7 @@ use crate::{
     config,
     model::{BackendRef, BackendSpec, Config, Mode, ServiceSpec, WeightOverride},
     state::AddedBackend,
+    utc,
 };
 
 const MAX_PERCENT: u16 = 1000;
@@ -136,20 +137,42 @@ pub(super) fn set_weight(old: &Layers, backend: &BackendRef, weight: WeightOverr
     let mut new = old.clone();
     let said = new.state.overrides.entry(backend.clone()).or_default();
     said.weight = Some(weight);
-    finish(old, new, format!("weight of {backend} set to {words}"))
+    Ok(Change {
+        layers: new,
+        message: format!("weight of {backend} set to {words}"),
+    })
 }
 
-pub(super) fn set_mode(old: &Layers, backend: &BackendRef, mode: Mode) -> Result {
+/// `deadline_ms`, milliseconds since 1970, is for drains only.
+pub(super) fn set_mode(
+    old: &Layers,
+    backend: &BackendRef,
+    mode: Mode,
+    deadline_ms: Option<u64>,
+) -> Result {
     existing(old, backend)?;
+    if deadline_ms.is_some() && mode != Mode::Drain {
+        return Err(faults::invalid(
+            "a deadline goes with `drain` only; leave it out".to_owned(),
+        ));
+    }
     let message = match mode {
-        Mode::Drain => format!("{backend} drains: no new connections, existing ones continue"),
+        Mode::Drain => {
+            let until = deadline_ms.map(|at| format!(" until {}, then end", utc::text(at)));
+            let until = until.unwrap_or_default();
+            format!("{backend} drains: no new connections, existing ones continue{until}")
+        }
         Mode::Maintenance => format!("{backend} in maintenance: no new connections, no probes"),
         Mode::Ready => format!("{backend} ready: takes connections whatever its health"),
     };
     let mut new = old.clone();
     let said = new.state.overrides.entry(backend.clone()).or_default();
     said.mode = Some(mode);
-    finish(old, new, message)
+    said.deadline_ms = deadline_ms;
+    Ok(Change {
+        layers: new,
+        message,
+    })
 }
 
 /// Also forgets overrides of backends that are gone.
@@ -157,7 +180,10 @@ pub(super) fn unset(old: &Layers, backend: &BackendRef, what: UnsetWhat) -> Resu
     let mut new = old.clone();
     let Some(said) = new.state.overrides.get_mut(backend) else {
         existing(old, backend)?;
-        return finish(old, new, format!("{backend} has no override"));
+        return Ok(Change {
+            layers: new,
+            message: format!("{backend} has no override"),
+        });
     };
     let former = said.clone();
     if matches!(what, UnsetWhat::Weight | UnsetWhat::All) {
@@ -165,6 +191,7 @@ pub(super) fn unset(old: &Layers, backend: &BackendRef, what: UnsetWhat) -> Resu
     }
     if matches!(what, UnsetWhat::Mode | UnsetWhat::All) {
         said.mode = None;
+        said.deadline_ms = None;
     }
     let message = if *said == former {
         format!("{backend} has no such override")
@@ -174,7 +201,10 @@ pub(super) fn unset(old: &Layers, backend: &BackendRef, what: UnsetWhat) -> Resu
     if said.is_empty() {
         new.state.overrides.remove(backend);
     }
-    finish(old, new, message)
+    Ok(Change {
+        layers: new,
+        message,
+    })
 }
 
 /// Adds `services` to the CLI layer, in place of those of the same name.
@@ -219,7 +249,7 @@ pub(super) fn apply(old: &Layers, services: Vec<ServiceSpec>) -> Result {
 /// Puts another config file in force.
 pub(super) fn reload(old: &Layers, file: Config) -> Result {
     let mut new = Layers {
-        file,
+        file: Arc::new(file),
         state: old.state.clone(),
     };
     let conflicts = merge::merge(&new.file, &new.state).conflicts;
@@ -253,6 +283,9 @@ pub(super) fn reload(old: &Layers, file: Config) -> Result {
 
 /// What differs between two sets of layers once merged.
 pub(super) fn differences(old: &Layers, new: &Layers) -> Vec<diff::Difference> {
+    if new.differs_in_overrides_only(old) {
+        return Vec::new();
+    }
     let (old, new) = (merged(old), merged(new));
     diff::services(old.iter().map(|s| &s.spec), new.iter().map(|s| &s.spec))
 }
@@ -320,6 +353,13 @@ fn place(service: &Merged, backend: &BackendRef) -> Option<usize> {
 }
 
 fn existing(layers: &Layers, backend: &BackendRef) -> std::result::Result<BackendSpec, Fault> {
+    // What the file says is in force, so there is no need to merge all there is.
+    let in_file = layers.file.services.iter();
+    let in_file = in_file.filter(|service| service.name == backend.service);
+    let mut backends = in_file.flat_map(|service| &service.backends);
+    if let Some(spec) = backends.find(|spec| spec.address == backend.address) {
+        return Ok(spec.clone());
+    }
     let services = merged(layers);
     let owner = find(&services, &backend.service)?;
     let place = place(owner, backend).ok_or_else(|| faults::no_backend(backend, owner))?;

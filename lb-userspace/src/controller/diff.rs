@@ -66,7 +66,7 @@ pub(super) fn services<'a>(
     out
 }
 
-/// Settings of `node` and `admin` that differ. All of them need a restart.
+/// Settings of `node` and `admin` that differ and need a restart.
 pub(super) fn settings(old: &Config, new: &Config) -> Vec<String> {
     let Node {
         interfaces,
@@ -74,6 +74,9 @@ pub(super) fn settings(old: &Config, new: &Config) -> Vec<String> {
         state_dir,
         bpffs,
         limits,
+        // In force at once.
+        timeouts: _,
+        snat: _,
     } = &old.node;
     let Limits {
         connections,
@@ -136,6 +139,7 @@ fn service_fields(old: &ServiceSpec, new: &ServiceSpec) -> Vec<String> {
         tunnel_source,
         policy,
         no_backend,
+        on_backend_down,
         health,
         backends: _,
     } = old;
@@ -159,6 +163,7 @@ fn service_fields(old: &ServiceSpec, new: &ServiceSpec) -> Vec<String> {
     );
     fields.add("policy", policy, new.policy);
     fields.add("no_backend", no_backend, new.no_backend);
+    fields.add("on_backend_down", on_backend_down, new.on_backend_down);
     let Health {
         check,
         port,

@@ -1,6 +1,6 @@
 //! Events about overrides: set, removed, and the last connection of a drained backend gone. Pure.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 
 use super::events::{Event, Reason};
 use crate::{
@@ -8,6 +8,7 @@ use crate::{
     model::{BackendRef, Mode, Override, WeightOverride},
     plan::Placement,
     state::State,
+    utc,
 };
 
 /// Backends that still have connections to lose, each with the number of the last scan begun
@@ -55,17 +56,53 @@ impl Drains {
 }
 
 pub(super) fn override_events(old: &State, new: &State) -> Vec<Event> {
-    let set = new
-        .overrides
-        .iter()
-        .filter(|(backend, said)| old.overrides.get(backend) != Some(said))
-        .map(|(backend, said)| event(Reason::OverrideSet, backend, words(said)));
-    let unset = old
-        .overrides
-        .iter()
-        .filter(|(backend, _)| !new.overrides.contains_key(backend))
-        .map(|(backend, said)| event(Reason::OverrideUnset, backend, words(said)));
-    set.chain(unset).collect()
+    let none = Override::default();
+    let backends: BTreeSet<&BackendRef> =
+        old.overrides.keys().chain(new.overrides.keys()).collect();
+    let mut events = Vec::new();
+    for backend in backends {
+        let said = |state: &'_ State| state.overrides.get(backend).unwrap_or(&none).clone();
+        let (old, new) = (said(old), said(new));
+        let set = Override {
+            mode: new
+                .mode
+                .filter(|_| new.mode != old.mode || new.deadline_ms != old.deadline_ms),
+            weight: new.weight.filter(|_| new.weight != old.weight),
+            deadline_ms: new.deadline_ms,
+        };
+        if !set.is_empty() {
+            events.push(event(Reason::OverrideSet, backend, words(&set).join(", ")));
+        }
+        let unset = Override {
+            mode: old.mode.filter(|_| new.mode.is_none()),
+            weight: old.weight.filter(|_| new.weight.is_none()),
+            deadline_ms: old.deadline_ms,
+        };
+        if !unset.is_empty() {
+            let words = words(&unset).join(", ");
+            let again = match unset.weight {
+                Some(_) => "; the weight is the configured one again",
+                None => "",
+            };
+            events.push(event(
+                Reason::OverrideUnset,
+                backend,
+                format!("no longer {words}{again}"),
+            ));
+        }
+    }
+    events
+}
+
+/// The deadline of a drain has passed, with `active` connections left.
+pub(super) fn deadline_event(backend: &BackendRef, active: u64) -> Event {
+    let left = match active {
+        0 => "no connection is left".to_owned(),
+        1 => "1 connection is reset".to_owned(),
+        active => format!("{active} connections are reset"),
+    };
+    let message = format!("the time to drain is over: {left}");
+    event(Reason::DrainDeadline, backend, message)
 }
 
 fn event(reason: Reason, backend: &BackendRef, message: String) -> Event {
@@ -76,18 +113,20 @@ fn event(reason: Reason, backend: &BackendRef, message: String) -> Event {
     }
 }
 
-fn words(said: &Override) -> String {
+fn words(said: &Override) -> Vec<String> {
     let weight = said.weight.map(|weight| match weight {
         WeightOverride::Absolute(weight) => format!("weight {weight}"),
         WeightOverride::Percent(percent) => format!("weight {percent}%"),
     });
     let mode = said.mode.map(|mode| match mode {
-        Mode::Drain => "drain".to_owned(),
+        Mode::Drain => match said.deadline_ms {
+            Some(at) => format!("drain until {}", utc::text(at)),
+            None => "drain".to_owned(),
+        },
         Mode::Maintenance => "maintenance".to_owned(),
         Mode::Ready => "ready".to_owned(),
     });
-    let words: Vec<String> = mode.into_iter().chain(weight).collect();
-    words.join(", ")
+    mode.into_iter().chain(weight).collect()
 }
 
 #[cfg(test)]
@@ -96,7 +135,10 @@ mod tests {
 
     fn state(mode: Option<Mode>) -> State {
         let backend = "web/10.0.0.1:80".parse().unwrap();
-        let said = Override { mode, weight: None };
+        let said = Override {
+            mode,
+            ..Override::default()
+        };
         State {
             overrides: mode.map(|_| (backend, said)).into_iter().collect(),
             ..State::default()
@@ -157,8 +199,34 @@ mod tests {
         );
         assert_eq!(
             told(drain, None),
-            [(Reason::OverrideUnset, "drain".to_owned())]
+            [(Reason::OverrideUnset, "no longer drain".to_owned())]
         );
         assert_eq!(told(drain, drain), []);
+    }
+
+    #[test]
+    fn what_is_left_of_an_override_is_not_told_again() {
+        let state = |mode, weight| State {
+            overrides: [(
+                "web/10.0.0.1:80".parse().unwrap(),
+                Override {
+                    mode,
+                    weight,
+                    deadline_ms: None,
+                },
+            )]
+            .into(),
+            ..State::default()
+        };
+        let (drain, half) = (Some(Mode::Drain), Some(WeightOverride::Percent(50)));
+        let told = |old: &State, new: &State| {
+            let events = override_events(old, new).into_iter();
+            events.map(|event| (event.reason, event.message)).collect()
+        };
+        let unset: Vec<_> = told(&state(drain, half), &state(drain, None));
+        let message = "no longer weight 50%; the weight is the configured one again";
+        assert_eq!(unset, [(Reason::OverrideUnset, message.to_owned())]);
+        let set: Vec<_> = told(&state(drain, None), &state(drain, half));
+        assert_eq!(set, [(Reason::OverrideSet, "weight 50%".to_owned())]);
     }
 }

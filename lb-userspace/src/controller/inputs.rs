@@ -11,8 +11,10 @@ use tokio::{
 use super::{changes::Change, view::View, world::Layers};
 use crate::{
     api::types::{Fault, Response},
+    config::Parsed,
     datapath::{FlowScan, Route},
     health::Report,
+    reconcile::Tables,
 };
 
 /// Changes of the network come in bursts; this long after the first, all are handled as one.
@@ -31,7 +33,9 @@ pub(super) enum Message {
         decide: Decision,
         reply: oneshot::Sender<Result<Response, Fault>>,
     },
+    /// With the config file as it was read.
     Reload {
+        read: Result<Parsed, Fault>,
         reply: oneshot::Sender<Result<Response, Fault>>,
     },
     View {
@@ -68,10 +72,13 @@ pub(super) enum Input {
     /// `None` if the pass panicked.
     Scanned(Option<Scanned>),
     Routed(Option<Routed>),
+    /// `None` if reading panicked.
+    TablesRead(Option<anyhow::Result<Tables>>),
     RoutesDue,
     ScanDue,
     VerifyDue,
     RetryDue,
+    DeadlineDue,
 }
 
 pub(super) struct Inputs {
@@ -80,11 +87,14 @@ pub(super) struct Inputs {
     pub network: Arc<Notify>,
     pub scan: Option<JoinHandle<Scanned>>,
     pub routes: Option<JoinHandle<Routed>>,
+    pub tables: Option<JoinHandle<anyhow::Result<Tables>>>,
     pub routes_due: Option<Instant>,
     /// When routes may be looked up again.
     pub routes_rest: Instant,
     pub scan_due: Instant,
     pub retry_due: Option<Instant>,
+    /// When the wall clock is to be looked at for the sake of drains.
+    pub deadline_due: Option<Instant>,
     settled: Option<Instant>,
     verify: Interval,
 }
@@ -104,10 +114,12 @@ impl Inputs {
             network,
             scan: None,
             routes: None,
+            tables: None,
             routes_due: None,
             routes_rest: now,
             scan_due: now,
             retry_due: None,
+            deadline_due: None,
             settled: None,
             verify,
         }
@@ -144,14 +156,22 @@ impl Inputs {
                     self.routes = None;
                     return Input::Routed(routes);
                 }
+                tables = joined(&mut self.tables) => {
+                    self.tables = None;
+                    return Input::TablesRead(tables);
+                }
                 () = at(self.retry_due) => {
                     self.retry_due = None;
                     return Input::RetryDue;
                 }
+                () = at(self.deadline_due) => {
+                    self.deadline_due = None;
+                    return Input::DeadlineDue;
+                }
                 () = sleep_until(self.scan_due), if self.scan.is_none() => {
                     return Input::ScanDue;
                 }
-                _ = self.verify.tick() => return Input::VerifyDue,
+                _ = self.verify.tick(), if self.tables.is_none() => return Input::VerifyDue,
             }
         }
     }

@@ -36,6 +36,7 @@ pub(super) fn items(
         tunnel_source: _,
         policy,
         no_backend,
+        on_backend_down,
         health: _,
         backends: _,
     } = &service.merged.spec;
@@ -47,6 +48,7 @@ pub(super) fn items(
         policy: policy.to_string(),
         snat: snat.to_string(),
         no_backend: no_backend.to_string(),
+        on_backend_down: on_backend_down.to_string(),
         backends: backends.len() as u32,
         healthy_backends: healthy(&backends),
         active_connections: backends.iter().map(|b| b.active_connections).sum(),

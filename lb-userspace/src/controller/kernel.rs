@@ -7,13 +7,13 @@ use lb_common::abi::{Backend, backend_state};
 
 use super::{
     totals::{Life, Totals},
-    world::{Transition, World},
+    world::{Touched, Transition, World},
 };
 use crate::{
     datapath::{Datapath, FlowScan, Route},
     model::BackendRef,
     plan::{Admit, Installed, Placement},
-    reconcile::Reconciler,
+    reconcile::{Reconciler, Tables},
 };
 
 /// Durations kept for a snapshot that nobody takes.
@@ -33,6 +33,8 @@ pub(super) struct Kernel {
     reconciler: Reconciler,
     /// Backends came or went since the last pass that succeeded.
     moved: bool,
+    /// A repair failed: services nobody touched may not be as planned.
+    damaged: bool,
     /// Number of the last scan begun when backends came or went.
     moved_at: u64,
 }
@@ -49,6 +51,7 @@ impl Kernel {
             failure: None,
             seconds: Vec::new(),
             moved: true,
+            damaged: false,
             moved_at: 0,
         })
     }
@@ -61,6 +64,23 @@ impl Kernel {
     pub(super) fn note_moves(&mut self, scan: u64) {
         self.moved = true;
         self.moved_at = scan;
+    }
+
+    /// Leaves out the connections of backends whose time to drain is over: they have ended, whether
+    /// their clients have heard of it or not.
+    pub(super) fn discount(&self, scan: &mut FlowScan) {
+        let backends = &self.installed().backends;
+        let is_closed = |b: &Backend| b.state == backend_state::CLOSED;
+        scan.active
+            .retain(|slot, _| !backends.get(slot).is_some_and(is_closed));
+    }
+
+    /// Open connections of a backend as of the last scan.
+    pub(super) fn active(&self, backend: &BackendRef) -> u64 {
+        let slot = self.placement.slots.get(backend);
+        let scan = slot.zip(self.scan.as_ref());
+        let active = scan.and_then(|(slot, scan)| scan.active.get(slot));
+        active.copied().unwrap_or(0)
     }
 
     /// Takes in the scan begun as the `number`th. Slots are freed only by a scan that began after
@@ -93,31 +113,57 @@ impl Kernel {
 
     /// Brings the kernel to what `world` desires. A failure is kept in [`Kernel::failure`].
     pub(super) fn apply(&mut self, world: &World) -> Result<(), String> {
-        let leaving = self.moved.then(|| self.leaving(world));
         let began = Instant::now();
-        let present = self.scan.as_ref().map(|scan| &scan.present);
-        let result = self.reconciler.apply(world.desired(), present);
+        let result = match self.apply_part(world) {
+            Ok(None) => self.apply_all(world),
+            Ok(Some(changes)) => Ok(changes),
+            Err(error) => Err(error),
+        };
         if self.seconds.len() < MAX_SECONDS {
             self.seconds.push(began.elapsed().as_secs_f64());
         }
-        let applied = result.map_err(|error| {
-            let text = format!("{error:#}");
-            self.failure = Some(text.clone());
-            text
-        })?;
-        tracing::debug!(
-            changes = applied.changes,
-            took = ?began.elapsed(),
-            "brought the kernel up to date"
-        );
-        self.failure = None;
+        match result {
+            Ok(changes) => {
+                let took = began.elapsed();
+                tracing::debug!(changes, ?took, "brought the kernel up to date");
+                self.failure = None;
+                Ok(())
+            }
+            Err(error) => {
+                let text = format!("{error:#}");
+                self.failure = Some(text.clone());
+                Err(text)
+            }
+        }
+    }
+
+    /// Where nothing came or went and all is well otherwise, only what was touched is looked at:
+    /// `None` if it is not so.
+    fn apply_part(&mut self, world: &World) -> anyhow::Result<Option<usize>> {
+        let Touched::Some(places) = world.touched() else {
+            return Ok(None);
+        };
+        let is_well = self.failure.is_none() && self.refused.is_empty() && !self.damaged;
+        if self.moved || !is_well {
+            return Ok(None);
+        }
+        let placement = &self.placement;
+        self.reconciler
+            .apply_part(world.desired(), places, placement)
+    }
+
+    fn apply_all(&mut self, world: &World) -> anyhow::Result<usize> {
+        let leaving = self.moved.then(|| self.leaving(world));
+        let present = self.scan.as_ref().map(|scan| &scan.present);
+        let applied = self.reconciler.apply(world.desired(), present)?;
         self.refused = applied.refused;
         self.placement = Arc::new(applied.placement);
+        self.damaged = false;
         if let Some(leaving) = leaving {
             self.settle(leaving, world);
             self.moved = false;
         }
-        Ok(())
+        Ok(applied.changes)
     }
 
     /// Stops new connections to backends that failed, at once: the pass that must follow takes
@@ -144,9 +190,19 @@ impl Kernel {
         }
     }
 
-    /// Reads the kernel back and repairs it; what was repaired, in words.
-    pub(super) fn verify(&mut self) -> anyhow::Result<Vec<String>> {
-        let mut repaired = self.reconciler.verify()?;
+    /// Reads what [`Kernel::verify`] wants, away from this.
+    pub(super) fn begin_verify(
+        &mut self,
+    ) -> impl FnOnce() -> anyhow::Result<Tables> + Send + 'static {
+        self.reconciler.begin_verify()
+    }
+
+    /// Reads the kernel back and repairs it; what was repaired, in words. After an error the next
+    /// pass makes up for it.
+    pub(super) fn verify(&mut self, tables: Tables) -> anyhow::Result<Vec<String>> {
+        let verified = self.reconciler.verify(tables);
+        self.damaged |= verified.is_err();
+        let mut repaired = verified?;
         repaired.extend(self.datapath.repair_attachments()?);
         Ok(repaired)
     }

@@ -28,7 +28,7 @@ mod testing;
 mod tests;
 
 use std::{
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -36,7 +36,7 @@ use std::{
 };
 
 use tokio::{
-    sync::{Notify, mpsc, oneshot},
+    sync::{Mutex, Notify, mpsc, oneshot},
     task::spawn_blocking,
 };
 
@@ -49,6 +49,7 @@ use self::{
 };
 use crate::{
     api::types::{BackendItem, Fault, Request, Response, ServiceItem, StatusItem},
+    config::{self, Parsed},
     datapath::{Datapath, MapFill},
     health::Checks,
     model::Config,
@@ -62,6 +63,10 @@ pub struct Handle {
     network: Arc<Notify>,
     ready: Arc<AtomicBool>,
     datapath: Arc<dyn Datapath>,
+    config_file: Option<Arc<Path>>,
+    /// Held from the reading of the config file until it is in force: of two reloads the one that
+    /// read last counts.
+    reloading: Arc<Mutex<()>>,
 }
 
 /// What `/metrics` shows, taken in one go.
@@ -102,8 +107,12 @@ pub fn start(
     for (backend, value) in &state.overrides {
         tracing::info!(%backend, ?value, "override in force");
     }
+    let began_with = Config {
+        services: Vec::new(),
+        ..config.clone()
+    };
     let layers = Layers {
-        file: config.clone(),
+        file: Arc::new(config),
         state,
     };
     let inherited = inherit::verdicts(kernel.installed(), &layers);
@@ -120,8 +129,8 @@ pub fn start(
         note: Notes::new(store.problems()),
         store,
         checks: Checks::new(reports_sender),
-        config_file,
-        began_with: config,
+        config_file: config_file.clone(),
+        began_with,
         ready: ready.clone(),
     };
     tokio::spawn(actor.run());
@@ -130,6 +139,8 @@ pub fn start(
         network,
         ready,
         datapath,
+        config_file: config_file.map(Arc::from),
+        reloading: Arc::default(),
     })
 }
 
@@ -191,8 +202,14 @@ impl Handle {
         .await?
     }
 
+    /// Reads the file away from the controller's task, which a large one would hold up.
     async fn reload(&self) -> Result<Response, Fault> {
-        self.ask(|reply| Message::Reload { reply }).await?
+        let _turn = self.reloading.lock().await;
+        let file = self.config_file.clone();
+        let read = spawn_blocking(move || read_config(file.as_deref()))
+            .await
+            .unwrap_or_else(|error| Err(faults::failed(format!("the reload failed: {error}"))));
+        self.ask(|reply| Message::Reload { read, reply }).await?
     }
 
     async fn ask<T>(
@@ -204,6 +221,16 @@ impl Handle {
         self.messages.send(message(reply)).map_err(|_| stopping())?;
         answer.await.map_err(|_| stopping())
     }
+}
+
+fn read_config(path: Option<&Path>) -> Result<Parsed, Fault> {
+    let path = path.ok_or_else(|| {
+        faults::refused("lbd was started without a config file; use `lbctl apply FILE`")
+    })?;
+    let file = path.display().to_string();
+    let text = std::fs::read_to_string(path)
+        .map_err(|error| faults::failed(format!("cannot read {file}: {error}")))?;
+    config::parse(&text, &file).map_err(|invalid| faults::invalid(invalid.to_string()))
 }
 
 fn take_snapshot(view: &View, datapath: &dyn Datapath, reconcile_seconds: Vec<f64>) -> Snapshot {

@@ -21,6 +21,7 @@ pub(super) fn service(name: &str, listen: &str, backends: &[&str]) -> ServiceSpe
         tunnel_source: Vec::new(),
         policy: Default::default(),
         no_backend: Default::default(),
+        on_backend_down: Default::default(),
         health: Health::default(),
         backends: backends.iter().map(|a| backend(a, 100)).collect(),
     }

@@ -6,10 +6,7 @@ mod requests;
 
 use std::{
     path::{Path, PathBuf},
-    sync::{
-        Arc,
-        atomic::{AtomicU32, Ordering},
-    },
+    sync::Arc,
     time::Duration,
 };
 
@@ -19,29 +16,24 @@ use crate::{
     config,
     datapath::{Capacity, memory::Memory},
     model::{BackendRef, Config, Health, HealthCheck, ServiceSpec},
+    testing::Directory,
 };
 
 /// A daemon's surroundings: kernel, state directory and config file outlive the controller.
 struct Bed {
     memory: Arc<Memory>,
-    directory: PathBuf,
+    directory: Directory,
 }
 
 impl Bed {
     fn new() -> Self {
-        static NUMBER: AtomicU32 = AtomicU32::new(0);
-        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
-        let name = format!("lbd-controller-{}-{number}", std::process::id());
-        let directory = std::env::temp_dir().join(name);
-        let _ = std::fs::remove_dir_all(&directory);
-        std::fs::create_dir_all(&directory).unwrap();
         let capacity = Capacity {
             services: 2048,
             backends: 32_768,
         };
         Self {
             memory: Arc::new(Memory::new(capacity)),
-            directory,
+            directory: Directory::new("controller"),
         }
     }
 
@@ -52,11 +44,11 @@ impl Bed {
     }
 
     fn state(&self) -> PathBuf {
-        self.directory.join("state")
+        self.directory.path().join("state")
     }
 
     fn file(&self) -> PathBuf {
-        self.directory.join("lbd.yaml")
+        self.directory.path().join("lbd.yaml")
     }
 
     /// Writes the config file and starts with it; returns once the kernel is up to date.
@@ -66,12 +58,6 @@ impl Bed {
         let handle = start(config, Some(self.file()), self.memory.clone()).unwrap();
         until("ready", async || handle.is_ready()).await;
         handle
-    }
-}
-
-impl Drop for Bed {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.directory);
     }
 }
 

@@ -51,11 +51,11 @@ impl View {
     pub(super) fn stopped() -> Self {
         Self {
             layers: Arc::new(Layers {
-                file: Config {
+                file: Arc::new(Config {
                     node: Node::default(),
                     admin: Admin::default(),
                     services: Vec::new(),
-                },
+                }),
                 state: State::default(),
             }),
             services: Vec::new(),

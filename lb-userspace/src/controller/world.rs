@@ -2,7 +2,7 @@
 //! should hold because of them. No I/O: routes and verdicts come in as arguments.
 
 use std::{
-    collections::{BTreeMap, HashMap, HashSet},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     net::IpAddr,
     sync::Arc,
 };
@@ -22,8 +22,18 @@ use crate::{
 /// What people said: the config file, and `lbctl`.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) struct Layers {
-    pub file: Config,
+    pub file: Arc<Config>,
     pub state: State,
+}
+
+impl Layers {
+    /// No service or backend differs, at most overrides do. May say no where the answer is yes:
+    /// two readings of a config file are not compared.
+    pub(super) fn differs_in_overrides_only(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.file, &other.file)
+            && self.state.services == other.state.services
+            && self.state.backends == other.state.backends
+    }
 }
 
 /// One service in force and what is observed of its backends. Cheap to share with readers.
@@ -38,6 +48,8 @@ pub(super) struct Service {
 #[derive(Clone, Debug)]
 pub(super) struct Observed {
     pub said: Override,
+    /// The deadline of its drain has passed.
+    pub overdue: bool,
     pub verdict: Verdict,
     pub via: Via,
     /// Probes by result.
@@ -52,13 +64,38 @@ pub(super) struct Transition {
     pub after: Effective,
 }
 
+/// Services that may not be in the kernel as they are desired.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) enum Touched {
+    /// Any, and others may be there that are not desired.
+    All,
+    /// By their place; all others are as they were when the kernel was last brought up to date,
+    /// and none of these got or lost a backend.
+    Some(BTreeSet<usize>),
+}
+
+/// What other layers brought about.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Relayered {
+    /// Services or backends may have come, gone, or been configured otherwise.
+    pub moved: bool,
+    /// What is to be probed may be another.
+    pub probes: bool,
+}
+
 pub(super) struct World {
     layers: Arc<Layers>,
+    /// Of the merge, without those of overrides.
+    merge_conflicts: Vec<String>,
     conflicts: Vec<String>,
+    touched: Touched,
     services: Vec<Arc<Service>>,
     places: HashMap<String, usize>,
     routes: HashMap<IpAddr, Route>,
     desired: Desired,
+    /// The latest wall-clock time that was told, in milliseconds since 1970. It does not go back: what
+    /// has ended has ended.
+    clock_ms: u64,
 }
 
 impl Service {
@@ -86,6 +123,7 @@ impl Service {
             said: &observed.said,
             verdict: &observed.verdict,
             via: observed.via,
+            overdue: observed.overdue,
         }
     }
 
@@ -98,6 +136,7 @@ impl Service {
             forwarding: spec.forwarding,
             policy: spec.policy,
             no_backend: spec.no_backend,
+            on_backend_down: spec.on_backend_down,
             backends: self.facts().map(effective::desired).collect(),
         }
     }
@@ -113,11 +152,14 @@ impl World {
     ) -> Self {
         let mut world = Self {
             layers: Arc::new(layers),
+            merge_conflicts: Vec::new(),
             conflicts: Vec::new(),
+            touched: Touched::All,
             services: Vec::new(),
             places: HashMap::new(),
             routes: HashMap::new(),
             desired: Desired::default(),
+            clock_ms: 0,
         };
         world.rebuild(
             |backend, _| Former {
@@ -130,8 +172,18 @@ impl World {
     }
 
     /// Puts other layers in place of these; what is observed of backends that stay is kept.
-    pub(super) fn relayer(&mut self, layers: Layers, route: impl FnMut(IpAddr) -> Option<Route>) {
-        self.layers = Arc::new(layers);
+    pub(super) fn relayer(
+        &mut self,
+        layers: Layers,
+        route: impl FnMut(IpAddr) -> Option<Route>,
+    ) -> Relayered {
+        let old = std::mem::replace(&mut self.layers, Arc::new(layers));
+        if self.layers.differs_in_overrides_only(&old) {
+            return Relayered {
+                moved: false,
+                probes: self.overrule(&old.state),
+            };
+        }
         let former: HashMap<BackendRef, Former> = self
             .services
             .iter()
@@ -160,6 +212,87 @@ impl World {
             },
             route,
         );
+        Relayered {
+            moved: true,
+            probes: true,
+        }
+    }
+
+    /// Puts the layers' overrides in place of those of `old`. Says whether that starts or ends a
+    /// maintenance, during which nothing is probed.
+    fn overrule(&mut self, old: &State) -> bool {
+        let layers = self.layers.clone();
+        let (old, new) = (&old.overrides, &layers.state.overrides);
+        let backends: BTreeSet<&BackendRef> = old.keys().chain(new.keys()).collect();
+        let mut probes = false;
+        for backend in backends {
+            if old.get(backend) == new.get(backend) {
+                continue;
+            }
+            let Some((at, place)) = self.find(backend) else {
+                continue;
+            };
+            let observed = &mut Arc::make_mut(&mut self.services[at]).observed[place];
+            let is_maintained = |said: &Override| said.mode == Some(Mode::Maintenance);
+            let was_maintained = is_maintained(&observed.said);
+            observed.said = new.get(backend).cloned().unwrap_or_default();
+            observed.overdue = is_overdue(&observed.said, self.clock_ms);
+            if was_maintained != is_maintained(&observed.said) {
+                probes = true;
+                if was_maintained {
+                    // Whatever was repaired must prove itself: the old verdict says nothing.
+                    observed.verdict = Former::default().verdict();
+                }
+            }
+            self.touch(at, place);
+        }
+        self.note_conflicts();
+        probes
+    }
+
+    fn find(&self, backend: &BackendRef) -> Option<(usize, usize)> {
+        let at = *self.places.get(&backend.service)?;
+        let specs = &self.services[at].merged.spec.backends;
+        let place = specs.iter().position(|s| s.address == backend.address)?;
+        Some((at, place))
+    }
+
+    /// Has the kernel hear of a backend that is observed or overridden otherwise.
+    fn touch(&mut self, at: usize, place: usize) {
+        let fact = self.services[at].fact(place);
+        self.desired.services[at].backends[place] = effective::desired(fact);
+        if let Touched::Some(places) = &mut self.touched {
+            places.insert(at);
+        }
+    }
+
+    /// Takes in what time it is. Gives the backends whose deadline to drain has passed since.
+    pub(super) fn pass_time(&mut self, now_ms: u64) -> Vec<BackendRef> {
+        self.clock_ms = self.clock_ms.max(now_ms);
+        let layers = self.layers.clone();
+        let mut passed = Vec::new();
+        for (backend, said) in &layers.state.overrides {
+            if !is_overdue(said, self.clock_ms) {
+                continue;
+            }
+            let Some((at, place)) = self.find(backend) else {
+                continue;
+            };
+            if self.services[at].observed[place].overdue {
+                continue;
+            }
+            Arc::make_mut(&mut self.services[at]).observed[place].overdue = true;
+            self.touch(at, place);
+            passed.push(backend.clone());
+        }
+        passed
+    }
+
+    /// The next deadline to come, in milliseconds since 1970.
+    pub(super) fn next_deadline(&self) -> Option<u64> {
+        let said = self.layers.state.overrides.values();
+        let deadlines = said.filter_map(|said| said.deadline_ms);
+        deadlines.filter(|at| *at > self.clock_ms).min()
     }
 
     /// Takes in one probe's result; `Some` if the verdict changed with it. Reports about
@@ -172,10 +305,8 @@ impl World {
             result,
             duration: _,
         } = report;
-        let at = *self.places.get(&backend.service)?;
+        let (at, place) = self.find(&backend)?;
         let service = &self.services[at];
-        let specs = &service.merged.spec.backends;
-        let place = specs.iter().position(|s| s.address == backend.address)?;
         if service.observed[place].said.mode == Some(Mode::Maintenance) {
             return None;
         }
@@ -187,9 +318,8 @@ impl World {
         *observed.probes.entry(result).or_default() += 1;
 
         let before = before?;
-        let service = &self.services[at];
-        self.desired.services[at].backends[place] = effective::desired(service.fact(place));
-        let after = effective::effective(service.fact(place));
+        self.touch(at, place);
+        let after = effective::effective(self.services[at].fact(place));
         Some(Transition {
             backend,
             before,
@@ -202,8 +332,9 @@ impl World {
     pub(super) fn reroute(&mut self, routes: HashMap<IpAddr, Route>) -> Vec<Transition> {
         self.routes.extend(routes);
         let mut transitions = Vec::new();
-        for (service, desired) in self.services.iter_mut().zip(&mut self.desired.services) {
-            for place in 0..service.observed.len() {
+        for at in 0..self.services.len() {
+            for place in 0..self.services[at].observed.len() {
+                let service = &mut self.services[at];
                 let spec = &service.merged.spec;
                 let address = spec.backends[place].address;
                 let via =
@@ -214,15 +345,25 @@ impl World {
                 let before = effective::effective(service.fact(place));
                 Arc::make_mut(service).observed[place].via = via;
                 let after = effective::effective(service.fact(place));
-                desired.backends[place] = effective::desired(service.fact(place));
+                let backend = service.reference(&service.merged.spec.backends[place]);
+                self.touch(at, place);
                 transitions.push(Transition {
-                    backend: service.reference(&service.merged.spec.backends[place]),
+                    backend,
                     before,
                     after,
                 });
             }
         }
         transitions
+    }
+
+    pub(super) fn touched(&self) -> &Touched {
+        &self.touched
+    }
+
+    /// The kernel holds what is desired.
+    pub(super) fn settled(&mut self) {
+        self.touched = Touched::Some(BTreeSet::new());
     }
 
     pub(super) fn layers(&self) -> &Arc<Layers> {
@@ -307,6 +448,7 @@ impl World {
                         self.routes.insert(ip, known.unwrap_or(NO_ROUTE));
                     }
                     Observed {
+                        overdue: is_overdue(&said, self.clock_ms),
                         said,
                         verdict: former.verdict(),
                         via: effective::via(&merged.spec, ip, self.routes.get(&ip).copied()),
@@ -327,26 +469,26 @@ impl World {
             .collect();
         self.desired.services = self.services.iter().map(|s| s.desired()).collect();
 
-        let present: HashSet<BackendRef> = self
-            .services
-            .iter()
-            .flat_map(|s| s.merged.spec.backends.iter().map(|b| s.reference(b)))
-            .collect();
-        conflicts.extend(
-            layers
-                .state
-                .overrides
-                .keys()
-                .filter(|backend| !present.contains(backend))
-                .map(|backend| {
-                    format!(
-                        "the override of {backend} applies to no backend; `lbctl unset {backend}` \
-                         forgets it"
-                    )
-                }),
-        );
-        self.conflicts = conflicts;
+        self.merge_conflicts = conflicts;
+        self.touched = Touched::All;
+        self.note_conflicts();
     }
+
+    fn note_conflicts(&mut self) {
+        let overrides = self.layers.state.overrides.keys();
+        let stray = overrides.filter(|backend| self.find(backend).is_none());
+        let stray = stray.map(|backend| {
+            format!(
+                "the override of {backend} applies to no backend; `lbctl unset {backend}` \
+                 forgets it"
+            )
+        });
+        self.conflicts = self.merge_conflicts.iter().cloned().chain(stray).collect();
+    }
+}
+
+fn is_overdue(said: &Override, now_ms: u64) -> bool {
+    said.mode == Some(Mode::Drain) && said.deadline_ms.is_some_and(|at| at <= now_ms)
 }
 
 const NO_ROUTE: Route = Route {

@@ -132,6 +132,7 @@ fn cleanup(file: &Path) -> anyhow::Result<()> {
 }
 
 fn start(file: &Path, DatapathLog(log_level): DatapathLog) -> anyhow::Result<()> {
+    share_memory();
     let Parsed { config, warnings } = load(file)?;
     for warning in warnings {
         let (line, column) = (warning.line, warning.column);
@@ -143,6 +144,17 @@ fn start(file: &Path, DatapathLog(log_level): DatapathLog) -> anyhow::Result<()>
         .build()
         .context("cannot start the runtime")?
         .block_on(live(config, file, Options { log_level }))
+}
+
+/// Has all threads allocate from one arena. With one each, what the threads of a start or of a
+/// request leave free is of no use to the others: 60 MiB resident instead of 37 with 20,000
+/// backends.
+fn share_memory() {
+    // SAFETY: no pointers, and there is no other thread yet.
+    #[cfg(target_env = "gnu")]
+    unsafe {
+        libc::mallopt(libc::M_ARENA_MAX, 1);
+    }
 }
 
 async fn live(config: Config, file: &Path, options: Options) -> anyhow::Result<()> {

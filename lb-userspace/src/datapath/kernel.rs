@@ -9,7 +9,7 @@ use std::{
 use anyhow::{Result, ensure};
 use lb_common::abi::{
     ABI_VERSION, Address, Backend, BackendCounters, Be16, Config, Pod, Service, ServiceKey, V4, V6,
-    backend_state, protocol,
+    backend_state, protocol, source_slot,
 };
 use tracing::warn;
 
@@ -18,14 +18,16 @@ use super::{
     attach::Hooks,
     attachments::Attachments,
     clock::Clock,
+    flows::Age,
     load, log,
     maps::{Hash, Maps},
-    ports, preflight, route,
+    ports, preflight,
+    route::Routes,
     scan::Scanner,
     undo::Undo,
 };
 pub use super::{cleanup::cleanup, log::Level};
-use crate::model::{Limits, Node, Protocol};
+use crate::model::{Limits, Node, Protocol, SnatPool, Timeouts};
 
 /// Answers (RST, ICMP) per second and CPU: enough for people, too few to be a weapon.
 const REJECTS_PER_SECOND: u32 = 1000;
@@ -43,6 +45,9 @@ pub struct Kernel {
     hz: u32,
     limits: Limits,
     scanner: Scanner,
+    routes: Routes,
+    /// First port and number of ports that SNAT takes unless others are configured.
+    snat_ports: (u16, u16),
     attachments: Mutex<Attachments>,
     _root: preflight::PinRoot,
 }
@@ -79,7 +84,8 @@ impl Kernel {
         let begin = clock.read()?;
         let hooks = Hooks::load(ebpf, &root.path)?;
         let hz = clock.calibrate(begin)?;
-        write_config(&maps, hz)?;
+        let snat_ports = ports::snat();
+        write_config(&maps, hz, snat_ports)?;
         let attachments = Attachments::start(hooks, Undo::open(&node.state_dir)?, node)?;
         let kernel = Self {
             maps,
@@ -87,6 +93,8 @@ impl Kernel {
             hz,
             limits: node.limits.clone(),
             scanner: Scanner::default(),
+            routes: Routes::default(),
+            snat_ports,
             attachments: Mutex::new(attachments),
             _root: root,
         };
@@ -161,6 +169,29 @@ impl Datapath for Kernel {
         Ok(found)
     }
 
+    fn set_echo(&self, address: IpAddr) -> Result<()> {
+        // That there is an entry is all that is asked of it.
+        let entry = Service::default();
+        match echo_key(address) {
+            Key::V4(key) => self.maps.services4.set(&key, &entry),
+            Key::V6(key) => self.maps.services6.set(&key, &entry),
+        }
+    }
+
+    fn remove_echo(&self, address: IpAddr) -> Result<()> {
+        match echo_key(address) {
+            Key::V4(key) => self.maps.services4.remove(&key)?,
+            Key::V6(key) => self.maps.services6.remove(&key)?,
+        };
+        Ok(())
+    }
+
+    fn echoes(&self) -> Result<Vec<IpAddr>> {
+        let mut found = echoes(&self.maps.services4, protocol::ICMP, V4::ip)?;
+        found.extend(echoes(&self.maps.services6, protocol::ICMPV6, V6::ip)?);
+        Ok(found)
+    }
+
     fn set_backend(&self, slot: u32, backend: &Backend) -> Result<()> {
         self.maps.backends.set(slot, backend)
     }
@@ -198,12 +229,44 @@ impl Datapath for Kernel {
         (0..self.maps.drops.len()).map(total).collect()
     }
 
-    fn scan_flows(&self) -> Result<FlowScan> {
-        self.scanner.scan(&self.maps, self.clock.now(self.hz)?)
+    fn scan_flows(&self, timeouts: &Timeouts) -> Result<FlowScan> {
+        let now = self.clock.now(self.hz)?;
+        self.scanner.scan(&self.maps, Age::new(now, timeouts))
+    }
+
+    fn set_snat(&self, pool: &SnatPool) -> Result<Vec<IpAddr>> {
+        let (mut own, mut foreign) = (Vec::new(), Vec::new());
+        for address in &pool.addresses {
+            match self.routes.is_own(*address)? {
+                true => own.push(*address),
+                false => foreign.push(*address),
+            }
+        }
+        let former = self.maps.config.get(0)?;
+        let (snat_first, snat_count) = match pool.ports {
+            Some((first, last)) => (first, last - first + 1),
+            None => self.snat_ports,
+        };
+        let mut config = Config {
+            sources: [0; 2],
+            snat_first,
+            snat_count,
+            ..former
+        };
+        for address in own {
+            let number = &mut config.sources[usize::from(address.is_ipv6())];
+            let slot = source_slot(address.is_ipv6(), *number);
+            self.maps.sources.set(slot, &words(address))?;
+            *number += 1;
+        }
+        if config != former {
+            self.maps.config.set(0, &config)?;
+        }
+        Ok(foreign)
     }
 
     fn route(&self, address: IpAddr) -> Result<Route> {
-        route::route(address)
+        self.routes.route(address)
     }
 
     fn capacity(&self) -> Capacity {
@@ -243,10 +306,14 @@ fn warn_of_other_versions(root: &preflight::PinRoot) -> Result<()> {
 
 /// The epoch goes on from the former daemon's, so that next hops cached in its time are looked up
 /// anew.
-fn write_config(maps: &Maps, hz: u32) -> Result<()> {
+fn write_config(maps: &Maps, hz: u32, snat_ports: (u16, u16)) -> Result<()> {
     let former: Config = maps.config.get(0)?;
     ensure!(hz != 0, "the clock does not tick");
-    let (snat_first, snat_count) = ports::snat();
+    let (snat_first, snat_count) = match former.snat_count {
+        0 => snat_ports,
+        // The controller says whether another pool is wanted.
+        count => (former.snat_first, count),
+    };
     maps.config.set(
         0,
         &Config {
@@ -255,9 +322,17 @@ fn write_config(maps: &Maps, hz: u32) -> Result<()> {
             rejects_per_second: REJECTS_PER_SECOND,
             snat_first,
             snat_count,
-            reserved: [0; 4],
+            sources: former.sources,
+            reserved: former.reserved,
         },
     )
+}
+
+fn words(address: IpAddr) -> [u32; 4] {
+    match address {
+        IpAddr::V4(ip) => V4::from(ip).to_words(),
+        IpAddr::V6(ip) => V6::from(ip).to_words(),
+    }
 }
 
 fn next_epoch(epoch: u32) -> u32 {
@@ -290,13 +365,34 @@ where
 {
     let listen = |(key, service): (ServiceKey<A>, Service)| {
         let protocol = match key.protocol {
+            protocol::TCP => Protocol::Tcp,
             protocol::UDP => Protocol::Udp,
-            _ => Protocol::Tcp,
+            _ => return None,
         };
         let address = SocketAddr::new(ip(key.address), key.port.get());
-        (Listen { address, protocol }, service)
+        Some((Listen { address, protocol }, service))
     };
-    Ok(map.all()?.into_iter().map(listen).collect())
+    Ok(map.all()?.into_iter().filter_map(listen).collect())
+}
+
+fn echo_key(address: IpAddr) -> Key {
+    match address {
+        IpAddr::V4(ip) => Key::V4(ServiceKey::echo(ip.into(), protocol::ICMP)),
+        IpAddr::V6(ip) => Key::V6(ServiceKey::echo(ip.into(), protocol::ICMPV6)),
+    }
+}
+
+fn echoes<A: Address>(
+    map: &Hash<ServiceKey<A>, Service>,
+    icmp: u8,
+    ip: impl Fn(A) -> IpAddr,
+) -> Result<Vec<IpAddr>>
+where
+    ServiceKey<A>: Pod + PartialEq,
+{
+    let keys = map.all()?.into_iter().map(|(key, _)| key);
+    let echoes = keys.filter(|key| *key == ServiceKey::echo(key.address, icmp));
+    Ok(echoes.map(|key| ip(key.address)).collect())
 }
 
 fn sum(total: BackendCounters, one: BackendCounters) -> BackendCounters {

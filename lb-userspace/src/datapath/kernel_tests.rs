@@ -1,8 +1,12 @@
 //! The daemon's side of the kernel, against this machine's kernel.
 
-use std::{collections::BTreeSet, net::SocketAddr, path::Path};
+use std::{
+    collections::BTreeSet,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+};
 
-use lb_common::abi::{Backend, Config, Service, backend_state};
+use lb_common::abi::{ABI_VERSION, Backend, Config, Service, backend_state};
 
 use super::{
     Datapath, Listen, OBJECT,
@@ -13,7 +17,7 @@ use super::{
     testing::{TempDir, ip_commands, isolated, sh},
     undo::Undo,
 };
-use crate::model::{Interfaces, Limits, Node, Protocol, XdpMode};
+use crate::model::{Interfaces, Limits, Node, Protocol, SnatPool, Timeouts, XdpMode};
 
 /// A node with the devices `one` (whose peer is `far`) and `two`, and a place for its state.
 struct World {
@@ -44,6 +48,8 @@ impl World {
                 services: 64,
                 backends: 5000,
             },
+            timeouts: Timeouts::default(),
+            snat: SnatPool::default(),
         };
         Self {
             node,
@@ -66,6 +72,11 @@ impl World {
         let index = index.trim();
         sys::pinned_link(&self.node.bpffs.join(format!("lbd/links/{index}-{hook}"))).unwrap()
     }
+}
+
+/// Where the maps are.
+fn pins(bpffs: &Path) -> PathBuf {
+    bpffs.join(format!("lbd/{ABI_VERSION}"))
 }
 
 fn attached(kernel: &Kernel) -> Vec<(String, String)> {
@@ -111,6 +122,10 @@ fn a_restart_adopts_maps_and_replaces_programs_in_place() {
         for listen in services {
             first.set_service(listen, &service).unwrap();
         }
+        let echoes = services.map(|listen| listen.address.ip());
+        for address in echoes {
+            first.set_echo(address).unwrap();
+        }
         first.set_backend(4999, &backend(7)).unwrap();
         first.set_port_word(17, 0xff).unwrap();
         first.set_table(6, &[4, 5, 6]).unwrap();
@@ -142,6 +157,14 @@ fn a_restart_adopts_maps_and_replaces_programs_in_place() {
             .map(|(l, _)| l)
             .collect();
         assert_eq!(found, services.into());
+        let found: BTreeSet<_> = second.echoes().unwrap().into_iter().collect();
+        assert_eq!(found, echoes.into());
+        for address in echoes {
+            second.remove_echo(address).unwrap();
+            second.remove_echo(address).unwrap();
+        }
+        assert!(second.echoes().unwrap().is_empty());
+        assert_eq!(second.services().unwrap().len(), 2);
         assert_eq!(second.backends().unwrap(), [(4999, backend(7))]);
         assert_eq!(second.port_words().unwrap()[17], 0xff);
         assert_eq!(second.port_words().unwrap().len(), 4096);
@@ -179,7 +202,7 @@ fn a_detached_program_is_attached_again() {
     isolated(|bpffs| {
         let world = World::new(bpffs, &["one"], XdpMode::Auto);
         let kernel = world.start();
-        for hook in ["xdp", "tc"] {
+        for hook in ["xdp", "tc", "egress"] {
             let id = world.link("one", hook).unwrap().id;
             sh(&format!("bpftool link detach id {id}"));
             assert_eq!(world.link("one", hook).unwrap().ifindex, 0);
@@ -220,7 +243,11 @@ fn without_tcx_filters_do() {
         let mut hooks = load();
         for name in ["one", "two"] {
             let (_, changed) = hooks.serve(&device(name), XdpMode::Off, &mut undo).unwrap();
-            assert_eq!(changed, [format!("{name}: attached at tc with lbd_tc")]);
+            let expected = [
+                format!("{name}: attached at tc ingress with lbd_tc"),
+                format!("{name}: attached at tc egress with lbd_egress"),
+            ];
+            assert_eq!(changed, expected);
             assert!(shown(name).contains("lbd_tc"), "{}", shown(name));
         }
         let before = shown("one");
@@ -231,19 +258,22 @@ fn without_tcx_filters_do() {
         let mut changes = |xdp| hooks.serve(&device("one"), xdp, &mut undo).unwrap().1;
         assert_eq!(
             changes(XdpMode::Off),
-            ["one: replaced the program at tc with lbd_tc"]
+            [
+                "one: replaced the program at tc ingress with lbd_tc",
+                "one: replaced the program at tc egress with lbd_egress",
+            ]
         );
         assert!(changes(XdpMode::Off).is_empty());
         let expected = [
             "one: attached at xdp native",
-            "one: replaced the program at tc with lbd_handover",
+            "one: replaced the program at tc ingress with lbd_handover",
         ];
         assert_eq!(changes(XdpMode::Native), expected);
         assert_eq!(shown("one").matches("bpf chain 0 handle").count(), 1);
         sh("tc filter del dev one ingress");
         assert_eq!(
             changes(XdpMode::Native),
-            ["one: attached at tc with lbd_handover"]
+            ["one: attached at tc ingress with lbd_handover"]
         );
         drop(hooks);
 
@@ -277,7 +307,7 @@ fn devices_that_take_redirected_frames_are_known() {
                 .index
         };
         let direct = || {
-            let map = sys::Map::from_pin(&bpffs.join("lbd/2/DEVICES")).unwrap();
+            let map = sys::Map::from_pin(&pins(bpffs).join("DEVICES")).unwrap();
             let mut direct = 0;
             let redirect = |word: &&[u8]| {
                 let word = u32::from_ne_bytes((**word).try_into().unwrap());
@@ -326,7 +356,7 @@ fn devices_come_and_go() {
             pairs(&[("one", "xdp native"), ("two", "missing")])
         );
         let pins = std::fs::read_dir(bpffs.join("lbd/links")).unwrap().count();
-        assert_eq!(pins, 2);
+        assert_eq!(pins, 3);
         ip_commands("link add two type veth peer name farther\nlink set two up");
         let repaired = kernel.repair_attachments().unwrap();
         assert!(
@@ -387,7 +417,7 @@ fn another_program_is_left_alone() {
         let repaired = kernel.repair_attachments().unwrap();
         let expected = [
             "one: attached at xdp native",
-            "one: replaced the program at tc with lbd_handover",
+            "one: replaced the program at tc ingress with lbd_handover",
         ];
         assert_eq!(repaired, expected);
         drop(kernel);
@@ -439,7 +469,7 @@ fn maps_keep_their_size_and_refuse_another_layout() {
         let kernel = world.start();
         assert_eq!(kernel.capacity().backends, 5000);
         drop(kernel);
-        let pin = bpffs.join("lbd/2/BACKENDS");
+        let pin = pins(bpffs).join("BACKENDS");
         std::fs::remove_file(&pin).unwrap();
         let pin = pin.display();
         sh(&format!(

@@ -27,6 +27,7 @@ pub(super) struct Maps {
     pub(super) handshakes6: Hash<FlowKey<V6>, Flow<V6>>,
     pub(super) devices: Hash<u32, u32>,
     pub(super) drops: PerCpu<u64>,
+    pub(super) sources: Array<[u32; 4]>,
 }
 
 impl Maps {
@@ -51,6 +52,7 @@ impl Maps {
             handshakes6: open(map::HANDSHAKES6)?.into(),
             devices: open(map::DEVICES)?.into(),
             drops: PerCpu(open(map::DROPS)?.into()),
+            sources: open(map::SOURCES)?.into(),
         })
     }
 }

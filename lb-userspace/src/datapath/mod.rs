@@ -36,7 +36,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use lb_common::abi::{Backend, BackendCounters, Config, Service};
 
-use crate::model::Protocol;
+use crate::model::{Protocol, SnatPool, Timeouts};
 
 /// Where a service listens; a key of the kernel's service maps.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -82,6 +82,13 @@ pub trait Datapath: Send + Sync {
     fn remove_service(&self, listen: Listen) -> anyhow::Result<()>;
     fn services(&self) -> anyhow::Result<Vec<(Listen, Service)>>;
 
+    /// Has echo requests to `address` answered.
+    fn set_echo(&self, address: IpAddr) -> anyhow::Result<()>;
+    /// Removing what is not there is no error.
+    fn remove_echo(&self, address: IpAddr) -> anyhow::Result<()>;
+    /// The addresses whose echo requests are answered.
+    fn echoes(&self) -> anyhow::Result<Vec<IpAddr>>;
+
     fn set_backend(&self, slot: u32, backend: &Backend) -> anyhow::Result<()>;
     /// Every slot that was ever used, i.e. whose generation is not 0, by slot: free ones included,
     /// so that the next use of a slot gets a generation that no flow left over has.
@@ -101,7 +108,11 @@ pub trait Datapath: Send + Sync {
     fn drops(&self) -> anyhow::Result<Vec<u64>>;
 
     /// Passes over all flows, removing those idle past their timeout.
-    fn scan_flows(&self) -> anyhow::Result<FlowScan>;
+    fn scan_flows(&self, timeouts: &Timeouts) -> anyhow::Result<FlowScan>;
+
+    /// What SNAT takes from now on. Addresses that are not the node's own are left out, and
+    /// returned: the answers to them would go elsewhere.
+    fn set_snat(&self, pool: &SnatPool) -> anyhow::Result<Vec<IpAddr>>;
 
     /// How the node reaches `address` right now.
     fn route(&self, address: IpAddr) -> anyhow::Result<Route>;

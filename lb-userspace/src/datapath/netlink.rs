@@ -75,8 +75,9 @@ impl Socket {
             )
         })?;
         let mut answer = Vec::new();
+        let mut buffer = vec![0u8; BUFFER];
         loop {
-            for message in self.receive()? {
+            for message in self.receive_into(&mut buffer)? {
                 match i32::from(message.kind) {
                     libc::NLMSG_DONE => return Ok(answer),
                     libc::NLMSG_ERROR => match number::<u32>(&message.body, 0) {
@@ -92,7 +93,10 @@ impl Socket {
 
     /// The messages of one datagram.
     pub(super) fn receive(&self) -> io::Result<Vec<Message>> {
-        let mut buffer = vec![0u8; BUFFER];
+        self.receive_into(&mut vec![0u8; BUFFER])
+    }
+
+    fn receive_into(&self, buffer: &mut [u8]) -> io::Result<Vec<Message>> {
         // SAFETY: the pointer and the length are those of `buffer`.
         let length = check(unsafe {
             libc::recv(

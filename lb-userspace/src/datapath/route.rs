@@ -3,6 +3,7 @@
 use std::{
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    sync::{Mutex, PoisonError},
 };
 
 use anyhow::{Context, Result};
@@ -12,25 +13,60 @@ use super::{
     netlink::{Message, Socket, attribute, put_attribute},
 };
 
-/// Asks twice: the resolved route tells the source address, the matched entry the prefix length.
-pub(super) fn route(address: IpAddr) -> Result<Route> {
-    let ask = || -> io::Result<Route> {
-        let socket = Socket::open(libc::NETLINK_ROUTE)?;
-        let Some(resolved) = look_up(&socket, address, 0)? else {
-            return Ok(Route {
-                source: None,
-                returns_here: false,
-                is_neighbour: false,
-            });
-        };
-        let matched = look_up(&socket, address, libc::RTM_F_FIB_MATCH)?;
-        Ok(Route {
-            source: attribute(tail(&resolved), libc::RTA_PREFSRC).and_then(ip),
-            returns_here: is_local(&resolved) || matched.is_some_and(|m| is_host_route(&m)),
-            is_neighbour: !is_local(&resolved) && !has_gateway(&resolved),
+/// Whoever asks for routes, with the socket for it: a new one for each of 20,000 questions takes
+/// longer than the answers.
+#[derive(Default)]
+pub(super) struct Routes {
+    socket: Mutex<Option<Socket>>,
+}
+
+impl Routes {
+    pub(super) fn route(&self, address: IpAddr) -> Result<Route> {
+        self.ask(address, route)
+    }
+
+    /// Whether the address is the node's own.
+    pub(super) fn is_own(&self, address: IpAddr) -> Result<bool> {
+        self.ask(address, |socket, address| {
+            Ok(look_up(socket, address, 0)?.is_some_and(|route| is_local(&route)))
         })
+    }
+
+    fn ask<T>(
+        &self,
+        address: IpAddr,
+        question: impl FnOnce(&Socket, IpAddr) -> io::Result<T>,
+    ) -> Result<T> {
+        let ask = || -> io::Result<T> {
+            let mut kept = self.socket.lock().unwrap_or_else(PoisonError::into_inner);
+            // After an error answers may be left in it, so it is not kept.
+            let socket = match kept.take() {
+                Some(socket) => socket,
+                None => Socket::open(libc::NETLINK_ROUTE)?,
+            };
+            let answer = question(&socket, address)?;
+            *kept = Some(socket);
+            Ok(answer)
+        };
+        ask().with_context(|| format!("asking the kernel for the route to {address}"))
+    }
+}
+
+/// Asks twice: the resolved route tells the source address, the matched entry the prefix length.
+fn route(socket: &Socket, address: IpAddr) -> io::Result<Route> {
+    let Some(resolved) = look_up(socket, address, 0)? else {
+        return Ok(Route {
+            source: None,
+            returns_here: false,
+            is_neighbour: false,
+        });
     };
-    ask().with_context(|| format!("asking the kernel for the route to {address}"))
+    let matched = look_up(socket, address, libc::RTM_F_FIB_MATCH)?;
+    Ok(Route {
+        source: attribute(tail(&resolved), libc::RTA_PREFSRC).and_then(ip),
+        returns_here: is_local(&resolved) || matched.is_some_and(|m| is_host_route(&m)),
+        is_neighbour: !is_local(&resolved) && !has_gateway(&resolved),
+    })
 }
 
 /// `None` if the node has no route to `address`, or one that refuses.
@@ -120,7 +156,8 @@ mod tests {
                 returns_here,
                 is_neighbour,
             };
-            let ask = |address: &str| route(address.parse().unwrap()).unwrap();
+            let routes = Routes::default();
+            let ask = |address: &str| routes.route(address.parse().unwrap()).unwrap();
             assert_eq!(ask("10.0.0.9"), node("10.0.0.1", false, true));
             assert_eq!(ask("10.0.0.1"), node("10.0.0.1", true, false));
             assert_eq!(ask("127.0.0.1"), node("127.0.0.1", true, false));

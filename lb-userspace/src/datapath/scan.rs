@@ -7,7 +7,7 @@ use lb_common::abi::{Address, Flow, FlowKey, Pod};
 
 use super::{
     FlowScan, MapFill,
-    flows::{self, Now, Verdict},
+    flows::{self, Age, Verdict},
     maps::{Hash, Maps},
 };
 
@@ -30,10 +30,10 @@ impl Scanner {
     /// Counts connections that were answered. Entries of connections that were not are left out of
     /// `present`: they leave their map by themselves, and one that outlives its slot is refused by
     /// its generation.
-    pub(super) fn scan(&self, maps: &Maps, now: Now) -> Result<FlowScan> {
+    pub(super) fn scan(&self, maps: &Maps, age: Age) -> Result<FlowScan> {
         let mut scan = FlowScan::default();
-        family(&maps.flows4, now, &mut scan)?;
-        family(&maps.flows6, now, &mut scan)?;
+        family(&maps.flows4, &age, &mut scan)?;
+        family(&maps.flows6, &age, &mut scan)?;
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         if state.passes % COUNT_EVERY == 0 {
             state.counted = vec![
@@ -49,7 +49,7 @@ impl Scanner {
     }
 }
 
-fn family<A: Address>(map: &Hash<FlowKey<A>, Flow<A>>, now: Now, scan: &mut FlowScan) -> Result<()>
+fn family<A: Address>(map: &Hash<FlowKey<A>, Flow<A>>, age: &Age, scan: &mut FlowScan) -> Result<()>
 where
     FlowKey<A>: Pod,
     Flow<A>: Pod,
@@ -57,8 +57,8 @@ where
     let mut left = 0;
     map.for_each_chunk(|chunk| {
         for (key, flow) in chunk {
-            if flows::is_idle(now, key.protocol(), &flow) {
-                if let Some(removed) = remove_if_over(map, now, &key, &flow)? {
+            if flows::is_idle(age, key.protocol(), &flow) {
+                if let Some(removed) = remove_if_over(map, age, &key, &flow)? {
                     scan.aged += removed;
                     continue;
                 }
@@ -81,7 +81,7 @@ where
 /// `None` if the entry stays, else how many this call removed: none if it went with its opposite.
 fn remove_if_over<A: Address>(
     map: &Hash<FlowKey<A>, Flow<A>>,
-    now: Now,
+    age: &Age,
     key: &FlowKey<A>,
     flow: &Flow<A>,
 ) -> Result<Option<u64>>
@@ -95,7 +95,7 @@ where
     let Some(fresh) = map.get(key)? else {
         return Ok(Some(0));
     };
-    Ok(match flows::judge(now, key, &fresh, other.as_ref()) {
+    Ok(match flows::judge(age, key, &fresh, other.as_ref()) {
         Verdict::Keep => None,
         Verdict::Remove => Some(u64::from(map.remove(key)?)),
         Verdict::RemovePair => {
@@ -120,8 +120,8 @@ mod tests {
 
     use super::*;
     use crate::{
-        datapath::{OBJECT, load, testing::isolated},
-        model::Limits,
+        datapath::{OBJECT, flows::Now, load, testing::isolated},
+        model::{Limits, Timeouts},
     };
 
     const HZ: u32 = 100;
@@ -162,7 +162,7 @@ mod tests {
             last_seen: Cell::new(last_seen * HZ),
             state: Cell::new(state | direction | flow_state::ESTABLISHED),
             created: 0,
-            reserved: 0,
+            expected: Cell::new(0),
         };
         let forward = flow(V4(client), port(9), V4(7), port(8080), last_seen, 0);
         let reverse = flow(
@@ -179,11 +179,12 @@ mod tests {
         (key, opposite)
     }
 
-    fn now(second: u32) -> Now {
-        Now {
+    fn age(second: u32) -> Age {
+        let now = Now {
             jiffies: second * HZ,
             hz: HZ,
-        }
+        };
+        Age::new(now, &Timeouts::default())
     }
 
     #[test]
@@ -198,7 +199,7 @@ mod tests {
             maps.flows4.remove(&orphan).unwrap();
             let scanner = Scanner::default();
 
-            let scan = scanner.scan(maps, now(7540)).unwrap();
+            let scan = scanner.scan(maps, age(7540)).unwrap();
             // Client 1 went (7440 s), so did 4 (10 s after its reset) and the half of 5.
             assert_eq!(scan.aged, 5);
             assert_eq!(scan.present, [(1, 1), (2, 1)].into());
@@ -208,7 +209,7 @@ mod tests {
             assert_eq!((fill.entries, fill.capacity), (4, 200_000));
             assert_eq!(maps.flows4.count().unwrap(), 4);
 
-            let scan = scanner.scan(maps, now(7540)).unwrap();
+            let scan = scanner.scan(maps, age(7540)).unwrap();
             assert_eq!((scan.aged, scan.fill.len()), (0, 6));
         });
     }
@@ -220,9 +221,9 @@ mod tests {
                 connect(maps, client, client % 3, (0, client, client));
             }
             let scanner = Scanner::default();
-            let scan = scanner.scan(maps, now(0)).unwrap();
+            let scan = scanner.scan(maps, age(0)).unwrap();
             assert_eq!(scan.active.values().sum::<u64>(), 10_000);
-            let scan = scanner.scan(maps, now(7440 + 4999)).unwrap();
+            let scan = scanner.scan(maps, age(7440 + 4999)).unwrap();
             assert_eq!((scan.aged, scan.present.values().sum()), (10_000, 5000));
         });
     }

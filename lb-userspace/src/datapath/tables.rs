@@ -12,12 +12,12 @@ use std::{
 };
 
 use anyhow::{Context, Result};
-use lb_common::abi::{TABLE_HEADER, from_bytes, map};
+use lb_common::abi::{TABLE_HEADER, TableChunk, as_bytes, from_bytes, map, table_chunks};
 
 use super::sys;
 
-/// Entries per batch call.
-const CHUNK: usize = 4096;
+/// Elements per batch call.
+const CHUNK: usize = 256;
 /// Exchanges whose wait for the programs is not over.
 const PENDING: usize = 64;
 /// How often an exchange is looked for.
@@ -43,12 +43,13 @@ impl Tables {
     /// Fills a new inner array and puts it in the place of the former: packets draw from the one
     /// or the other, never from a mixture.
     pub(super) fn set(&self, table: u32, slots: &[u32]) -> Result<()> {
-        let entries = slots.len() as u32 + TABLE_HEADER;
-        let inner = sys::Map::inner_array(entries).with_context(|| failed("create inner array"))?;
-        let keys: Vec<u8> = (0..entries).flat_map(u32::to_ne_bytes).collect();
-        let header = std::iter::once(slots.len() as u32);
-        let values = header.chain(slots.iter().copied());
-        let values: Vec<u8> = values.flat_map(u32::to_ne_bytes).collect();
+        let chunks = table_chunks(slots);
+        let elements = chunks.len() as u32;
+        let inner = sys::Map::inner_array(elements, size_of::<TableChunk>() as u32);
+        let inner = inner.with_context(|| failed("create inner array"))?;
+        let keys: Vec<u8> = (0..elements).flat_map(u32::to_ne_bytes).collect();
+        let mut values = Vec::with_capacity(chunks.len() * size_of::<TableChunk>());
+        chunks.for_each(|chunk| values.extend_from_slice(as_bytes(&chunk)));
         let filled = inner.update_batch(&keys, &values);
         filled.with_context(|| failed("fill inner array"))?;
         let (outer, id) = (self.outer.clone(), inner.info.id);
@@ -77,13 +78,14 @@ impl Tables {
             let Some(id) = self.inner_id(table)? else {
                 return Ok(None);
             };
-            let mut elements = Vec::new();
-            sys::Map::from_id(id)?.lookup_batch(CHUNK, |_, values| {
-                elements.extend(values.chunks_exact(4).filter_map(from_bytes::<u32>));
+            let inner = sys::Map::from_id(id)?;
+            let mut words = Vec::new();
+            inner.lookup_batch(CHUNK, |_, values| {
+                words.extend(values.chunks_exact(4).filter_map(from_bytes::<u32>));
                 Ok(())
             })?;
-            let count = elements.first().copied().unwrap_or_default() as usize;
-            let slots = elements.into_iter().skip(TABLE_HEADER as usize);
+            let count = words.first().copied().unwrap_or_default() as usize;
+            let slots = words.into_iter().skip(TABLE_HEADER as usize);
             Ok(Some(slots.take(count).collect()))
         };
         read().with_context(|| failed("lookup"))

@@ -30,6 +30,8 @@ const SMALL_BODY: u64 = 64 << 10;
 /// Larger bodies in memory at a time; with [`Limits::body`] this bounds what strangers can make
 /// the daemon hold.
 const LARGE_BODIES: usize = 1;
+/// For the first byte of a request that is refused whatever it says.
+const REFUSE_TIME: Duration = Duration::from_secs(1);
 /// For the answer to leave, and for what the peer still sends to be read away.
 const CLOSE_TIME: Duration = Duration::from_secs(5);
 
@@ -135,8 +137,13 @@ impl<S: Site> Server<S> {
 }
 
 /// Tells a peer beyond the limit of connections to come back.
-pub(super) async fn refuse(stream: impl AsyncRead + AsyncWrite + Unpin + Send, connections: usize) {
-    let words = format!("{connections} connections are open already; try again");
+pub(super) async fn refuse(
+    mut stream: impl AsyncRead + AsyncWrite + Unpin + Send,
+    connections: usize,
+) {
+    // An answer that comes before the request is no answer to an HTTP client.
+    let _ = timeout(REFUSE_TIME, stream.read(&mut [0])).await;
+    let words = format!("the daemon is busy ({connections} connections); try again");
     let reply = Reply::fault(StatusCode::SERVICE_UNAVAILABLE, FaultCode::Failed, words);
     say_and_close(stream, reply).await;
 }

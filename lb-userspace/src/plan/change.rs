@@ -1,6 +1,6 @@
 use std::{
-    borrow::Cow,
-    collections::{BTreeMap, HashSet},
+    collections::{BTreeMap, BTreeSet, HashSet},
+    net::IpAddr,
 };
 
 use lb_common::abi::{Backend, Service, backend_state};
@@ -24,10 +24,10 @@ pub enum Change {
         index: u32,
         word: u64,
     },
+    /// Builds a table and, unless the installed one is the same, puts it in its place.
     SetTable {
         table: u32,
-        slots: Vec<u32>,
-        recipe: Option<Recipe>,
+        recipe: Recipe,
     },
     RemoveTable {
         table: u32,
@@ -39,15 +39,22 @@ pub enum Change {
     RemoveService {
         listen: Listen,
     },
+    SetEcho {
+        address: IpAddr,
+    },
+    RemoveEcho {
+        address: IpAddr,
+    },
 }
 
 /// The maps as they should be.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Target<'a> {
     pub services: BTreeMap<Listen, Service>,
+    pub echoes: BTreeSet<IpAddr>,
     /// In order of the slots; free ones may be left out.
     pub backends: Vec<(u32, Backend)>,
-    pub tables: BTreeMap<u32, Table<'a>>,
+    pub tables: BTreeMap<u32, Table>,
     pub ports: Vec<u64>,
     /// Slots that nobody wants any more.
     pub retired: &'a HashSet<u32>,
@@ -61,6 +68,7 @@ pub struct Target<'a> {
 pub fn changes(from: &Installed, to: Target<'_>) -> Vec<Change> {
     let Target {
         services,
+        echoes,
         backends,
         tables,
         ports,
@@ -88,7 +96,9 @@ pub fn changes(from: &Installed, to: Target<'_>) -> Vec<Change> {
         match backend.state {
             backend_state::FREE => freed.push(set),
             backend_state::DOWN if is_same && !retired.contains(slot) => failed.push(set),
-            backend_state::DRAINING | backend_state::DOWN if is_same => drained.push(set),
+            backend_state::DRAINING | backend_state::DOWN | backend_state::CLOSED if is_same => {
+                drained.push(set);
+            }
             _ if is_same => started.push(set),
             _ => {
                 let service = backend.service;
@@ -122,16 +132,18 @@ pub fn changes(from: &Installed, to: Target<'_>) -> Vec<Change> {
 
     let mut changes = failed;
     changes.extend(gone_services.map(|listen| Change::RemoveService { listen: *listen }));
+    let address = |address: &IpAddr| *address;
+    let gone_echoes = from.echoes.difference(&echoes).map(address);
+    changes.extend(gone_echoes.map(|address| Change::RemoveEcho { address }));
     changes.extend(started);
     changes.extend(more_ports);
     let gone_tables: Vec<Change> = gone_tables
         .map(|table| Change::RemoveTable { table: *table })
         .collect();
-    changes.extend(
-        tables
-            .into_iter()
-            .filter_map(|(table, to)| set_table(from, table, to)),
-    );
+    changes.extend(tables.into_iter().filter_map(|(table, to)| match to {
+        Table::Installed => None,
+        Table::Of(recipe) => Some(Change::SetTable { table, recipe }),
+    }));
     changes.extend(
         services
             .iter()
@@ -141,30 +153,13 @@ pub fn changes(from: &Installed, to: Target<'_>) -> Vec<Change> {
                 service: *service,
             }),
     );
+    let new_echoes = echoes.difference(&from.echoes).map(address);
+    changes.extend(new_echoes.map(|address| Change::SetEcho { address }));
     changes.extend(drained);
     changes.extend(gone_tables);
     changes.extend(freed);
     changes.extend(exact_ports);
     changes
-}
-
-fn set_table(from: &Installed, table: u32, to: Table<'_>) -> Option<Change> {
-    let slots = match to.slots {
-        Cow::Borrowed(slots) => {
-            let installed = from.tables.get(&table);
-            // Comparing the places first spares comparing the contents of all tables.
-            if installed.is_some_and(|is| std::ptr::eq(is.as_slice(), slots) || is == slots) {
-                return None;
-            }
-            slots.to_vec()
-        }
-        Cow::Owned(slots) => slots,
-    };
-    Some(Change::SetTable {
-        table,
-        slots,
-        recipe: to.recipe,
-    })
 }
 
 /// Words that must gain bits first, and words that may lose some at the end.

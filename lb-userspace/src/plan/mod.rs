@@ -4,6 +4,7 @@
 //! restarted daemon changes nothing and a service's connections survive every other change.
 
 mod change;
+mod part;
 mod ports;
 mod services;
 mod slots;
@@ -12,7 +13,7 @@ mod tables;
 mod tests;
 
 use std::{
-    collections::{BTreeMap, HashMap, HashSet},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     net::{IpAddr, SocketAddr},
 };
 
@@ -20,12 +21,13 @@ use lb_common::abi::{Backend, Service};
 
 use crate::{
     datapath::{Capacity, Listen},
-    model::{BackendRef, Forwarding, NoBackend, Policy, Protocol},
+    model::{BackendRef, Forwarding, NoBackend, OnBackendDown, Policy, Protocol},
 };
 
 pub use change::{Change, Target, changes};
+pub use part::plan_part;
 pub use slots::socket_address;
-pub use tables::{Recipe, Table};
+pub use tables::{Digest, Recipe, Table};
 
 /// What the kernel should hold.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
@@ -41,6 +43,7 @@ pub struct DesiredService {
     pub forwarding: Forwarding,
     pub policy: Policy,
     pub no_backend: NoBackend,
+    pub on_backend_down: OnBackendDown,
     pub backends: Vec<DesiredBackend>,
 }
 
@@ -50,8 +53,11 @@ pub struct DesiredBackend {
     /// Effective weight; 0 takes no new connections.
     pub weight: u32,
     pub admit: Admit,
-    /// Source address for SNAT, `None` to keep the client's.
-    pub snat: Option<IpAddr>,
+    /// Address of the node that connections come from: all with `snat`, else those of the backend to
+    /// itself.
+    pub source: Option<IpAddr>,
+    /// Whether clients' addresses are replaced; without `source` they are not.
+    pub snat: bool,
     /// Where a tunnel to it begins, `None` if there is none.
     pub tunnel: Option<Tunnel>,
 }
@@ -70,16 +76,20 @@ pub enum Admit {
     Active,
     Draining,
     Down,
+    /// Its time to drain is over.
+    Closed,
 }
 
 /// What the kernel holds, as last written or read back.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Installed {
     pub services: BTreeMap<Listen, Service>,
+    /// The addresses whose echo requests are answered: those of all services.
+    pub echoes: BTreeSet<IpAddr>,
     /// Every slot that was ever used: a free one keeps its generation, from which the next one
     /// follows.
     pub backends: BTreeMap<u32, Backend>,
-    pub tables: BTreeMap<u32, Vec<u32>>,
+    pub tables: BTreeMap<u32, Digest>,
     /// The port bitmaps' words.
     pub ports: Vec<u64>,
 }
@@ -116,15 +126,13 @@ pub struct Plan {
     pub refused: Vec<String>,
     /// Slots of removed backends that are kept for the flows they may have.
     pub retired: HashSet<u32>,
-    /// Recipes of tables that are installed as they should be.
-    pub confirmed: Vec<(u32, Recipe)>,
 }
 
 pub fn plan(input: Input<'_>) -> Plan {
     let mut plan = Plan::default();
     let placed = services::place(input, &mut plan.refused);
     let slots = slots::assign(input, &placed, &mut plan.refused);
-    let tables = tables::tables(input, &placed, &slots, &mut plan.confirmed);
+    let tables = tables::tables(input, &placed, &slots);
     let ports = ports::words(input, &placed, &slots.backends);
     for service in &placed {
         let name = service.desired.name.clone();
@@ -136,6 +144,7 @@ pub fn plan(input: Input<'_>) -> Plan {
         input.installed,
         Target {
             services: placed.iter().flat_map(|s| s.entries()).collect(),
+            echoes: placed.iter().flat_map(|s| s.addresses()).collect(),
             backends: slots.backends,
             tables,
             ports,

@@ -7,7 +7,7 @@ use lb_common::abi::{Address, Backend, Be16, V4, V6, backend_flag, backend_state
 
 use super::{Admit, DesiredBackend, Input, services::Placed};
 use crate::{
-    model::{BackendRef, Protocol, is_v6},
+    model::{BackendRef, OnBackendDown, Protocol, is_v6},
     select::Member,
 };
 
@@ -130,10 +130,12 @@ pub(super) fn emptied(backend: &Backend) -> Backend {
     }
 }
 
-/// TCP connections of a removed backend go on until they end; UDP flows move at once.
+/// TCP connections of a removed backend go on until they end, unless they were ending already; UDP
+/// flows move at once.
 fn retire(backend: &Backend) -> Backend {
     let state = match backend.protocol {
         protocol::UDP => backend_state::DOWN,
+        _ if backend.ends_flows(false) => backend.state,
         _ => backend_state::DRAINING,
     };
     Backend { state, ..*backend }
@@ -143,18 +145,21 @@ fn retire(backend: &Backend) -> Backend {
 fn entry(service: &Placed<'_>, desired: &DesiredBackend) -> Backend {
     // A packet cannot come from another family's address.
     let fits = |s: &IpAddr| is_v6(*s) == is_v6(desired.address.ip());
-    let snat = desired.snat.filter(fits);
+    let source = desired.source.filter(fits);
     let tunnel = desired.tunnel.filter(|t| fits(&t.source));
-    let spread = tunnel.filter(|_| snat.is_none()).map_or(0, |t| t.spread);
+    let tunnel = tunnel.filter(|_| source.is_none());
+    let resets = service.desired.on_backend_down == OnBackendDown::Reset;
+    let flag = |is_set: bool, bit: u32| if is_set { bit } else { 0 };
     Backend {
         generation: 0,
         state: match desired.admit {
             Admit::Active => backend_state::ACTIVE,
             Admit::Draining => backend_state::DRAINING,
             Admit::Down => backend_state::DOWN,
+            Admit::Closed => backend_state::CLOSED,
         },
         address: words(desired.address.ip()),
-        source: snat
+        source: source
             .or(tunnel.map(|t| t.source))
             .map(words)
             .unwrap_or_default(),
@@ -162,19 +167,23 @@ fn entry(service: &Placed<'_>, desired: &DesiredBackend) -> Backend {
         family: if is_v6(desired.address.ip()) { 6 } else { 4 },
         protocol: protocol_number(service.desired.protocol),
         service: service.id,
-        flags: snat.map_or(0, |_| backend_flag::SNAT),
-        spread: low_bits(spread).to_be(),
+        flags: flag(source.is_some() && desired.snat, backend_flag::SNAT)
+            | flag(tunnel.is_some(), backend_flag::TUNNEL)
+            | flag(resets, backend_flag::RESET_WHEN_DOWN),
+        spread: low_bits(tunnel.map_or(0, |t| t.spread)).to_be(),
         ..Backend::default()
     }
 }
 
-/// A tunnel outlives its service's forwarding, for the connections that began in it.
+/// A tunnel outlives its service's forwarding, for the connections that began in it, as long as
+/// nothing else needs the place of its source: then that is theirs too.
 fn keep_tunnel(entry: Backend, former: Option<&Backend>) -> Backend {
     let same = former.filter(|f| f.generation == entry.generation);
     match same {
-        Some(f) if entry.source == [0; 4] && f.flags & backend_flag::SNAT == 0 => Backend {
+        Some(f) if entry.source == [0; 4] && f.flags & backend_flag::TUNNEL != 0 => Backend {
             source: f.source,
             spread: f.spread,
+            flags: entry.flags | backend_flag::TUNNEL,
             ..entry
         },
         _ => entry,

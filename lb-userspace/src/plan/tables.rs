@@ -1,6 +1,6 @@
 use std::{
-    borrow::Cow,
     collections::BTreeMap,
+    hash::{DefaultHasher, Hash, Hasher},
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
 
@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     model::{Forwarding, Policy, is_v6},
-    select::{self, Member},
+    select::{self, Builder, Member},
 };
 
 /// All that a table depends on.
@@ -22,21 +22,39 @@ pub struct Recipe {
     members: Vec<Member>,
 }
 
+impl Recipe {
+    pub fn build(&self, builder: &mut Builder) -> Vec<u32> {
+        builder.build_sized(self.policy, &self.members, self.size)
+    }
+}
+
+/// What is kept of a table's contents: the tables of a thousand services take 32 MiB.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Digest(u64);
+
+impl Digest {
+    pub fn of(slots: &[u32]) -> Self {
+        let mut hasher = DefaultHasher::new();
+        slots.hash(&mut hasher);
+        Self(hasher.finish())
+    }
+}
+
 /// A table as it should be.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Table<'a> {
-    /// Borrowed from what is installed, if that is right already.
-    pub slots: Cow<'a, [u32]>,
-    pub recipe: Option<Recipe>,
+pub enum Table {
+    /// The installed one.
+    Installed,
+    /// What this makes.
+    Of(Recipe),
 }
 
 /// The tables of all services, one per family of clients that has an eligible backend.
-pub(super) fn tables<'a>(
-    input: Input<'a>,
+pub(super) fn tables(
+    input: Input<'_>,
     placed: &[Placed<'_>],
     slots: &Slots,
-    confirmed: &mut Vec<(u32, Recipe)>,
-) -> BTreeMap<u32, Table<'a>> {
+) -> BTreeMap<u32, Table> {
     let mut tables = BTreeMap::new();
     for (service, backends) in placed.iter().zip(&slots.members) {
         for (clients, family) in by_family(service, backends) {
@@ -44,43 +62,16 @@ pub(super) fn tables<'a>(
                 continue;
             };
             let index = table_index(service.id, clients);
-            let table = table(input, index, recipe, confirmed);
+            let is_there = input.installed.tables.contains_key(&index)
+                && input.recipes.get(&index) == Some(&recipe);
+            let table = match is_there {
+                true => Table::Installed,
+                false => Table::Of(recipe),
+            };
             tables.insert(index, table);
         }
     }
     tables
-}
-
-/// Builds a table, unless the installed one is known to be right.
-fn table<'a>(
-    input: Input<'a>,
-    index: u32,
-    recipe: Recipe,
-    confirmed: &mut Vec<(u32, Recipe)>,
-) -> Table<'a> {
-    let installed = input.installed.tables.get(&index);
-    let known = installed.filter(|_| input.recipes.get(&index) == Some(&recipe));
-    if let Some(slots) = known {
-        return keep(slots);
-    }
-    let slots = select::build_sized(recipe.policy, &recipe.members, recipe.size);
-    match installed {
-        Some(same) if *same == slots => {
-            confirmed.push((index, recipe));
-            keep(same)
-        }
-        _ => Table {
-            slots: Cow::Owned(slots),
-            recipe: Some(recipe),
-        },
-    }
-}
-
-fn keep(slots: &[u32]) -> Table<'_> {
-    Table {
-        slots: Cow::Borrowed(slots),
-        recipe: None,
-    }
 }
 
 /// Backends by the family of the clients they serve, which any address of that family stands for:

@@ -1,5 +1,7 @@
 use lb_common::abi::{backend_flag, backend_state, policy};
 
+use crate::select::Builder;
+
 use super::*;
 
 const CAPACITY: Capacity = Capacity {
@@ -15,12 +17,14 @@ fn service(name: &str, listen: &[&str], policy: Policy, backends: u8) -> Desired
         forwarding: Default::default(),
         policy,
         no_backend: NoBackend::Drop,
+        on_backend_down: Default::default(),
         backends: (1..=backends)
             .map(|i| DesiredBackend {
                 address: SocketAddr::from(([10, 0, 0, i], 8080)),
                 weight: 10,
                 admit: Admit::Active,
-                snat: Some("10.9.9.9".parse().unwrap()),
+                source: Some("10.9.9.9".parse().unwrap()),
+                snat: true,
                 tunnel: None,
             })
             .collect(),
@@ -49,12 +53,17 @@ fn carried_out(mut installed: Installed, plan: &Plan) -> Installed {
             Change::ClearCounters { .. } => {}
             Change::SetBackend { slot, backend } => drop(installed.backends.insert(slot, backend)),
             Change::SetPortWord { index, word } => installed.ports[index as usize] = word,
-            Change::SetTable { table, slots, .. } => drop(installed.tables.insert(table, slots)),
+            Change::SetTable { table, recipe } => {
+                let slots = recipe.build(&mut Builder::default());
+                installed.tables.insert(table, Digest::of(&slots));
+            }
             Change::RemoveTable { table } => drop(installed.tables.remove(&table)),
             Change::SetService { listen, service } => {
                 installed.services.insert(listen, service);
             }
             Change::RemoveService { listen } => drop(installed.services.remove(&listen)),
+            Change::SetEcho { address } => assert!(installed.echoes.insert(address)),
+            Change::RemoveEcho { address } => assert!(installed.echoes.remove(&address)),
         }
     }
     installed
@@ -151,12 +160,19 @@ fn a_listen_moves_to_another_service_without_a_gap() {
 #[test]
 fn a_failing_backend_keeps_the_size_of_a_maglev_table() {
     let mut web = service("web", &["192.0.2.1:80"], Policy::Maglev, 32);
-    let before = fresh(std::slice::from_ref(&web));
+    let table = |plan: &Plan| {
+        let recipe = plan.changes.iter().find_map(|change| match change {
+            Change::SetTable { recipe, .. } => Some(recipe),
+            _ => None,
+        });
+        recipe.unwrap().build(&mut Builder::default())
+    };
+    let whole = plan_for(std::slice::from_ref(&web), &Installed::default());
+    let before = carried_out(Installed::default(), &whole);
     web.backends[7].admit = Admit::Down;
-    let plan = plan_for(&[web], &before);
-    let after = carried_out(before.clone(), &plan);
-    assert_eq!(before.tables[&0].len(), after.tables[&0].len());
-    assert!(!after.tables[&0].contains(&7));
+    let (whole, rest) = (table(&whole), table(&plan_for(&[web], &before)));
+    assert_eq!(whole.len(), rest.len());
+    assert!(whole.contains(&7) && !rest.contains(&7));
 }
 
 #[test]
@@ -164,20 +180,54 @@ fn known_recipes_are_not_cooked_again() {
     let desired = Desired {
         services: vec![service("web", &["192.0.2.1:80"], Policy::Maglev, 3)],
     };
-    let mut installed = fresh(&desired.services);
-    let confirmed = plan_for(&desired.services, &installed).confirmed;
-    assert_eq!(confirmed.len(), 1);
-    // A table that differs shows whether it was built at all.
-    installed.tables.insert(0, vec![1]);
-    let plan = plan(Input {
-        desired: &desired,
-        installed: &installed,
-        present: None,
-        retired: &HashSet::new(),
-        recipes: &confirmed.into_iter().collect(),
-        capacity: CAPACITY,
+    let first = plan_for(&desired.services, &Installed::default());
+    let recipes = first.changes.iter().filter_map(|change| match change {
+        Change::SetTable { table, recipe } => Some((*table, recipe.clone())),
+        _ => None,
     });
-    assert!(plan.changes.is_empty());
+    let recipes: HashMap<u32, Recipe> = recipes.collect();
+    assert_eq!(recipes.len(), 1);
+    let mut installed = carried_out(Installed::default(), &first);
+    let again = |installed: &Installed| {
+        plan(Input {
+            desired: &desired,
+            installed,
+            present: None,
+            retired: &HashSet::new(),
+            recipes: &recipes,
+            capacity: CAPACITY,
+        })
+    };
+    assert!(again(&installed).changes.is_empty());
+    installed.tables.clear();
+    assert_eq!(again(&installed).changes.len(), 1, "it is gone");
+}
+
+#[test]
+fn an_address_answers_echo_requests_as_long_as_any_service_has_it() {
+    let web = service(
+        "web",
+        &["192.0.2.1:80", "[2001:db8::1]:80"],
+        Policy::Random,
+        1,
+    );
+    let mut dns = service("dns", &["192.0.2.1:53", "192.0.2.2:53"], Policy::Random, 0);
+    dns.protocol = Protocol::Udp;
+    let echoes = |installed: &Installed| -> Vec<String> {
+        installed.echoes.iter().map(|a| a.to_string()).collect()
+    };
+    let both = fresh(&[web.clone(), dns.clone()]);
+    assert_eq!(echoes(&both), ["192.0.2.1", "192.0.2.2", "2001:db8::1"]);
+    let plan = plan_for(std::slice::from_ref(&dns), &both);
+    let one = carried_out(both, &plan);
+    assert_eq!(echoes(&one), ["192.0.2.1", "192.0.2.2"]);
+    assert_eq!(plan_for(&[dns], &one).changes, []);
+    let none = carried_out(one.clone(), &plan_for(&[], &one));
+    assert!(none.echoes.is_empty());
+    // A listen that is refused is no service's.
+    let thief = service("thief", &["192.0.2.1:80"], Policy::Random, 1);
+    let refused = fresh(&[web, thief]);
+    assert_eq!(echoes(&refused), ["192.0.2.1", "2001:db8::1"]);
 }
 
 #[test]
@@ -207,14 +257,21 @@ fn ipv6_backends_serve_both_families_in_a_tunnel_only() {
         ..web.backends[0].clone()
     };
     web.backends.push(second);
-    web.backends.iter_mut().for_each(|b| b.snat = None);
+    web.backends.iter_mut().for_each(|b| b.source = None);
     let entries = |web: &DesiredService| {
-        let installed = carried_out(
-            Installed::default(),
-            &plan_for(std::slice::from_ref(web), &Installed::default()),
-        );
-        let slots = |table| {
-            let mut slots: Vec<u32> = installed.tables[&table].clone();
+        let plan = plan_for(std::slice::from_ref(web), &Installed::default());
+        let slots = |index: u32| {
+            let mut slots: Vec<u32> = plan
+                .changes
+                .iter()
+                .filter_map(|change| match change {
+                    Change::SetTable { table, recipe } if *table == index => {
+                        Some(recipe.build(&mut Builder::default()))
+                    }
+                    _ => None,
+                })
+                .flatten()
+                .collect();
             slots.sort_unstable();
             slots.dedup();
             slots
@@ -229,7 +286,7 @@ fn ipv6_backends_serve_both_families_in_a_tunnel_only() {
 #[test]
 fn a_tunnel_outlives_its_services_forwarding() {
     let mut web = service("web", &["192.0.2.1:80"], Policy::Maglev, 1);
-    web.backends[0].snat = None;
+    web.backends[0].source = None;
     web.backends[0].tunnel = Some(Tunnel {
         source: "172.16.0.0".parse().unwrap(),
         spread: 16,
@@ -240,7 +297,7 @@ fn a_tunnel_outlives_its_services_forwarding() {
     let tunnel = installed.backends[&0];
     assert_eq!(tunnel.source[0].to_ne_bytes(), [172, 16, 0, 0]);
     assert_eq!(tunnel.spread.to_ne_bytes(), [0, 0, 255, 255]);
-    assert_eq!(tunnel.flags, 0);
+    assert_eq!(tunnel.flags, backend_flag::TUNNEL);
 
     web.forwarding = Forwarding::Nat;
     web.backends[0].tunnel = None;
@@ -248,9 +305,37 @@ fn a_tunnel_outlives_its_services_forwarding() {
     let installed = carried_out(installed, &plan);
     assert_eq!(installed.backends[&0], tunnel);
 
-    web.backends[0].snat = Some("10.9.9.9".parse().unwrap());
+    web.backends[0].source = Some("10.9.9.9".parse().unwrap());
     let plan = plan_for(std::slice::from_ref(&web), &installed);
     let snat = carried_out(installed, &plan).backends[&0];
     assert_eq!(snat.source[0].to_ne_bytes(), [10, 9, 9, 9]);
     assert_eq!((snat.flags, snat.spread), (backend_flag::SNAT, 0));
+}
+
+#[test]
+fn what_ends_with_its_backend_does_not_go_on_when_that_is_removed() {
+    let mut web = service("web", &["192.0.2.1:80"], Policy::Maglev, 4);
+    web.on_backend_down = OnBackendDown::Reset;
+    web.backends[1].admit = Admit::Down;
+    web.backends[2].admit = Admit::Closed;
+    web.backends[3].admit = Admit::Draining;
+    let installed = fresh(&[web.clone()]);
+    let states = |installed: &Installed| -> Vec<u32> {
+        installed.backends.values().map(|b| b.state).collect()
+    };
+    use backend_state::{ACTIVE, CLOSED, DOWN, DRAINING};
+    assert_eq!(states(&installed), [ACTIVE, DOWN, CLOSED, DRAINING]);
+    let resets = |b: &Backend| b.flags & backend_flag::RESET_WHEN_DOWN != 0;
+    assert!(installed.backends.values().all(resets));
+
+    let mut emptied = web.clone();
+    emptied.backends.clear();
+    let removed = carried_out(installed.clone(), &plan_for(&[emptied], &installed));
+    assert_eq!(states(&removed), [DRAINING, DOWN, CLOSED, DRAINING]);
+
+    // The policy changes in place.
+    web.on_backend_down = OnBackendDown::Keep;
+    let kept = carried_out(installed.clone(), &plan_for(&[web], &installed));
+    assert_eq!(states(&kept), states(&installed));
+    assert!(!kept.backends.values().any(resets));
 }

@@ -6,12 +6,31 @@ use lb_common::abi::backend_state;
 use super::{Change, Reconciler};
 
 impl Reconciler {
-    /// Carries out `changes` and keeps `installed` true. After a failure, changes to the services
-    /// concerned are left out, because they rely on the failed one; the others go on.
-    pub(super) fn execute(&mut self, changes: Vec<Change>) -> anyhow::Result<()> {
+    /// Carries out `changes` and keeps `installed` true; gives the number of writes. After a
+    /// failure, changes to the services concerned are left out, because they rely on the failed
+    /// one; the others go on.
+    pub(super) fn execute(&mut self, changes: Vec<Change>) -> anyhow::Result<usize> {
         let mut blocked: HashSet<u32> = HashSet::new();
         let mut failures: Vec<anyhow::Error> = Vec::new();
-        for change in changes {
+        let mut writes = 0;
+        let mut changes = changes.into_iter().peekable();
+        while let Some(change) = changes.next() {
+            if let Change::SetTable { table, recipe } = change {
+                let mut run = vec![(table, recipe)];
+                while let Some(Change::SetTable { table, recipe }) =
+                    changes.next_if(|next| matches!(next, Change::SetTable { .. }))
+                {
+                    run.push((table, recipe));
+                }
+                run.retain(|(table, _)| !blocked.contains(&(table / 2)));
+                let (written, failed) = self.write_tables(run);
+                writes += written;
+                for (table, error) in failed {
+                    failures.push(error);
+                    blocked.insert(table / 2);
+                }
+                continue;
+            }
             let concerned = self.concerned(&change);
             if concerned.iter().any(|service| blocked.contains(service)) {
                 blocked.extend(concerned);
@@ -19,24 +38,28 @@ impl Reconciler {
             }
             // Ports belong to no service. Without one that is missing, everything after would be
             // out of order; one too many does no harm.
-            if let Change::SetPortWord { index, word } = change {
-                if !failures.is_empty() && word & self.port_word(index) != self.port_word(index) {
-                    continue;
-                }
+            if let Change::SetPortWord { index, word } = change
+                && !failures.is_empty()
+                && word & self.port_word(index) != self.port_word(index)
+            {
+                continue;
             }
             let is_port = matches!(change, Change::SetPortWord { .. });
             let name = self.names.change(&change, &self.installed);
-            if let Err(error) = self.write(change).with_context(|| name) {
-                failures.push(error);
-                blocked.extend(concerned);
-                if is_port {
-                    break;
+            match self.write(change).with_context(|| name) {
+                Ok(()) => writes += 1,
+                Err(error) => {
+                    failures.push(error);
+                    blocked.extend(concerned);
+                    if is_port {
+                        break;
+                    }
                 }
             }
         }
         let others = failures.len().saturating_sub(1);
         match failures.into_iter().next() {
-            None => Ok(()),
+            None => Ok(writes),
             Some(first) if others == 0 => Err(first),
             Some(first) => Err(first.context(format!("{others} more writes failed; the first"))),
         }
@@ -45,7 +68,9 @@ impl Reconciler {
     /// Ids of the services that rely on a change.
     fn concerned(&self, change: &Change) -> Vec<u32> {
         match change {
-            Change::SetPortWord { .. } => Vec::new(),
+            Change::SetPortWord { .. } | Change::SetEcho { .. } | Change::RemoveEcho { .. } => {
+                Vec::new()
+            }
             Change::ClearCounters { service, .. } => vec![*service],
             Change::SetBackend { slot, backend } => {
                 let former = self.installed.backends.get(slot);
@@ -90,19 +115,14 @@ impl Reconciler {
                 }
                 installed.ports[index] = word;
             }
-            Change::SetTable {
-                table,
-                slots,
-                recipe,
-            } => {
-                datapath.set_table(table, &slots)?;
-                installed.tables.insert(table, slots);
-                match recipe {
-                    Some(recipe) => self.recipes.insert(table, recipe),
-                    None => self.recipes.remove(&table),
-                };
+            Change::SetTable { table, recipe } => {
+                let (_, mut failed) = self.write_tables(vec![(table, recipe)]);
+                if let Some((_, error)) = failed.pop() {
+                    return Err(error);
+                }
             }
             Change::RemoveTable { table } => {
+                self.rewritten.insert(table);
                 datapath.remove_table(table)?;
                 installed.tables.remove(&table);
                 self.recipes.remove(&table);
@@ -114,6 +134,14 @@ impl Reconciler {
             Change::RemoveService { listen } => {
                 datapath.remove_service(listen)?;
                 installed.services.remove(&listen);
+            }
+            Change::SetEcho { address } => {
+                datapath.set_echo(address)?;
+                installed.echoes.insert(address);
+            }
+            Change::RemoveEcho { address } => {
+                datapath.remove_echo(address)?;
+                installed.echoes.remove(&address);
             }
         }
         Ok(())

@@ -2,12 +2,13 @@
 
 mod execute;
 mod name;
+mod tables;
 #[cfg(test)]
 mod tests;
 mod verify;
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{BTreeSet, HashMap, HashSet},
     sync::Arc,
 };
 
@@ -16,9 +17,12 @@ use lb_common::abi::backend_state;
 use crate::{
     datapath::Datapath,
     plan::{self, Change, Desired, Input, Installed, Placement, Recipe},
+    select::Builder,
 };
 
 use name::Names;
+
+pub use verify::Tables;
 
 pub struct Reconciler {
     datapath: Arc<dyn Datapath>,
@@ -28,7 +32,10 @@ pub struct Reconciler {
     /// Slots of removed backends, with the number of scans when they were retired.
     retired: HashMap<u32, u64>,
     scans: u64,
+    /// Tables written or removed, or nearly so, since verifying began.
+    rewritten: HashSet<u32>,
     names: Names,
+    builder: Builder,
 }
 
 /// What one pass did.
@@ -50,7 +57,9 @@ impl Reconciler {
             recipes: HashMap::new(),
             retired: HashMap::new(),
             scans: 0,
+            rewritten: HashSet::new(),
             names: Names::default(),
+            builder: Builder::default(),
         })
     }
 
@@ -90,9 +99,42 @@ impl Reconciler {
         Ok(applied)
     }
 
-    /// Reads the kernel's maps back, writes again what differs, and says what was repaired.
-    pub fn verify(&mut self) -> anyhow::Result<Vec<String>> {
-        let found = self.differences()?;
+    /// As [`Self::apply`], for the services at `places` of what is desired, the others being as the
+    /// last pass left them: see [`plan::plan_part`] for what may differ. Gives the number of kernel
+    /// writes; `None`, and nothing done, if it takes a whole pass.
+    pub fn apply_part(
+        &mut self,
+        desired: &Desired,
+        places: &BTreeSet<usize>,
+        placement: &Placement,
+    ) -> anyhow::Result<Option<usize>> {
+        let input = Input {
+            desired,
+            installed: &self.installed,
+            present: None,
+            retired: &HashSet::new(),
+            recipes: &self.recipes,
+            capacity: self.datapath.capacity(),
+        };
+        match plan::plan_part(input, places, placement) {
+            Some(changes) => self.execute(changes).map(Some),
+            None => Ok(None),
+        }
+    }
+
+    /// The first half of verifying, which takes most of its time and may run beside other calls:
+    /// reads the tables. [`Self::verify`] wants the result.
+    pub fn begin_verify(&mut self) -> impl FnOnce() -> anyhow::Result<Tables> + Send + 'static {
+        self.rewritten.clear();
+        let datapath = self.datapath.clone();
+        move || verify::read_tables(datapath.as_ref())
+    }
+
+    /// Reads the rest of the kernel's maps back, writes again what differs, and says what was
+    /// repaired. `tables` were read since [`Self::begin_verify`]; those written meanwhile are taken
+    /// for right until the next time.
+    pub fn verify(&mut self, tables: Tables) -> anyhow::Result<Vec<String>> {
+        let found = self.differences(tables)?;
         let said = found
             .changes
             .iter()
@@ -118,13 +160,10 @@ impl Reconciler {
             capacity: self.datapath.capacity(),
         });
         self.names.learn(&plan.placement.services);
-        self.recipes.extend(plan.confirmed);
-        let changes = plan.changes.len();
         let result = self.execute(plan.changes);
         self.note_retired(&plan.retired);
-        result?;
         Ok(Applied {
-            changes,
+            changes: result?,
             placement: plan.placement,
             refused: plan.refused,
         })

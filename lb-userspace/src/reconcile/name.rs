@@ -39,6 +39,9 @@ impl Names {
             Change::RemoveService { listen } => {
                 self.listen(*listen, installed.services.get(listen).map(|s| s.id))
             }
+            Change::SetEcho { address } | Change::RemoveEcho { address } => {
+                format!("echo entry of {address}")
+            }
         }
     }
 
@@ -56,12 +59,15 @@ impl Names {
                     false => format!("{object}: not ours, removed"),
                 };
             }
-            Change::RemoveTable { .. } | Change::RemoveService { .. } => {
+            Change::RemoveTable { .. }
+            | Change::RemoveService { .. }
+            | Change::RemoveEcho { .. } => {
                 return format!("{object}: not ours, removed");
             }
             Change::SetBackend { slot, .. } => found.backends.contains_key(slot),
             Change::SetTable { table, .. } => found.tables.contains_key(table),
             Change::SetService { listen, .. } => found.services.contains_key(listen),
+            Change::SetEcho { address } => found.echoes.contains(address),
             Change::SetPortWord { .. } | Change::ClearCounters { .. } => true,
         };
         let what = if was_there {

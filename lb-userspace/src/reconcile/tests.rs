@@ -28,7 +28,8 @@ fn backend(address: &str) -> DesiredBackend {
         address: address.parse().unwrap(),
         weight: 100,
         admit: Admit::Active,
-        snat: None,
+        source: None,
+        snat: false,
         tunnel: None,
     }
 }
@@ -41,6 +42,7 @@ fn service(name: &str, listen: &str, backends: &[&str]) -> DesiredService {
         forwarding: Default::default(),
         policy: Policy::RoundRobin,
         no_backend: NoBackend::Reject,
+        on_backend_down: Default::default(),
         backends: backends.iter().map(|b| backend(b)).collect(),
     }
 }
@@ -49,6 +51,12 @@ fn web(backends: &[&str]) -> Desired {
     Desired {
         services: vec![service("web", "192.0.2.10:80", backends)],
     }
+}
+
+/// Both halves, with nothing in between.
+fn verify(reconciler: &mut Reconciler) -> anyhow::Result<Vec<String>> {
+    let tables = reconciler.begin_verify()()?;
+    reconciler.verify(tables)
 }
 
 fn state(memory: &Memory, slot: u32) -> u32 {
@@ -276,7 +284,7 @@ mod verification {
             .apply(&web(&["10.0.0.1:80", "10.0.0.2:80"]), None)
             .unwrap();
         let right = memory.maps();
-        assert!(reconciler.verify().unwrap().is_empty());
+        assert!(verify(&mut reconciler).unwrap().is_empty());
         memory.tamper(|maps| {
             maps.services.clear();
             let listen = Listen {
@@ -290,6 +298,7 @@ mod verification {
                     ..Service::default()
                 },
             );
+            maps.echoes = ["192.0.2.98".parse().unwrap()].into();
             maps.tables.remove(&0);
             maps.tables.insert(7, vec![1]);
             maps.backends.get_mut(&1).unwrap().state = backend_state::DOWN;
@@ -305,14 +314,16 @@ mod verification {
             );
             maps.ports[3] = 1;
         });
-        let said = reconciler.verify().unwrap();
+        let said = verify(&mut reconciler).unwrap();
         assert_eq!(
             said,
             [
                 "service number 5 (192.0.2.99:80/udp): not ours, removed",
+                "echo entry of 192.0.2.98: not ours, removed",
                 "backend web/10.0.0.2:80 (slot 1): was changed, written again",
                 "IPv4 table of service web: was missing, written again",
                 "service web (192.0.2.10:80/tcp): was missing, written again",
+                "echo entry of 192.0.2.10: was missing, written again",
                 "IPv6 table of service number 3: not ours, removed",
                 "backend 0.0.0.0:0 (slot 9): not ours, removed",
                 "port bitmaps, word 3: was changed, written again",
@@ -324,7 +335,7 @@ mod verification {
             backend_state::FREE
         );
         assert_eq!(repaired, right);
-        assert!(reconciler.verify().unwrap().is_empty());
+        assert!(verify(&mut reconciler).unwrap().is_empty());
     }
 
     #[test]
@@ -338,8 +349,31 @@ mod verification {
             };
             maps.backends.insert(9, foreign);
         });
-        assert_eq!(reconciler.verify().unwrap().len(), 1);
-        assert!(reconciler.verify().unwrap().is_empty());
+        assert_eq!(verify(&mut reconciler).unwrap().len(), 1);
+        assert!(verify(&mut reconciler).unwrap().is_empty());
+    }
+
+    #[test]
+    fn what_is_written_meanwhile_is_no_damage() {
+        let memory = memory();
+        let mut reconciler = Reconciler::new(memory.clone()).unwrap();
+        let mut desired = web(&["10.0.0.1:80", "10.0.0.2:80"]);
+        let api = service("api", "192.0.2.11:80", &["10.0.0.3:80"]);
+        desired.services.push(api.clone());
+        reconciler.apply(&desired, None).unwrap();
+        let tables = reconciler.begin_verify()().unwrap();
+        desired.services.pop();
+        desired.services[0].backends[0].admit = Admit::Draining;
+        desired.services.push(DesiredService {
+            listen: vec!["192.0.2.12:80".parse().unwrap()],
+            name: "new".to_owned(),
+            ..api
+        });
+        reconciler.apply(&desired, None).unwrap();
+        let right = memory.maps();
+        assert_eq!(reconciler.verify(tables).unwrap(), Vec::<String>::new());
+        assert_eq!(memory.maps(), right);
+        assert!(verify(&mut reconciler).unwrap().is_empty());
     }
 
     #[test]
@@ -350,9 +384,9 @@ mod verification {
         reconciler.apply(&desired, None).unwrap();
         let right = memory.maps();
         memory.tamper(|maps| maps.tables.clear());
-        let reads = 3 + 2 * u64::from(CAPACITY.services);
+        let reads = 4 + 2 * u64::from(CAPACITY.services);
         memory.fail_call(reads + 1);
-        reconciler.verify().unwrap_err();
+        verify(&mut reconciler).unwrap_err();
         reconciler.apply(&desired, None).unwrap();
         assert_eq!(memory.maps(), right);
     }
@@ -399,7 +433,7 @@ fn measure_one_change_among_a_thousand_services() {
             reconciler.apply(&desired, Some(&present)).unwrap().changes
         });
     }
-    timed("verify", &mut || reconciler.verify().unwrap().len());
+    timed("verify", &mut || verify(&mut reconciler).unwrap().len());
     let mut restarted = Reconciler::new(memory).unwrap();
     timed("restart", &mut || {
         restarted.apply(&desired, None).unwrap().changes

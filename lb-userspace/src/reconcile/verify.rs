@@ -1,10 +1,14 @@
-use std::{borrow::Cow, collections::HashSet};
+use std::collections::{BTreeMap, HashSet};
 
 use super::Reconciler;
 use crate::{
     datapath::Datapath,
-    plan::{self, Change, Installed, Table, Target},
+    plan::{self, Change, Digest, Installed, Table, Target},
 };
+
+/// The tables as the kernel holds them.
+#[derive(Debug)]
+pub struct Tables(BTreeMap<u32, Digest>);
 
 /// What others made of the maps, and what undoes it.
 pub(super) struct Differences {
@@ -15,18 +19,25 @@ pub(super) struct Differences {
 /// Reads all maps.
 pub(super) fn read(datapath: &dyn Datapath) -> anyhow::Result<Installed> {
     let mut installed = read_small(datapath)?;
+    installed.tables = read_tables(datapath)?.0;
+    Ok(installed)
+}
+
+pub(super) fn read_tables(datapath: &dyn Datapath) -> anyhow::Result<Tables> {
+    let mut tables = BTreeMap::new();
     for table in 0..2 * datapath.capacity().services {
         if let Some(slots) = datapath.table(table)? {
-            installed.tables.insert(table, slots);
+            tables.insert(table, Digest::of(&slots));
         }
     }
-    Ok(installed)
+    Ok(Tables(tables))
 }
 
 /// All maps but the tables.
 fn read_small(datapath: &dyn Datapath) -> anyhow::Result<Installed> {
     Ok(Installed {
         services: datapath.services()?.into_iter().collect(),
+        echoes: datapath.echoes()?.into_iter().collect(),
         backends: datapath.backends()?.into_iter().collect(),
         tables: Default::default(),
         ports: datapath.port_words()?,
@@ -34,46 +45,40 @@ fn read_small(datapath: &dyn Datapath) -> anyhow::Result<Installed> {
 }
 
 impl Reconciler {
-    /// Compares the kernel with what was last written. Changes nothing, but that the tables that
-    /// are as they were go over into what was found: the memory for all of them twice is too much.
-    pub(super) fn differences(&mut self) -> anyhow::Result<Differences> {
+    /// Compares the kernel with what was last written. Changes nothing.
+    pub(super) fn differences(&self, tables: Tables) -> anyhow::Result<Differences> {
         let mut found = read_small(self.datapath.as_ref())?;
-        let mut changed = Vec::new();
-        for table in 0..2 * self.datapath.capacity().services {
-            let is = self.datapath.table(table)?;
-            if is.as_ref() != self.installed.tables.get(&table) {
-                changed.push((table, is));
-            }
+        found.tables = tables.0;
+        for table in &self.rewritten {
+            match self.installed.tables.get(table) {
+                Some(digest) => found.tables.insert(*table, *digest),
+                None => found.tables.remove(table),
+            };
         }
-        let mut wanted = std::mem::take(&mut self.installed);
-        let mut right = Vec::with_capacity(changed.len());
-        for (table, is) in changed {
-            let slots = wanted.tables.remove(&table);
-            right.push((table, slots, self.recipes.remove(&table)));
-            found.tables.extend(is.map(|is| (table, is)));
-        }
-        let targets = right.into_iter().filter_map(|(table, slots, recipe)| {
-            Some((
-                table,
-                Table {
-                    slots: Cow::Owned(slots?),
-                    recipe,
-                },
-            ))
+        let wanted = self.installed.clone();
+        let tables = wanted.tables.into_iter().map(|(table, digest)| {
+            let is_right = found.tables.get(&table) == Some(&digest);
+            let to = match self.recipes.get(&table) {
+                Some(recipe) if !is_right => Table::Of(recipe.clone()),
+                // Without recipe it is a former daemon's that no pass has taken over yet: that
+                // pass builds it.
+                _ => Table::Installed,
+            };
+            (table, to)
         });
         let mut changes = plan::changes(
             &found,
             Target {
                 services: wanted.services,
+                echoes: wanted.echoes,
                 backends: wanted.backends.into_iter().collect(),
-                tables: targets.collect(),
+                tables: tables.collect(),
                 ports: wanted.ports,
                 retired: &HashSet::new(),
             },
         );
         // The slot is still the same backend's.
         changes.retain(|change| !matches!(change, Change::ClearCounters { .. }));
-        found.tables.append(&mut wanted.tables);
         Ok(Differences { found, changes })
     }
 }

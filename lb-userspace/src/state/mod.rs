@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-pub use store::Store;
+pub use store::{Saving, Store};
 
 use crate::model::{BackendRef, BackendSpec, Override, ServiceSpec};
 

@@ -1,7 +1,9 @@
 use std::{
     fs::{self, File},
-    io::{ErrorKind, Write},
+    io::{self, ErrorKind, Write},
     path::{Path, PathBuf},
+    sync::Arc,
+    thread,
     time::{SystemTime, UNIX_EPOCH},
 };
 
@@ -20,6 +22,27 @@ const BROKEN: &str = "state.json.broken-";
 /// A state directory, held by this process.
 #[derive(Debug)]
 pub struct Store {
+    files: Arc<Files>,
+}
+
+/// A state on its way to disk.
+#[derive(Debug)]
+pub struct Saving(io::Result<thread::JoinHandle<anyhow::Result<()>>>);
+
+impl Saving {
+    /// Once this returns without error the state survives a crash of the machine.
+    ///
+    /// # Errors
+    /// The former state is then still in place.
+    pub fn wait(self) -> anyhow::Result<()> {
+        let thread = self.0.context("cannot start a thread to save the state")?;
+        let panicked = |_| bail!("the thread that saves the state died");
+        thread.join().unwrap_or_else(panicked)
+    }
+}
+
+#[derive(Debug)]
+struct Files {
     directory: PathBuf,
     _lock: Lock,
 }
@@ -35,26 +58,37 @@ impl Store {
         fs::create_dir_all(directory).with_context(|| {
             format!("cannot create the state directory {}", directory.display())
         })?;
-        let store = Self {
+        let files = Files {
             directory: directory.to_owned(),
             _lock: Lock::take(directory)?,
         };
-        let state = store.read()?;
-        Ok((store, state))
+        let state = files.read()?;
+        let files = Arc::new(files);
+        Ok((Self { files }, state))
     }
 
-    /// Replaces the state on disk; once this returns it survives a crash of the machine.
-    ///
-    /// # Errors
-    /// The former state is then still in place.
-    pub fn save(&self, state: &State) -> anyhow::Result<()> {
+    /// Begins to replace the state on disk, which may take a disk's time. One at a time: whoever
+    /// begins another must have waited for this one.
+    pub fn begin_save(&self, state: State) -> Saving {
+        let files = self.files.clone();
+        let thread = thread::Builder::new().name("save-state".to_owned());
+        Saving(thread.spawn(move || files.save(&state)))
+    }
+
+    /// Damaged state files that were put aside and that nobody took away yet, one sentence each.
+    pub fn problems(&self) -> Vec<String> {
+        self.files.problems()
+    }
+}
+
+impl Files {
+    fn save(&self, state: &State) -> anyhow::Result<()> {
         let path = self.path(CURRENT);
         self.replace(&path, &file::encode(state)?)
             .with_context(|| format!("cannot write {}", path.display()))
     }
 
-    /// Damaged state files that were put aside and that nobody took away yet, one sentence each.
-    pub fn problems(&self) -> Vec<String> {
+    fn problems(&self) -> Vec<String> {
         let Ok(entries) = fs::read_dir(&self.directory) else {
             return vec![format!(
                 "the state directory {} cannot be read",
@@ -167,22 +201,13 @@ impl Store {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{Mode, Override};
+    use crate::{
+        model::{Mode, Override},
+        testing::Directory,
+    };
 
-    struct Directory(PathBuf);
-
-    impl Directory {
-        fn new(name: &str) -> Self {
-            let path = std::env::temp_dir().join(format!("lbd-{}-{name}", std::process::id()));
-            let _ = fs::remove_dir_all(&path);
-            Self(path)
-        }
-    }
-
-    impl Drop for Directory {
-        fn drop(&mut self) {
-            let _ = fs::remove_dir_all(&self.0);
-        }
+    fn save(store: &Store, state: State) {
+        store.begin_save(state).wait().unwrap();
     }
 
     fn drained(address: &str) -> State {
@@ -204,15 +229,15 @@ mod tests {
         let directory = Directory::new("keeps");
         let (first, second) = (drained("10.0.0.1:80"), drained("10.0.0.2:80"));
         {
-            let (store, state) = Store::open(&directory.0).unwrap();
+            let (store, state) = Store::open(directory.path()).unwrap();
             assert_eq!(state, State::default());
-            store.save(&first).unwrap();
-            store.save(&second).unwrap();
+            save(&store, first.clone());
+            save(&store, second.clone());
         }
-        let (store, state) = Store::open(&directory.0).unwrap();
+        let (store, state) = Store::open(directory.path()).unwrap();
         assert_eq!(state, second);
         assert_eq!(store.problems(), Vec::<String>::new());
-        let previous = fs::read_to_string(directory.0.join(PREVIOUS)).unwrap();
+        let previous = fs::read_to_string(directory.path().join(PREVIOUS)).unwrap();
         assert_eq!(file::decode(&previous), Ok(first));
     }
 
@@ -220,20 +245,20 @@ mod tests {
     fn a_truncated_file_gives_the_previous_state_and_is_kept_aside() {
         let directory = Directory::new("truncated");
         let (first, second) = (drained("10.0.0.1:80"), drained("10.0.0.2:80"));
-        let current = directory.0.join(CURRENT);
+        let current = directory.path().join(CURRENT);
         {
-            let (store, _) = Store::open(&directory.0).unwrap();
-            store.save(&first).unwrap();
-            store.save(&second).unwrap();
+            let (store, _) = Store::open(directory.path()).unwrap();
+            save(&store, first.clone());
+            save(&store, second.clone());
         }
         let text = fs::read_to_string(&current).unwrap();
         fs::write(&current, &text[..text.len() / 2]).unwrap();
         for _ in 0..2 {
-            let (store, state) = Store::open(&directory.0).unwrap();
+            let (store, state) = Store::open(directory.path()).unwrap();
             assert_eq!(state, first);
             assert_eq!(store.problems().len(), 1, "shown until somebody acts");
         }
-        let aside = fs::read_dir(&directory.0)
+        let aside = fs::read_dir(directory.path())
             .unwrap()
             .flatten()
             .find(|e| e.file_name().to_string_lossy().starts_with(BROKEN))
@@ -245,10 +270,10 @@ mod tests {
     #[test]
     fn two_damaged_files_are_both_kept() {
         let directory = Directory::new("both");
-        fs::create_dir_all(&directory.0).unwrap();
-        fs::write(directory.0.join(CURRENT), "").unwrap();
-        fs::write(directory.0.join(PREVIOUS), [0xff, 0]).unwrap();
-        let (store, state) = Store::open(&directory.0).unwrap();
+        fs::create_dir_all(directory.path()).unwrap();
+        fs::write(directory.path().join(CURRENT), "").unwrap();
+        fs::write(directory.path().join(PREVIOUS), [0xff, 0]).unwrap();
+        let (store, state) = Store::open(directory.path()).unwrap();
         assert_eq!(state, State::default());
         assert_eq!(store.problems().len(), 2);
     }
@@ -256,12 +281,15 @@ mod tests {
     #[test]
     fn a_later_version_is_refused_and_left_alone() {
         let directory = Directory::new("later");
-        fs::create_dir_all(&directory.0).unwrap();
+        fs::create_dir_all(directory.path()).unwrap();
         let text = "{\"version\": 99}";
-        fs::write(directory.0.join(CURRENT), text).unwrap();
-        let message = Store::open(&directory.0).unwrap_err().to_string();
+        fs::write(directory.path().join(CURRENT), text).unwrap();
+        let message = Store::open(directory.path()).unwrap_err().to_string();
         assert!(message.contains("version 99"), "{message}");
-        assert_eq!(fs::read_to_string(directory.0.join(CURRENT)).unwrap(), text);
+        assert_eq!(
+            fs::read_to_string(directory.path().join(CURRENT)).unwrap(),
+            text
+        );
     }
 
     #[test]
@@ -269,26 +297,26 @@ mod tests {
         let directory = Directory::new("leftover");
         let state = drained("10.0.0.1:80");
         {
-            let (store, _) = Store::open(&directory.0).unwrap();
-            store.save(&State::default()).unwrap();
-            fs::write(directory.0.join("state.json.new"), "{\"ver").unwrap();
-            fs::write(directory.0.join("state.json.bak.new"), "").unwrap();
-            store.save(&state).unwrap();
+            let (store, _) = Store::open(directory.path()).unwrap();
+            save(&store, State::default());
+            fs::write(directory.path().join("state.json.new"), "{\"ver").unwrap();
+            fs::write(directory.path().join("state.json.bak.new"), "").unwrap();
+            save(&store, state.clone());
         }
-        assert_eq!(Store::open(&directory.0).unwrap().1, state);
+        assert_eq!(Store::open(directory.path()).unwrap().1, state);
     }
 
     #[test]
     fn a_second_daemon_is_refused_until_the_first_is_gone() {
         let directory = Directory::new("lock");
-        let first = Store::open(&directory.0).unwrap();
-        let message = Store::open(&directory.0).unwrap_err().to_string();
+        let first = Store::open(directory.path()).unwrap();
+        let message = Store::open(directory.path()).unwrap_err().to_string();
         assert!(message.contains("another lbd"), "{message}");
         assert!(
             message.contains(&std::process::id().to_string()),
             "{message}"
         );
         drop(first);
-        Store::open(&directory.0).unwrap();
+        Store::open(directory.path()).unwrap();
     }
 }

@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeMap,
+    ops::Deref,
     path::{Path, PathBuf},
     sync::{
         Arc, Mutex,
@@ -39,7 +40,7 @@ impl Service for Scripted {
 
 /// A served socket in a directory of its own.
 pub(crate) struct Daemon {
-    directory: PathBuf,
+    directory: Directory,
     pub(crate) socket: PathBuf,
     pub(crate) asked: Arc<Mutex<Vec<Request>>>,
     server: JoinHandle<()>,
@@ -57,7 +58,7 @@ impl Daemon {
         limits: Limits,
         answer: impl Fn(&Request) -> Result<Response, Fault> + Send + Sync + 'static,
     ) -> Self {
-        let directory = fresh_directory();
+        let directory = Directory::new();
         let socket = directory.join("lbd.sock");
         let (listener, file) = socket::listen(&socket).unwrap();
         let service = Scripted {
@@ -83,16 +84,35 @@ impl Daemon {
 impl Drop for Daemon {
     fn drop(&mut self) {
         self.server.abort();
-        let _ = std::fs::remove_dir_all(&self.directory);
     }
 }
 
-pub(crate) fn fresh_directory() -> PathBuf {
-    static COUNT: AtomicU32 = AtomicU32::new(0);
-    let number = COUNT.fetch_add(1, Ordering::Relaxed);
-    let directory = std::env::temp_dir().join(format!("lbd-front-{}-{number}", std::process::id()));
-    std::fs::create_dir_all(&directory).unwrap();
-    directory
+/// An empty directory, removed at the end of the test, also of one that fails.
+pub(crate) struct Directory(PathBuf);
+
+impl Directory {
+    pub(crate) fn new() -> Self {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let number = COUNT.fetch_add(1, Ordering::Relaxed);
+        let name = format!("lbd-front-{}-{number}", std::process::id());
+        let path = std::env::temp_dir().join(name);
+        std::fs::create_dir_all(&path).unwrap();
+        Self(path)
+    }
+}
+
+impl Deref for Directory {
+    type Target = Path;
+
+    fn deref(&self) -> &Path {
+        &self.0
+    }
+}
+
+impl Drop for Directory {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
 }
 
 pub(crate) fn fault(code: FaultCode, message: &str) -> Result<Response, Fault> {
@@ -117,6 +137,7 @@ pub(crate) fn service(name: &str) -> ServiceItem {
         policy: "maglev".to_owned(),
         snat: "auto".to_owned(),
         no_backend: "reject".to_owned(),
+        on_backend_down: "keep".to_owned(),
         backends: 2,
         healthy_backends: 1,
         active_connections: 5,

@@ -227,6 +227,13 @@ async fn too_many_connections_are_told_so_and_places_come_back() {
     let (status, fault) = refusal(&daemon, &post(r#"{"verb":"status"}"#)).await;
     assert_eq!(status, 503);
     assert!(fault.message.contains("4 connections"), "{fault:?}");
+    let client = Client::new(&daemon.socket);
+    match client.call(&Request::Status).await {
+        Err(CallError::Unreachable(message)) => {
+            assert_eq!(message, "the daemon is busy (4 connections); try again");
+        }
+        other => panic!("{other:?}"),
+    }
 
     tokio::time::sleep(QUICK.header_time * 2).await;
     assert_alive(&daemon).await;

@@ -2,7 +2,7 @@
 
 use std::process::{Command, Output};
 
-use crate::common::fresh_directory;
+use crate::common::Directory;
 
 fn lbd(arguments: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_lbd"))
@@ -18,7 +18,7 @@ fn stderr(output: &Output) -> String {
 
 #[test]
 fn check_prints_all_findings() {
-    let directory = fresh_directory();
+    let directory = Directory::new();
     let file = directory.join("lbd.yaml");
     let path = file.to_str().unwrap();
     std::fs::write(&file, "services: []\n").unwrap();
@@ -36,7 +36,6 @@ fn check_prints_all_findings() {
     for place in ["lbd.yaml:1:", "lbd.yaml:2:"] {
         assert!(stderr(&output).contains(place), "{}", stderr(&output));
     }
-    std::fs::remove_dir_all(directory).unwrap();
 }
 
 #[test]

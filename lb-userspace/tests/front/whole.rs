@@ -13,22 +13,16 @@ use serde_json::Value;
 use tokio::net::{TcpListener, TcpStream};
 
 use crate::{
-    common::fresh_directory,
+    common::Directory,
     lbctl::{code, lbctl, stderr, stdout},
 };
 
 struct Node {
-    directory: PathBuf,
+    directory: Directory,
     socket: PathBuf,
     file: PathBuf,
     http: std::net::SocketAddr,
     _file: socket::SocketFile,
-}
-
-impl Drop for Node {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.directory);
-    }
 }
 
 const FILE: &str = "\
@@ -44,7 +38,7 @@ services:
 
 impl Node {
     async fn start() -> Self {
-        let directory = fresh_directory();
+        let directory = Directory::new();
         let file = directory.join("lbd.yaml");
         let state = directory.join("state");
         let text = FILE.replace("STATE", state.to_str().unwrap());

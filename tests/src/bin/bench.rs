@@ -408,7 +408,7 @@ fn tc_fd(ebpf: &mut Ebpf, name: &str) -> Result<ProgramFd> {
     Ok(program.fd()?.try_clone()?)
 }
 
-/// Opens a connection whose established packets are measured: first packet and answer.
+/// Opens a connection whose established packets are measured: first packet, answer, and one more.
 fn open(kernel: &mut Kernel, a: Addresses, udp: bool, client_port: u16) -> Result<()> {
     let sent = |outcome: &Outcome| Expect::Pass.difference(&outcome.packet, outcome).is_some();
     let (vip, backend) = if udp {
@@ -428,8 +428,13 @@ fn open(kernel: &mut Kernel, a: Addresses, udp: bool, client_port: u16) -> Resul
             Packet::tcp(world::FROM_BACKEND, backend, client, SYN | ACK),
         )
     };
-    let went =
-        sent(&kernel.run(true, &request.bytes())) && sent(&kernel.run(false, &reply.bytes()));
+    let follows = match udp {
+        true => request.clone(),
+        false => Packet::tcp(world::FROM_CLIENT, client, vip, ACK),
+    };
+    let went = sent(&kernel.run(true, &request.bytes()))
+        && sent(&kernel.run(false, &reply.bytes()))
+        && sent(&kernel.run(true, &follows.bytes()));
     ensure!(went, "the connection from {client} was not established");
     Ok(())
 }

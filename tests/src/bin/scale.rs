@@ -1,7 +1,8 @@
 //! `cargo run --release -p lb-tests --bin scale [SERVICES [BACKENDS]]`: the daemon with 1,000
 //! services of 20 backends each (or as many as asked for). Prints the time of a cold start, the
-//! time from one change to the kernel, and the resident memory, against the budgets of the design.
-//! Exits with 1 if one is not met.
+//! time from one change to the kernel, and the resident memory, against the budgets of the design;
+//! and the time of a cold start with weights from 1 to the number of backends. Exits with 1 if one
+//! is not met. With `LBT_LOG=debug` it prints the daemon's log besides.
 
 use std::{
     fmt::Write as _,
@@ -19,7 +20,7 @@ use lb_tests::{
 };
 use lb_userspace::{
     api::{client::Client, types::Request},
-    model::{BackendRef, Mode},
+    model::{BackendRef, BackendSpec, Mode},
 };
 
 const COLD_START: Duration = Duration::from_secs(2);
@@ -28,6 +29,7 @@ const RESIDENT: u64 = 64 << 20;
 
 /// Changes that are measured.
 const CHANGES: usize = 101;
+const ADDITIONS: usize = 11;
 
 fn main() -> ExitCode {
     match measure() {
@@ -51,10 +53,11 @@ fn measure() -> anyhow::Result<bool> {
         ..Topology::default()
     })?;
     network.node.ip("route add 10.64.0.0/10 via 10.1.1.2")?;
-    let config = config(&network, services, backends);
+    let weights = |backend| 50 + 50 * (backend % 2);
+    let config_of_two = config(&network, services, backends, weights);
 
     let began = Instant::now();
-    let mut daemon = Daemon::start_with(&network.node, &config)?;
+    let mut daemon = Daemon::start_with(&network.node, &config_of_two)?;
     let cold = began.elapsed();
     let known = daemon.backends()?;
     let taking = known.iter().filter(|b| b.effective_weight > 0).count();
@@ -66,10 +69,22 @@ fn measure() -> anyhow::Result<bool> {
     let mut changes = changes(&network, services, backends)?;
     changes.sort();
     let resident_after = daemon.resident_bytes()?;
+    let mut additions = additions(&network, services, backends)?;
+    additions.sort();
     daemon.kill9();
     let began = Instant::now();
     daemon.restart()?;
     let warm = began.elapsed();
+    if std::env::var_os("LBT_LOG").is_some() {
+        eprintln!("{}", daemon.log());
+    }
+    // Its end removes what it made.
+    drop(daemon);
+    let steep = config(&network, services, backends, |backend| 1 + backend);
+    let began = Instant::now();
+    let daemon = Daemon::start_with(&network.node, &steep)?;
+    let cold_steep = began.elapsed();
+    drop(daemon);
 
     println!("{services} services × {backends} backends\n");
     let mut kept = true;
@@ -88,6 +103,12 @@ fn measure() -> anyhow::Result<bool> {
         ms(cold),
         "< 2 s",
         cold < COLD_START,
+    );
+    row(
+        &format!("the same, weights 1 to {backends}"),
+        ms(cold_steep),
+        "< 2 s",
+        cold_steep < COLD_START,
     );
     row(
         "start after kill -9, adopting the kernel's",
@@ -119,6 +140,12 @@ fn measure() -> anyhow::Result<bool> {
         "< 64 MiB",
         resident_after < RESIDENT,
     );
+    // All is planned anew; the budget is for what changes of a backend that is there.
+    println!(
+        "{:<44}{:>12}",
+        "one backend added → answer, median",
+        ms(additions[ADDITIONS / 2])
+    );
     Ok(kept)
 }
 
@@ -129,7 +156,7 @@ fn address(service: u32, backend: u32, backends: u32) -> SocketAddrV4 {
 }
 
 /// Without health checks: these backends do not exist, and what is measured is the daemon.
-fn config(network: &Network, services: u32, backends: u32) -> String {
+fn config(network: &Network, services: u32, backends: u32, weight: impl Fn(u32) -> u32) -> String {
     let mut text = Config::new(network, "native").render();
     // Twice what is there: a removed backend keeps its slot until its connections have ended.
     let limits = format!(
@@ -149,7 +176,7 @@ fn config(network: &Network, services: u32, backends: u32) -> String {
             let _ = writeln!(
                 text,
                 "      - {{address: \"{address}\", weight: {}}}",
-                50 + 50 * (backend % 2)
+                weight(backend)
             );
         }
     }
@@ -179,6 +206,7 @@ fn changes(network: &Network, services: u32, backends: u32) -> anyhow::Result<Ve
                     address: address.into(),
                 },
                 mode: Mode::Drain,
+                deadline: None,
             };
             let client = client.clone();
             let began = Instant::now();
@@ -194,6 +222,29 @@ fn changes(network: &Network, services: u32, backends: u32) -> anyhow::Result<Ve
             answer.map_err(|error| anyhow::anyhow!("{error:?}"))?;
         }
         Ok(times)
+    })
+}
+
+/// Times from asking for another backend until the answer, when it is on disk and in the kernel.
+fn additions(network: &Network, services: u32, backends: u32) -> anyhow::Result<Vec<Duration>> {
+    network.node.run(|| {
+        let client = Client::new(SOCKET.as_ref());
+        let runtime = tokio::runtime::Runtime::new()?;
+        let addition = |number: u32| {
+            let request = Request::AddBackend {
+                service: format!("s{}", number % services),
+                backend: BackendSpec {
+                    address: address(services, number, backends).into(),
+                    weight: 50,
+                    labels: Default::default(),
+                },
+            };
+            let began = Instant::now();
+            let answer = runtime.block_on(client.call(&request));
+            answer.map_err(|error| anyhow::anyhow!("{error:?}"))?;
+            Ok(began.elapsed())
+        };
+        (0..ADDITIONS as u32).map(addition).collect()
     })
 }
 

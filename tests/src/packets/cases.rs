@@ -1,7 +1,11 @@
 //! The table. Every case exists for IPv4 and IPv6.
 
 mod direct;
+pub mod echo;
+mod extensions;
 mod foreign;
+mod fragments;
+mod icmp;
 mod refuse;
 mod tcp;
 mod udp;
@@ -21,6 +25,10 @@ pub fn all() -> Vec<Case> {
         udp::cases(&mut table);
         refuse::cases(&mut table);
         foreign::cases(&mut table);
+        icmp::cases(&mut table);
+        echo::cases(&mut table);
+        extensions::cases(&mut table);
+        fragments::cases(&mut table);
         direct::cases(&mut table);
     }
     table.cases
@@ -132,12 +140,13 @@ impl Connection {
         Step::FromBackend(packet.bytes(), Expect::Redirect(out))
     }
 
-    /// First packet and answer: the connection is established.
+    /// First packet, answer, and the packet by which the client shows that it got the answer.
     fn opened(&self) -> Vec<Step> {
         use super::build::{ACK, SYN};
         vec![
             self.forwards(self.request(SYN)),
             self.returns(self.reply(SYN | ACK)),
+            self.forwards(self.request(ACK)),
         ]
     }
 }
@@ -190,11 +199,7 @@ fn unreachable_of(packet: &Packet) -> Vec<u8> {
 
 /// The ICMP error that answers `packet`.
 fn unreachable_with(packet: &Packet, kind: u8, code: u8, rest: u32) -> Vec<u8> {
-    let header = if packet.src.is_ipv6() {
-        40
-    } else {
-        20 + packet.options.len()
-    };
+    let header = packet.header_length();
     let transport = match packet.transport {
         Transport::Tcp { .. } => 20,
         _ => 8,

@@ -3,17 +3,17 @@
 use std::{
     cell::{Cell, RefCell},
     collections::HashMap,
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
 };
 
 use lb_common::{
     abi::{
-        Address, Backend, Be16, Config, Drop, Flow, FlowKey, NextHop, Pod, Service, ServiceKey, V4,
-        V6, as_bytes, from_bytes, link, protocol,
+        Address, Backend, Be16, Config, Drop, Flow, FlowKey, FragmentKey, Fragmented, Held,
+        HeldKey, NextHop, Pod, Service, ServiceKey, V4, V6, as_bytes, from_bytes, link, protocol,
     },
     path::{
-        self, Attempt, Covered, Delta, FamilyTables, Frame, Handover, InsertError, Milestone,
-        Query, Route, Tables, Verdict, Work,
+        self, Attempt, Candidate, Covered, Delta, FamilyTables, Frame, Handover, InsertError,
+        Milestone, Query, Route, Tables, Verdict, Work,
     },
 };
 
@@ -37,6 +37,12 @@ impl Frame for SliceFrame {
 
     fn ingress(&self) -> u32 {
         self.ingress
+    }
+
+    fn reach(&mut self, _: usize) {}
+
+    fn extension(&self, offset: usize, kind: u8) -> u64 {
+        path::extension(self, offset, kind)
     }
 
     fn load<T: Pod>(&self, offset: usize) -> Option<T> {
@@ -81,6 +87,10 @@ impl Frame for SliceFrame {
         self.grow_head(by)
     }
 
+    fn pull(&mut self, _: usize) -> Option<()> {
+        Some(())
+    }
+
     fn grow_head(&mut self, by: usize) -> Option<()> {
         self.bytes.splice(0..0, std::iter::repeat_n(0, by));
         Some(())
@@ -98,6 +108,7 @@ struct Family<A: Address> {
     services: HashMap<ServiceKey<A>, Service>,
     flows: RefCell<HashMap<FlowKey<A>, &'static Flow<A>>>,
     handshakes: RefCell<HashMap<FlowKey<A>, &'static Flow<A>>>,
+    fragments: RefCell<HashMap<FragmentKey<A>, &'static Fragmented>>,
     work: *mut Work<A>,
 }
 
@@ -112,6 +123,7 @@ where
             services: HashMap::new(),
             flows: RefCell::default(),
             handshakes: RefCell::default(),
+            fragments: RefCell::default(),
             work: Box::into_raw(Box::new(work)),
         }
     }
@@ -130,6 +142,10 @@ pub struct Memory {
     rejects: Cell<u32>,
     random: Cell<u32>,
     now: u32,
+    full: Cell<u32>,
+    /// Where the node's own sockets listen, and whether by UDP.
+    sockets: Vec<(SocketAddr, bool)>,
+    sources: Vec<IpAddr>,
 }
 
 impl Memory {
@@ -145,6 +161,9 @@ impl Memory {
             drops: RefCell::default(),
             rejects: Cell::new(0),
             now: 1000,
+            full: Cell::new(0),
+            sockets: Vec::new(),
+            sources: Vec::new(),
             random: Cell::new(1),
         };
         for v6 in [false, true] {
@@ -155,6 +174,14 @@ impl Memory {
 
     fn install(&mut self, addresses: Addresses) {
         self.backends.extend(world::backends(addresses));
+        let vip = world::words(addresses.vip(0).ip());
+        if addresses.v6 {
+            let key = ServiceKey::echo(V6::from_words(&vip), protocol::ICMPV6);
+            self.v6.services.insert(key, Service::default());
+        } else {
+            let key = ServiceKey::echo(V4::from_words(&vip), protocol::ICMP);
+            self.v4.services.insert(key, Service::default());
+        }
         for listen in world::listens() {
             let protocol = if listen.udp {
                 protocol::UDP
@@ -166,11 +193,20 @@ impl Memory {
             let service = Service { table, ..service };
             let port = lb_common::abi::Be16::new(listen.port);
             let words = world::words(addresses.vip(0).ip());
+            // Under port 0 and ICMP stands the address itself.
             if addresses.v6 {
-                let key = ServiceKey::new(V6::from_words(&words), port, protocol);
+                let vip = V6::from_words(&words);
+                self.v6
+                    .services
+                    .insert(ServiceKey::new(vip, Be16(0), 58), service);
+                let key = ServiceKey::new(vip, port, protocol);
                 self.v6.services.insert(key, service);
             } else {
-                let key = ServiceKey::new(V4::from_words(&words), port, protocol);
+                let vip = V4::from_words(&words);
+                self.v4
+                    .services
+                    .insert(ServiceKey::new(vip, Be16(0), 1), service);
+                let key = ServiceKey::new(vip, port, protocol);
                 self.v4.services.insert(key, service);
             }
             if let Some(slots) = &listen.table {
@@ -221,6 +257,10 @@ impl Tables for Memory {
 
     fn draw(&self, table: u32, service: u32, place: u32) -> Option<u32> {
         path::draw(self, table, service, place)
+    }
+
+    fn last_full(&self) -> Option<&Cell<u32>> {
+        Some(&self.full)
     }
 
     fn cursor(&self, service: u32) -> u32 {
@@ -302,8 +342,38 @@ macro_rules! family_tables {
                 self.$field.handshakes.borrow_mut().remove(key);
             }
 
-            fn take_source(&self, port: Be16) -> Attempt {
-                path::take_source::<$family, _>(self, port)
+            fn fragmented(&self, key: &FragmentKey<$family>) -> Option<&Fragmented> {
+                self.$field.fragments.borrow().get(key).copied()
+            }
+
+            fn insert_fragmented(&self, key: &FragmentKey<$family>, value: &Fragmented) {
+                let value = Box::leak(Box::new(*value));
+                self.$field.fragments.borrow_mut().insert(*key, value);
+            }
+
+            /// Nothing is put aside here.
+            fn held(&self, _: &HeldKey<$family>) -> Option<&Held> {
+                None
+            }
+
+            fn take_source(&self, candidate: Candidate) -> Attempt {
+                path::take_source::<$family, _>(self, candidate)
+            }
+
+            fn source(&self, number: u32) -> Option<$family> {
+                let words = world::words(*self.sources.get(number as usize)?);
+                Some(<$family>::from_words(&words))
+            }
+
+            fn has_socket(&self, key: &FlowKey<$family>) -> bool {
+                let udp = key.protocol() == protocol::UDP;
+                let gets = |(local, by_udp): &(SocketAddr, bool)| {
+                    let ip = local.ip();
+                    let here = ip == key.dst.ip()
+                        || ip.is_unspecified() && ip.is_ipv6() == <$family>::IS_V6;
+                    here && *by_udp == udp && local.port() == key.dst_port.get()
+                };
+                self.sockets.iter().any(gets)
             }
 
             fn work(&self) -> Option<&mut Work<$family>> {
@@ -326,7 +396,7 @@ fn route(dst: std::net::IpAddr) -> (Route, NextHop) {
         if same(a.black_hole(0)) {
             return (Route::Refused, none);
         }
-        if same(a.node(0)) {
+        if same(a.node(0)) || same(a.second_node(0)) {
             return (Route::Stack, none);
         }
         if same(a.backend(99, 0)) {
@@ -454,8 +524,25 @@ impl Runner for Slice {
         }
     }
 
+    fn listen(&mut self, local: SocketAddr, udp: bool) {
+        self.memory.sockets.push((local, udp));
+    }
+
+    fn close_sockets(&mut self) {
+        self.memory.sockets.clear();
+    }
+
+    fn set_sources(&mut self, sources: &[IpAddr]) {
+        self.memory.sources = sources.to_vec();
+        self.memory.config.sources = world::source_counts(sources);
+    }
+
     fn wait_second(&mut self) {
         self.memory.now += self.memory.config.hz + 1;
+    }
+
+    fn make_stale(&mut self) {
+        self.memory.config.hz = 0;
     }
 
     fn set_rejects(&mut self, per_second: u32) {

@@ -66,6 +66,11 @@ impl Addresses {
         SocketAddr::new(self.pick("10.1.0.254", "2001:db8:b::fe"), port)
     }
 
+    /// Another one.
+    pub fn second_node(self, port: u16) -> SocketAddr {
+        SocketAddr::new(self.pick("10.1.0.253", "2001:db8:b::fd"), port)
+    }
+
     pub fn backend(self, last: u8, port: u16) -> SocketAddr {
         let text = if self.v6 {
             format!("2001:db8:b::{last:x}")
@@ -156,6 +161,8 @@ pub mod port {
     pub const HALF: u16 = 93;
     /// The same backend as [`WEB`].
     pub const WEB_AGAIN: u16 = 94;
+    /// Its backend's connections end when it is down.
+    pub const RESETTING: u16 = 95;
     pub const DNS: u16 = 53;
     pub const DNS_SNAT: u16 = 54;
     pub const DNS_EMPTY: u16 = 55;
@@ -220,6 +227,7 @@ pub mod slot {
     pub const L2_TWO_B: u32 = 34;
     pub const NARROW_SNAT: u32 = 35;
     pub const TUNNEL_BLACK_HOLE: u32 = 36;
+    pub const RESETTING: u32 = 37;
     pub const COUNT: u32 = 128;
 }
 
@@ -231,7 +239,8 @@ pub const CONFIG: Config = Config {
     rejects_per_second: 1000,
     snat_first: SNAT_PORT,
     snat_count: 1,
-    reserved: [0; 4],
+    sources: [0; 2],
+    reserved: [0; 2],
 };
 
 pub fn listens() -> Vec<Listen> {
@@ -292,6 +301,7 @@ pub fn listens() -> Vec<Listen> {
         },
         tcp(port::HALF, &[slot::HALF_DOWN, slot::HALF_UP]),
         tcp(port::WEB_AGAIN, &[slot::WEB_AGAIN; 7]),
+        tcp(port::RESETTING, &[slot::RESETTING; 7]),
         udp(port::DNS, &[slot::DNS; 7]),
         udp(port::DNS_SNAT, &[slot::DNS_SNAT; 7]),
         udp(port::DNS_EMPTY, &[]),
@@ -379,7 +389,15 @@ pub fn backends(addresses: Addresses) -> Vec<(u32, Backend)> {
     let direct = |slot: u32, service: u16, last: u8| entry(slot, service, a.backend(last, service));
     let tunnel = |(slot, backend): (u32, Backend)| {
         let source = words(a.node(0).ip());
-        (slot, Backend { source, ..backend })
+        let flags = backend_flag::TUNNEL;
+        (
+            slot,
+            Backend {
+                source,
+                flags,
+                ..backend
+            },
+        )
     };
     let spread = |(slot, backend): (u32, Backend)| {
         let prefix = TUNNEL_PREFIX[usize::from(a.v6)].parse();
@@ -389,6 +407,7 @@ pub fn backends(addresses: Addresses) -> Vec<(u32, Backend)> {
             slot,
             Backend {
                 source,
+                flags: backend_flag::TUNNEL,
                 spread,
                 ..backend
             },
@@ -426,6 +445,13 @@ pub fn backends(addresses: Addresses) -> Vec<(u32, Backend)> {
         ),
         entry(slot::HALF_UP, port::HALF, a.backend(17, 8080)),
         entry(slot::WEB_AGAIN, port::WEB_AGAIN, a.backend(1, 8080)),
+        (
+            slot::RESETTING + offset,
+            Backend {
+                flags: backend_flag::RESET_WHEN_DOWN,
+                ..entry(slot::RESETTING, port::RESETTING, a.backend(21, 8080)).1
+            },
+        ),
         entry(slot::DNS_TWO_A, port::DNS_TWO, a.backend(19, 5353)),
         entry(slot::DNS_TWO_B, port::DNS_TWO, a.backend(20, 5353)),
         direct(slot::DNS_L2, port::DNS_L2, 21),
@@ -482,4 +508,10 @@ pub fn port_words() -> Vec<(u32, u64)> {
         set(kind, Be16(backend.port).get());
     }
     words.into_iter().collect()
+}
+
+/// How many of SNAT's addresses are of each family.
+pub fn source_counts(sources: &[IpAddr]) -> [u32; 2] {
+    let v6 = sources.iter().filter(|ip| ip.is_ipv6()).count() as u32;
+    [sources.len() as u32 - v6, v6]
 }

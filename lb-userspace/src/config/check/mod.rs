@@ -28,6 +28,7 @@ pub(super) enum Item {
     /// One outside services, by its keys: `admin.http`.
     Setting(&'static str),
     Interface(usize),
+    SnatAddress(usize),
     Service(usize),
     Name(usize),
     Listens(usize),
@@ -37,6 +38,7 @@ pub(super) enum Item {
     Backends(usize),
     Backend(usize, usize),
     Labels(usize, usize),
+    OnBackendDown(usize),
     /// A key of `health`, or all of it for an empty one.
     Health(usize, &'static str),
 }
@@ -47,11 +49,13 @@ impl Item {
         match self {
             Self::Setting(_) => None,
             Self::Interface(_) => Some(Self::Setting("node.interfaces")),
+            Self::SnatAddress(_) => Some(Self::Setting("node.snat_addresses")),
             Self::Service(_) => Some(Self::Setting("services")),
             Self::Name(service)
             | Self::Listens(service)
             | Self::Choice(service, _)
             | Self::Backends(service)
+            | Self::OnBackendDown(service)
             | Self::Health(service, "") => Some(Self::Service(service)),
             Self::Listen(service, _) => Some(Self::Listens(service)),
             Self::Backend(service, _) => Some(Self::Backends(service)),
@@ -62,7 +66,7 @@ impl Item {
 
     fn service(self) -> Option<usize> {
         match self {
-            Self::Setting(_) | Self::Interface(_) => None,
+            Self::Setting(_) | Self::Interface(_) | Self::SnatAddress(_) => None,
             Self::Service(service)
             | Self::Name(service)
             | Self::Listens(service)
@@ -71,6 +75,7 @@ impl Item {
             | Self::Backends(service)
             | Self::Backend(service, _)
             | Self::Labels(service, _)
+            | Self::OnBackendDown(service)
             | Self::Health(service, _) => Some(service),
         }
     }

@@ -12,14 +12,14 @@ const ONE: &str = "web/10.0.0.1:80";
 fn layers(modes: &[(&str, Mode)]) -> Layers {
     let said = |mode| Override {
         mode: Some(mode),
-        weight: None,
+        ..Override::default()
     };
     Layers {
-        file: config([service(
+        file: Arc::new(config([service(
             "web",
             "192.0.2.1:80",
             &["10.0.0.1:80", "10.0.0.2:80"],
-        )]),
+        )])),
         state: State {
             overrides: modes
                 .iter()
@@ -106,10 +106,9 @@ fn other_layers_keep_what_was_observed() {
     let mut world = world(&[]);
     world.observe(report(ONE, true)).unwrap();
     let mut more = layers(&[]);
-    more.file.services[0]
-        .backends
-        .push(backend("10.0.0.3:80", 1));
-    more.file.services[0].health.rise = 9;
+    let web = &mut Arc::make_mut(&mut more.file).services[0];
+    web.backends.push(backend("10.0.0.3:80", 1));
+    web.health.rise = 9;
     world.relayer(more, near);
     assert_eq!(state(&world, 0), BackendState::Healthy);
     assert_eq!(state(&world, 2), BackendState::Unknown);
@@ -118,15 +117,58 @@ fn other_layers_keep_what_was_observed() {
 
 #[test]
 fn a_backend_back_from_maintenance_must_prove_itself() {
-    let mut world = world(&[]);
-    world.observe(report(ONE, true)).unwrap();
-    world.relayer(layers(&[(ONE, Mode::Maintenance)]), near);
-    assert_eq!(state(&world, 0), BackendState::Maintenance);
     let probed = |world: &World| world.targets().contains_key(&ONE.parse().unwrap());
-    assert!(!probed(&world));
-    world.relayer(layers(&[]), near);
-    assert!(probed(&world));
-    assert_eq!(state(&world, 0), BackendState::Unknown);
+    for is_same_file in [false, true] {
+        let mut world = world(&[]);
+        let file = world.layers().file.clone();
+        let layers = |modes: &[(&str, Mode)]| {
+            let mut layers = layers(modes);
+            if is_same_file {
+                layers.file = file.clone();
+            }
+            layers
+        };
+        world.observe(report(ONE, true)).unwrap();
+        let done = world.relayer(layers(&[(ONE, Mode::Maintenance)]), near);
+        assert_eq!((done.moved, done.probes), (!is_same_file, true));
+        assert_eq!(state(&world, 0), BackendState::Maintenance);
+        assert!(!probed(&world));
+        let done = world.relayer(layers(&[]), near);
+        assert!(done.probes && probed(&world));
+        assert_eq!(state(&world, 0), BackendState::Unknown);
+        assert_eq!(world.services[0].observed[0].probes["success"], 1);
+    }
+}
+
+#[test]
+fn overrides_touch_their_services_and_no_other() {
+    let mut first = layers(&[]);
+    let file = Arc::make_mut(&mut first.file);
+    let api = service("api", "192.0.2.2:80", &["10.0.0.1:80"]);
+    file.services.push(api);
+    let mut world = World::new(first.clone(), &HashMap::new(), near);
+    assert_eq!(*world.touched(), Touched::All);
+    world.settled();
+
+    let mut second = layers(&[("api/10.0.0.1:80", Mode::Ready), (ONE, Mode::Drain)]);
+    second.file = first.file.clone();
+    let stray = "web/10.0.0.9:80".parse().unwrap();
+    second.state.overrides.insert(stray, Override::default());
+    let done = world.relayer(second.clone(), near);
+    assert_eq!((done.moved, done.probes), (false, false));
+    assert_eq!(*world.touched(), Touched::Some([0, 1].into()));
+    assert_eq!(world.conflicts().len(), 1, "{:?}", world.conflicts());
+    let fresh = World::new(second, &HashMap::new(), near);
+    assert_eq!(world.desired(), fresh.desired());
+    assert_eq!(world.conflicts(), fresh.conflicts());
+
+    world.settled();
+    world.relayer(first, near);
+    assert_eq!(*world.touched(), Touched::Some([0, 1].into()));
+    assert!(world.conflicts().is_empty());
+    world.settled();
+    world.observe(report("api/10.0.0.1:80", true)).unwrap();
+    assert_eq!(*world.touched(), Touched::Some([1].into()));
 }
 
 #[test]
@@ -136,7 +178,7 @@ fn a_check_that_begins_takes_nobody_down() {
         ..Health::default()
     };
     let mut first = layers(&[]);
-    first.file.services[0].health = unchecked;
+    Arc::make_mut(&mut first.file).services[0].health = unchecked;
     let mut world = World::new(first, &HashMap::new(), near);
     assert_eq!(world.targets(), BTreeMap::new());
     assert_eq!(state(&world, 0), BackendState::Healthy);
@@ -166,8 +208,12 @@ fn routes_decide_on_source_addresses() {
     let transitions = world.reroute([(one, far)].into());
     assert_eq!(transitions.len(), 1);
     assert_eq!(transitions[0].before, transitions[0].after);
-    let snat = |world: &World, place: usize| world.desired().services[0].backends[place].snat;
-    assert_eq!((snat(&world, 0), snat(&world, 1)), (Some(source), None));
+    let snat = |world: &World, place: usize| {
+        let backend = &world.desired().services[0].backends[place];
+        (backend.snat, backend.source)
+    };
+    assert_eq!(snat(&world, 0), (true, Some(source)));
+    assert!(!snat(&world, 1).0);
 
     let transitions = world.reroute([(one, lost)].into());
     assert_eq!(transitions.len(), 1);
@@ -190,4 +236,43 @@ fn overrides_without_a_backend_are_told_of() {
     let world = world(&[("web/10.0.0.9:80", Mode::Drain)]);
     assert_eq!(world.conflicts().len(), 1, "{:?}", world.conflicts());
     assert!(world.conflicts()[0].contains("lbctl unset web/10.0.0.9:80"));
+}
+
+#[test]
+fn a_drain_is_over_at_its_deadline_and_only_a_new_word_takes_that_back() {
+    let until = |deadline_ms| {
+        let mut layers = layers(&[(ONE, Mode::Drain)]);
+        let said = layers.state.overrides.values_mut().next().unwrap();
+        said.deadline_ms = deadline_ms;
+        layers
+    };
+    let mut world = World::new(until(Some(5000)), &HashMap::new(), near);
+    let admit = |world: &World| world.desired().services[0].backends[0].admit;
+    assert_eq!(world.pass_time(4999), []);
+    assert_eq!(
+        (admit(&world), world.next_deadline()),
+        (Admit::Draining, Some(5000))
+    );
+    let one: BackendRef = ONE.parse().unwrap();
+    assert_eq!(world.pass_time(5000), std::slice::from_ref(&one));
+    assert_eq!(
+        (admit(&world), world.next_deadline()),
+        (Admit::Closed, None)
+    );
+    // Told once; and a clock that is set back changes nothing.
+    assert_eq!(world.pass_time(1000), []);
+    assert_eq!(admit(&world), Admit::Closed);
+
+    world.relayer(until(Some(9000)), near);
+    assert_eq!(
+        (admit(&world), world.next_deadline()),
+        (Admit::Draining, Some(9000))
+    );
+    assert_eq!(world.pass_time(9000), [one]);
+    world.relayer(until(None), near);
+    assert_eq!(
+        (admit(&world), world.next_deadline()),
+        (Admit::Draining, None)
+    );
+    assert_eq!(world.pass_time(u64::MAX), []);
 }

@@ -1,6 +1,6 @@
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     sync::{Arc, Mutex},
 };
 
@@ -23,6 +23,59 @@ proptest! {
     #[test]
     fn any_history_ends_as_a_fresh_install(steps in prop::collection::vec(step(), 0..25), last in desired()) {
         run(steps, last);
+    }
+
+    #[test]
+    fn a_part_does_what_the_whole_does(
+        first in desired(),
+        others in prop::collection::vec(prop::option::of(attributes()), 15),
+    ) {
+        let (whole, part) = (memory(), memory());
+        let mut of_whole = Reconciler::new(whole.clone()).unwrap();
+        let mut of_part = Reconciler::new(part.clone()).unwrap();
+        of_whole.apply(&first, None).unwrap();
+        let applied = of_part.apply(&first, None).unwrap();
+        if !applied.refused.is_empty() {
+            // Then the whole is gone over.
+            return Ok(());
+        }
+        let mut second = first;
+        let mut touched = BTreeSet::new();
+        let mut others = others.into_iter().cycle();
+        for (place, service) in second.services.iter_mut().enumerate() {
+            for backend in &mut service.backends {
+                if let Some(Some((weight, admit, snat))) = others.next() {
+                    touched.insert(place);
+                    (backend.weight, backend.admit, backend.source) = (weight, admit, snat);
+                    backend.snat = snat.is_some();
+                }
+            }
+        }
+        let changes = of_whole.apply(&second, None).unwrap().changes;
+        let done = of_part.apply_part(&second, &touched, &applied.placement).unwrap();
+        prop_assert_eq!(done, Some(changes));
+        prop_assert_eq!(part.maps(), whole.maps());
+        prop_assert_eq!(of_part.installed(), of_whole.installed());
+    }
+
+    #[test]
+    fn a_part_with_new_backends_is_left_to_the_whole(first in desired(), second in desired()) {
+        let memory = memory();
+        let mut reconciler = Reconciler::new(memory.clone()).unwrap();
+        let placement = reconciler.apply(&first, None).unwrap().placement;
+        let before = memory.maps();
+        let names = |service: &DesiredService| {
+            let name = service.name.clone();
+            let name = move |b: &DesiredBackend| format!("{name}/{}", b.address);
+            service.backends.iter().map(name).collect::<Vec<_>>()
+        };
+        let known: BTreeSet<String> = first.services.iter().flat_map(names).collect();
+        let touched = (0..second.services.len()).collect();
+        if !second.services.iter().flat_map(names).all(|name| known.contains(&name)) {
+            let done = reconciler.apply_part(&second, &touched, &placement).unwrap();
+            prop_assert_eq!(done, None);
+            prop_assert_eq!(memory.maps(), before);
+        }
     }
 }
 
@@ -79,7 +132,10 @@ fn run(steps: Vec<Step>, last: Desired) {
             }
             Step::Verify => {
                 memory.fail_call(0);
-                assert_eq!(reconciler.verify().unwrap(), Vec::<String>::new());
+                assert_eq!(
+                    super::verify(&mut reconciler).unwrap(),
+                    Vec::<String>::new()
+                );
             }
         }
     }
@@ -266,7 +322,13 @@ fn essence(maps: &Maps) -> impl PartialEq + std::fmt::Debug {
         })
         .collect();
     tables.sort();
-    (services, backends, tables, maps.ports.clone())
+    (
+        services,
+        maps.echoes.clone(),
+        backends,
+        tables,
+        maps.ports.clone(),
+    )
 }
 
 #[derive(Clone, Debug)]
@@ -295,22 +357,16 @@ fn desired_service(name: &'static str) -> impl Strategy<Value = DesiredService> 
         "[2001:db8::a]:80",
         "[2001:db8::b]:8080",
     ];
-    let admit =
-        prop_oneof![4 => Just(Admit::Active), 1 => Just(Admit::Draining), 1 => Just(Admit::Down)];
-    let weight = prop_oneof![4 => Just(100), 1 => Just(0), 1 => 1..300u32];
-    let backend = (
-        prop::sample::select(&BACKENDS[..]),
-        weight,
-        admit,
-        prop::bool::ANY,
-    )
-        .prop_map(|(address, weight, admit, snat)| DesiredBackend {
+    let backend = (prop::sample::select(&BACKENDS[..]), attributes()).prop_map(
+        |(address, (weight, admit, snat))| DesiredBackend {
             weight,
             admit,
-            snat: snat.then(|| "10.9.9.9".parse().unwrap()),
+            source: snat,
+            snat: snat.is_some(),
             tunnel: None,
             ..super::backend(address)
-        });
+        },
+    );
     (
         prop::sample::subsequence(&LISTENS[..], 1..3),
         prop_oneof![Just(Protocol::Tcp), Just(Protocol::Udp)],
@@ -329,6 +385,15 @@ fn desired_service(name: &'static str) -> impl Strategy<Value = DesiredService> 
             backends,
             ..service(name, "192.0.2.1:80", &[])
         })
+}
+
+/// Of a backend: weight, admission and source address.
+fn attributes() -> impl Strategy<Value = (u32, Admit, Option<IpAddr>)> {
+    let admit =
+        prop_oneof![4 => Just(Admit::Active), 1 => Just(Admit::Draining), 1 => Just(Admit::Down)];
+    let weight = prop_oneof![4 => Just(100), 1 => Just(0), 1 => 1..300u32];
+    let source = prop::option::of(Just("10.9.9.9".parse().unwrap()));
+    (weight, admit, source)
 }
 
 fn desired() -> impl Strategy<Value = Desired> {

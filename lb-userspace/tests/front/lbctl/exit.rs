@@ -1,3 +1,5 @@
+use lb_userspace::http::Limits;
+
 use super::*;
 
 #[tokio::test]
@@ -48,7 +50,7 @@ async fn an_unreachable_daemon_is_4_with_the_socket_and_a_remedy() {
     assert!(message.contains("/nonexistent/lbd.sock"), "{message}");
     assert!(message.contains("lbd --config FILE") && message.contains("--socket"));
 
-    let directory = fresh_directory();
+    let directory = Directory::new();
     let stale = directory.join("lbd.sock");
     drop(std::os::unix::net::UnixListener::bind(&stale).unwrap());
     assert_eq!(code(&lbctl(&stale, "status").await), 4);
@@ -60,7 +62,6 @@ async fn an_unreachable_daemon_is_4_with_the_socket_and_a_remedy() {
     });
     let output = lbctl(&directory.join("talker"), "status").await;
     assert_eq!(code(&output), 4, "{}", stderr(&output));
-    std::fs::remove_dir_all(directory).unwrap();
 }
 
 #[tokio::test]
@@ -137,4 +138,25 @@ async fn completion_and_version_need_no_daemon() {
         stdout(&output),
         concat!("lbctl ", env!("CARGO_PKG_VERSION"), "\n")
     );
+}
+
+#[tokio::test]
+async fn a_busy_daemon_is_4_and_says_so() {
+    let limits = Limits {
+        connections: 2,
+        ..Limits::default()
+    };
+    let daemon = Daemon::with_limits(limits, |_| done("never"));
+    let connect = || tokio::net::UnixStream::connect(&daemon.socket);
+    let _held = (connect().await.unwrap(), connect().await.unwrap());
+    let output = lbctl(&daemon.socket, "remove service web").await;
+    assert_eq!(
+        (code(&output), stdout(&output), stderr(&output)),
+        (
+            4,
+            "",
+            "lbctl: the daemon is busy (2 connections); try again\n"
+        )
+    );
+    assert!(daemon.asked.lock().unwrap().is_empty());
 }

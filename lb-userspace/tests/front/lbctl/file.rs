@@ -2,7 +2,7 @@ use lb_userspace::api::types::{FaultCode, Request, Response};
 use tokio::io::AsyncWriteExt;
 
 use super::{code, command, lbctl, stderr, stdout};
-use crate::common::{Daemon, done, fault, fresh_directory};
+use crate::common::{Daemon, Directory, done, fault};
 use std::{path::Path, process::Stdio};
 
 const VALID: &str = "\
@@ -27,7 +27,7 @@ services:
 
 #[tokio::test]
 async fn check_tells_every_fault_with_its_place() {
-    let directory = fresh_directory();
+    let directory = Directory::new();
     let nowhere = directory.join("no.sock");
     let file = directory.join("lbd.yaml");
     std::fs::write(&file, VALID).unwrap();
@@ -47,7 +47,6 @@ async fn check_tells_every_fault_with_its_place() {
     let output = lbctl(&nowhere, "check /nonexistent.yaml").await;
     assert_eq!(code(&output), 2);
     assert!(stderr(&output).contains("cannot read /nonexistent.yaml"));
-    std::fs::remove_dir_all(directory).unwrap();
 }
 
 #[tokio::test]

@@ -13,7 +13,7 @@ use std::{
     time::Duration,
 };
 
-use crate::common::{Daemon, backend, done, fault, fresh_directory, service, status};
+use crate::common::{Daemon, Directory, backend, done, fault, service, status};
 use lb_userspace::{
     api::types::{
         BackendItem, EventItem, FaultCode, HealthItem, OverrideItem, Request, Response, UnsetWhat,

@@ -13,6 +13,8 @@ pub(super) fn cases(table: &mut Table) {
         ends(table, &way);
         liveness(table, &way);
         sizes(table, &way);
+        errors(table, &way);
+        fragments(table, &way);
     }
     shapes(table);
     next_hops(table);
@@ -138,6 +140,7 @@ fn inside(inner: &Packet, outer: Outer, label: u32) -> Vec<u8> {
             packet.id = 0;
             packet.fragment = 0x4000;
             packet.options = Vec::new();
+            packet.extensions = Vec::new();
             packet.transport = Transport::Other(number);
             packet.payload = ip.to_vec();
             packet.total_length = None;
@@ -174,7 +177,7 @@ impl Way {
 
     fn forget(&self) -> Step {
         let (src, dst) = (self.tcp.client, self.tcp.vip);
-        Step::Evict {
+        Step::Known {
             src,
             dst,
             udp: false,
@@ -413,6 +416,101 @@ fn answered(packet: &Packet, mtu: usize) -> Step {
 fn too_big(packet: &Packet, mtu: usize) -> Vec<u8> {
     let (kind, code) = if packet.src.is_ipv6() { (2, 0) } else { (3, 4) };
     unreachable_with(packet, kind, code, mtu as u32)
+}
+
+/// ICMP errors about what the backend sent the client go its flow's way, as they are.
+fn errors(table: &mut Table, way: &Way) {
+    let (name, tcp, a) = (way.name, &way.tcp, table.addresses);
+    let about = |client: SocketAddr| {
+        let reply = Packet::tcp(world::FROM_CLIENT, tcp.vip, client, ACK);
+        let reply = reply.with(|p| p.payload = vec![0x5a; 1000]);
+        let (kind, code) = if a.v6 { (2, 0) } else { (3, 4) };
+        let router = a.neighbour_of_clients(0);
+        Packet::tcp(world::FROM_CLIENT, router, tcp.vip, 0).with(|p| {
+            p.transport = Transport::Icmp(kind, code, 1300);
+            p.payload = reply.bytes()[14..14 + reply.header_length() + 28].to_vec();
+        })
+    };
+    let passed_on = |packet: &Packet| {
+        let inner = packet.moved(world::TO_BACKEND, packet.src, packet.dst);
+        let out = match way.outer {
+            None => inner.bytes(),
+            // As the flow's other packets, so that it stays in line with them.
+            Some(outer) => inside(&inner, outer, label(&tcp.request(ACK))),
+        };
+        Step::FromClient(packet.bytes(), Expect::Redirect(out))
+    };
+    let error = about(tcp.client);
+    let mut steps = way.opened();
+    steps.push(passed_on(&error));
+    steps.push(way.forwards(tcp.request(ACK)));
+    steps.push(Step::Epoch);
+    steps.push(passed_on(&error));
+    table.add(&format!("{name}_error_reaches_backend"), steps);
+    table.add(
+        &format!("{name}_error_in_handshake_reaches_backend"),
+        vec![way.forwards(tcp.request(SYN)), passed_on(&error)],
+    );
+    let mut steps = way.opened();
+    steps.push(passes(about(a.client(40_071))));
+    steps.push(passes(error.clone().with(|p| p.ttl = 1)));
+    table.add(&format!("{name}_foreign_error_passes"), steps);
+    let mut steps = way.opened();
+    steps.push(Step::Backend {
+        slot: way.slot,
+        state: backend_state::ACTIVE,
+        generation: 2,
+    });
+    steps.push(passes(error));
+    table.add(&format!("{name}_error_of_a_removed_backend_passes"), steps);
+}
+
+/// Fragments, and headers in front of the transport's.
+fn fragments(table: &mut Table, way: &Way) {
+    let (name, udp) = (way.name, &way.udp);
+    let packet = udp.request(0).with(|p| p.payload = vec![0x66; 2000]);
+    let inner = packet.moved(world::TO_BACKEND, packet.src, packet.dst);
+    let datagram = |id| {
+        let pairs = packet.fragments(id, &[1400]).into_iter();
+        pairs.zip(inner.fragments(id, &[1400])).map(|(sent, out)| {
+            let out = match way.udp_outer {
+                None => out.bytes(),
+                Some(outer) => inside(&out, outer, label(&packet)),
+            };
+            Step::FromClient(sent.bytes(), Expect::Redirect(out))
+        })
+    };
+    let mut steps: Vec<Step> = datagram(1).collect();
+    steps.extend(datagram(2));
+    steps.push(way.asks(udp.request(0)));
+    table.add(&format!("{name}_fragments"), steps);
+    // One datagram in however many fragments shows nothing of who sent it.
+    let mut steps: Vec<Step> = datagram(1).collect();
+    steps.push(Step::Known {
+        src: udp.client,
+        dst: udp.vip,
+        udp: true,
+    });
+    table.add(&format!("{name}_fragments_establish_nothing"), steps);
+    if table.addresses.v6 {
+        let behind = |flags| {
+            let options = vec![(60, vec![0, 0, 1, 4, 0, 0, 0, 0])];
+            way.tcp.request(flags).with(|p| p.extensions = options)
+        };
+        let extended = |flags| {
+            let packet = behind(flags);
+            let inner = packet.moved(world::TO_BACKEND, packet.src, packet.dst);
+            let out = match way.outer {
+                None => inner.bytes(),
+                Some(outer) => inside(&inner, outer, label(&packet)),
+            };
+            Step::FromClient(packet.bytes(), Expect::Redirect(out))
+        };
+        table.add(
+            &format!("{name}_extension_headers_are_kept"),
+            vec![extended(SYN), extended(ACK), extended(ACK)],
+        );
+    }
 }
 
 fn shapes(table: &mut Table) {
