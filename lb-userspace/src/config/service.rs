@@ -18,7 +18,7 @@ use crate::model::{
 /// Weight of a backend whose entry names none.
 pub const DEFAULT_WEIGHT: u16 = 100;
 
-const KEYS: [&str; 10] = [
+const KEYS: [&str; 11] = [
     "name",
     "listen",
     "protocol",

@@ -470,22 +470,25 @@ fn fragments(table: &mut Table, way: &Way) {
     let (name, udp) = (way.name, &way.udp);
     let packet = udp.request(0).with(|p| p.payload = vec![0x66; 2000]);
     let inner = packet.moved(world::TO_BACKEND, packet.src, packet.dst);
-    let datagram = |id| {
+    let datagram = |id| -> Vec<Step> {
         let pairs = packet.fragments(id, &[1400]).into_iter();
-        pairs.zip(inner.fragments(id, &[1400])).map(|(sent, out)| {
-            let out = match way.udp_outer {
-                None => out.bytes(),
-                Some(outer) => inside(&out, outer, label(&packet)),
-            };
-            Step::FromClient(sent.bytes(), Expect::Redirect(out))
-        })
+        let pairs = pairs.zip(inner.fragments(id, &[1400]));
+        pairs
+            .map(|(sent, out)| {
+                let out = match way.udp_outer {
+                    None => out.bytes(),
+                    Some(outer) => inside(&out, outer, label(&packet)),
+                };
+                Step::FromClient(sent.bytes(), Expect::Redirect(out))
+            })
+            .collect()
     };
-    let mut steps: Vec<Step> = datagram(1).collect();
+    let mut steps = datagram(1);
     steps.extend(datagram(2));
     steps.push(way.asks(udp.request(0)));
     table.add(&format!("{name}_fragments"), steps);
     // One datagram in however many fragments shows nothing of who sent it.
-    let mut steps: Vec<Step> = datagram(1).collect();
+    let mut steps = datagram(1);
     steps.push(Step::Known {
         src: udp.client,
         dst: udp.vip,
