@@ -120,7 +120,7 @@ fn in_order(table: &mut Table) {
     steps[1..].reverse();
     table.add("udp_later_fragments_reversed", steps);
     let marked = long(dns.request(0)).with(|p| p.tos = 0xb8);
-    let steps = requests(&dns, &marked, ID, &[1400]);
+    let steps = requests(&dns, &marked, ID, &[1400, 1400]);
     table.add("udp_fragments_keep_their_traffic_class", steps);
     if table.addresses.v6 {
         // Some headers stand in each fragment, others in the first alone.
@@ -142,7 +142,7 @@ fn in_order(table: &mut Table) {
                 length: None,
             };
         });
-        let steps = requests(&dns, &unsummed, ID, &[1400]);
+        let steps = requests(&dns, &unsummed, ID, &[1400, 1400]);
         table.add("udp_fragments_without_checksum", steps);
     }
 }
