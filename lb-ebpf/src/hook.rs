@@ -23,8 +23,9 @@ pub(crate) trait Hook: Frame + Sized {
 
 /// No actions of the kernel's: the next part of the path is to take the packet.
 pub(crate) const SLOW: u32 = 0x10000;
-pub(crate) const OPEN: u32 = 0x10001;
-pub(crate) const ANSWER: u32 = 0x10002;
+pub(crate) const ADMIT: u32 = 0x10001;
+pub(crate) const OPEN: u32 = 0x10002;
+pub(crate) const ANSWER: u32 = 0x10003;
 
 #[inline(always)]
 fn finish<H: Hook>(context: *mut H::Context, result: Result<Verdict, Drop>) -> u32 {
@@ -44,6 +45,7 @@ fn finish<H: Hook>(context: *mut H::Context, result: Result<Verdict, Drop>) -> u
 fn step<H: Hook>(context: *mut H::Context, result: Result<Step, Drop>) -> u32 {
     match result {
         Ok(Step::Slow) => SLOW,
+        Ok(Step::Admit) => ADMIT,
         Ok(Step::Open) => OPEN,
         Ok(Step::Answer) => ANSWER,
         Ok(Step::Done(verdict)) => finish::<H>(context, Ok(verdict)),
@@ -73,6 +75,18 @@ where
         context,
         path::slow::<A, _, _>(&mut H::new(context), &kernel),
     )
+}
+
+#[inline(always)]
+pub(crate) fn admit<H: Hook, A: Family>() -> u32
+where
+    Kernel: FamilyTables<A>,
+{
+    // It passes packets and drops them, for which no hook needs its context. An argument that is
+    // not used would be left undefined, which the verifier refuses.
+    let context = core::ptr::null_mut();
+    let kernel = Kernel::new(context);
+    step::<H>(context, path::admit::<A, _>(&kernel))
 }
 
 #[inline(always)]
@@ -113,7 +127,8 @@ pub(crate) fn logged<H: Hook>(action: u32) -> u32 {
 /// Parts of the path as subprograms of the kernel's, each with a stack of its own. Only `fast` of
 /// IPv4 lies in the programs themselves.
 macro_rules! subprograms {
-    ($hook:ty: $($name:ident = $part:ident::<$family:ty>($($network:ident)?);)+) => {$(
+    ($hook:ty: $($name:ident = $part:ident::<$family:ty>($($network:ident)?);)+
+        @without context: $($bare:ident = $bare_part:ident::<$bare_family:ty>();)+) => {$(
         #[unsafe(no_mangle)]
         #[inline(never)]
         extern "C" fn $name(
@@ -121,6 +136,13 @@ macro_rules! subprograms {
             $(, $network: u32)?
         ) -> u32 {
             $crate::hook::$part::<$hook, $family>(context $(, $network as usize & $crate::hook::NETWORK)?)
+        }
+    )+
+    $(
+        #[unsafe(no_mangle)]
+        #[inline(never)]
+        extern "C" fn $bare() -> u32 {
+            $crate::hook::$bare_part::<$hook, $bare_family>()
         }
     )+};
 }
@@ -130,10 +152,13 @@ pub(crate) const NETWORK: usize = 0x1f;
 
 /// One packet's way through the parts.
 macro_rules! walk {
-    ($hook:ty, $context:ident, $fast:expr, $slow:ident, $open:ident, $answer:ident) => {{
+    ($hook:ty, $context:ident, $fast:expr, $slow:ident, $admit:ident, $open:ident, $answer:ident) => {{
         let mut action = $fast;
         if action == $crate::hook::SLOW {
             action = $slow($context);
+        }
+        if action == $crate::hook::ADMIT {
+            action = $admit();
         }
         if action == $crate::hook::OPEN {
             action = $open($context);

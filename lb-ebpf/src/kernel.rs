@@ -1,6 +1,6 @@
 //! [`Tables`] over the kernel's maps and helpers.
 
-use core::{cell::Cell, ffi::c_void};
+use core::{arch::asm, cell::Cell, ffi::c_void};
 
 use aya_ebpf::{
     bindings::{
@@ -11,10 +11,11 @@ use aya_ebpf::{
 };
 use lb_common::{
     abi::{
-        Address, Backend, Be16, Config, Drop, Flow, FlowKey, NO_SLOT, NextHop, Service, ServiceKey,
-        TABLE_LANES, V4, V6,
+        Active, Address, Admission, Affinity, AffinityKey, Backend, Be16, Bucket, Config, Drop,
+        Flow, FlowKey, NO_SLOT, NextHop, RateKey, Service, ServiceKey, SourceKey, TABLE_LANES, V4,
+        V6,
     },
-    path::{self, Attempt, FamilyTables, InsertError, Milestone, Route, Tables, Work},
+    path::{self, Attempt, Count, FamilyTables, InsertError, Milestone, Route, Tables, Work},
 };
 
 use crate::maps;
@@ -87,9 +88,78 @@ impl Tables for Kernel {
     }
 
     #[inline(always)]
-    fn draw(&self, table: u32, service: u32, place: u32) -> Option<u32> {
-        let slot = draw(table, service, place);
-        (slot != NO_SLOT).then_some(slot)
+    fn draw(&self, table: u32, service: u32, place: u32) -> Result<u32, Drop> {
+        match draw(table, service, place) {
+            NO_SLOT => Err(Drop::NoBackend),
+            AT_LIMIT => Err(Drop::ConnectionLimit),
+            slot => Ok(slot),
+        }
+    }
+
+    #[inline(always)]
+    fn admission(&self, service: u32) -> Option<&Admission> {
+        maps::ADMISSION.get(service)
+    }
+
+    #[inline(always)]
+    fn rate(&self, service: u32) -> Option<&Bucket> {
+        maps::RATES.get(service)
+    }
+
+    #[inline(always)]
+    fn source_rate(&self, key: &RateKey, full: &Bucket) -> Option<&Bucket> {
+        let map = &maps::SOURCE_RATES;
+        // SAFETY: preallocated, and its words are cells; in a recycled entry at worst a token of
+        // another client is taken.
+        if let Some(bucket) = unsafe { map.get(key) } {
+            return Some(bucket);
+        }
+        // Another CPU may be first: then its bucket is the client's.
+        let _ = map.insert(key, full, BPF_NOEXIST as u64);
+        // SAFETY: as above.
+        unsafe { map.get(key) }
+    }
+
+    #[inline(always)]
+    fn take_token(&self, bucket: &Bucket) {
+        // SAFETY: the cell is an aligned word of a map's value. This form of the instruction, which
+        // gives nothing back, is older than 5.10.
+        unsafe {
+            asm!(
+                "lock *(u64 *)({word} + 0) += {one}",
+                word = in(reg) bucket.0.as_ptr(),
+                one = in(reg) 1_u64,
+                options(nostack),
+            );
+        }
+    }
+
+    #[inline(always)]
+    fn active(&self, index: u32) -> Option<&Active> {
+        maps::ACTIVE.get(index)
+    }
+
+    #[inline(always)]
+    fn counted(&self, index: u32) -> u32 {
+        maps::COUNTED.get(index).copied().unwrap_or(0)
+    }
+
+    #[inline(always)]
+    fn add(&self, count: &Cell<u32>) {
+        // SAFETY: as in `take_token`.
+        unsafe {
+            asm!(
+                "lock *(u32 *)({word} + 0) += {one}",
+                word = in(reg) count.as_ptr(),
+                one = in(reg) 1_u64,
+                options(nostack),
+            );
+        }
+    }
+
+    #[inline(always)]
+    fn count_active(&self, slot: u32, generation: u32, what: Count) {
+        count_active(slot, generation, what as u32);
     }
 
     #[inline(always)]
@@ -249,7 +319,7 @@ fn lookup<A: Address>(
 }
 
 macro_rules! family_tables {
-    ($family:ty, $services:ident, $flows:ident, $handshakes:ident, $work:ident, $take_source:ident, $af:ident, $src:ident, $dst:ident) => {
+    ($family:ty, $services:ident, $flows:ident, $handshakes:ident, $sources:ident, $affinity:ident, $work:ident, $take_source:ident, $af:ident, $src:ident, $dst:ident) => {
         impl FamilyTables<$family> for Kernel {
             #[inline(always)]
             fn service(&self, key: &ServiceKey<$family>) -> Option<&Service> {
@@ -309,6 +379,26 @@ macro_rules! family_tables {
             }
 
             #[inline(always)]
+            fn source(&self, key: &SourceKey<$family>) -> Option<u32> {
+                // SAFETY: the same bytes under another name, whose alignment is less.
+                maps::$sources
+                    .get(unsafe { &*(&raw const *key).cast() })
+                    .copied()
+            }
+
+            #[inline(always)]
+            fn affinity(&self, key: &AffinityKey<$family>) -> Option<&Affinity> {
+                // SAFETY: preallocated; a recycled entry names a backend that is checked.
+                unsafe { maps::$affinity.get(key) }
+            }
+
+            #[inline(always)]
+            fn set_affinity(&self, key: &AffinityKey<$family>, affinity: &Affinity) {
+                // Without room the client is drawn anew.
+                let _ = maps::$affinity.insert(key, affinity, BPF_ANY as u64);
+            }
+
+            #[inline(always)]
             fn take_source(&self, port: Be16) -> Attempt {
                 match $take_source(port.0 as u32) {
                     ENTERED => Attempt::Entered,
@@ -339,6 +429,8 @@ family_tables!(
     SERVICES4,
     FLOWS4,
     HANDSHAKES4,
+    SOURCES4,
+    AFFINITY4,
     WORK4,
     take_source4,
     AF_INET,
@@ -350,6 +442,8 @@ family_tables!(
     SERVICES6,
     FLOWS6,
     HANDSHAKES6,
+    SOURCES6,
+    AFFINITY6,
     WORK6,
     take_source6,
     AF_INET6,
@@ -360,12 +454,32 @@ family_tables!(
 const TAKEN: u32 = Attempt::Taken as u32;
 const ENTERED: u32 = Attempt::Entered as u32;
 
+/// [`path::draw`]'s [`Drop::ConnectionLimit`]; no slot has that number.
+const AT_LIMIT: u32 = NO_SLOT - 1;
+
 /// [`path::draw`], [`NO_SLOT`] for none. Subprograms that touch no packet serve all hooks.
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn draw(table: u32, service: u32, place: u32) -> u32 {
     let kernel = Kernel::new(core::ptr::null_mut::<c_void>());
-    path::draw(&kernel, table, service, place).unwrap_or(NO_SLOT)
+    match path::draw(&kernel, table, service, place) {
+        Ok(slot) => slot,
+        Err(Drop::ConnectionLimit) => AT_LIMIT,
+        Err(_) => NO_SLOT,
+    }
+}
+
+/// [`path::count_active`]: `closed` is a [`Count`] by number.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn count_active(slot: u32, generation: u32, closed: u32) -> u32 {
+    let kernel = Kernel::new(core::ptr::null_mut::<c_void>());
+    let what = match closed {
+        0 => Count::Opened,
+        _ => Count::Closed,
+    };
+    path::count_active(&kernel, slot, generation, what);
+    0
 }
 
 /// [`path::take_source`]: an [`Attempt`] by number; `port` is in network byte order.

@@ -41,6 +41,10 @@ extern "C" fn log_event(event: u32) -> u32 {
         e if is(e, Drop::FrameAccess) => info!((), "dropped: frame_access"),
         e if is(e, Drop::HandshakeTableFull) => info!((), "dropped: handshake_table_full"),
         e if is(e, Drop::BackendDown) => info!((), "dropped: backend_down"),
+        e if is(e, Drop::SourceDenied) => info!((), "dropped: source_denied"),
+        e if is(e, Drop::RateLimited) => info!((), "dropped: rate_limited"),
+        e if is(e, Drop::SourceRateLimited) => info!((), "dropped: source_rate_limited"),
+        e if is(e, Drop::ConnectionLimit) => info!((), "dropped: connection_limit"),
         other => info!((), "dropped: reason {}", other),
     }
     0

@@ -205,6 +205,9 @@ subprograms! {
     tc_open6 = open::<V6>();
     tc_answer4 = answer::<V4>();
     tc_answer6 = answer::<V6>();
+    @without context:
+    tc_admit4 = admit::<V4>();
+    tc_admit6 = admit::<V6>();
 }
 
 /// Ingress of a device that has no XDP program of ours.
@@ -230,6 +233,7 @@ extern "C" fn lbd_tc(context: *mut __sk_buff) -> i32 {
             context,
             hook::fast::<TcFrame, V4>(context, network),
             tc_slow4,
+            tc_admit4,
             tc_open4,
             tc_answer4
         ),
@@ -238,6 +242,7 @@ extern "C" fn lbd_tc(context: *mut __sk_buff) -> i32 {
             context,
             tc_fast6(context, network as u32),
             tc_slow6,
+            tc_admit6,
             tc_open6,
             tc_answer6
         ),

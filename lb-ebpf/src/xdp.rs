@@ -197,6 +197,9 @@ subprograms! {
     xdp_open6 = open::<V6>();
     xdp_answer4 = answer::<V4>();
     xdp_answer6 = answer::<V6>();
+    @without context:
+    xdp_admit4 = admit::<V4>();
+    xdp_admit6 = admit::<V6>();
 }
 
 /// Ingress of a device: north-south traffic.
@@ -209,6 +212,7 @@ extern "C" fn lbd_xdp(context: *mut xdp_md) -> u32 {
             context,
             hook::fast::<XdpFrame, V4>(context, network),
             xdp_slow4,
+            xdp_admit4,
             xdp_open4,
             xdp_answer4
         ),
@@ -217,6 +221,7 @@ extern "C" fn lbd_xdp(context: *mut xdp_md) -> u32 {
             context,
             xdp_fast6(context, network as u32),
             xdp_slow6,
+            xdp_admit6,
             xdp_open6,
             xdp_answer6
         ),

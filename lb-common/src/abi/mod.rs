@@ -1,6 +1,7 @@
 //! Bytes that live in BPF maps. Layouts are part of [`ABI_VERSION`]: change one, raise the other.
 
 mod address;
+mod admission;
 mod config;
 mod flow;
 mod key;
@@ -9,6 +10,10 @@ mod reason;
 mod service;
 
 pub use address::{Address, Be16, V4, V6};
+pub use admission::{
+    Active, Admission, Affinity, AffinityKey, Bucket, Rate, RateKey, SOURCE_SERVICE_BITS,
+    SourceKey, admission_flag, source,
+};
 pub use config::{Config, PORT_WORDS, PortKind, port_bit};
 pub use flow::{Flow, NextHop, flow_state};
 pub use key::{FlowKey, ServiceKey, protocol};
@@ -39,4 +44,13 @@ pub mod map {
     pub const DEVICES: &str = "DEVICES";
     pub const DROPS: &str = "DROPS";
     pub const REJECTS: &str = "REJECTS";
+    pub const ADMISSION: &str = "ADMISSION";
+    pub const SOURCES4: &str = "SOURCES4";
+    pub const SOURCES6: &str = "SOURCES6";
+    pub const RATES: &str = "RATES";
+    pub const SOURCE_RATES: &str = "SOURCE_RATES";
+    pub const ACTIVE: &str = "ACTIVE";
+    pub const COUNTED: &str = "COUNTED";
+    pub const AFFINITY4: &str = "AFFINITY4";
+    pub const AFFINITY6: &str = "AFFINITY6";
 }

@@ -26,11 +26,20 @@ pub enum Drop {
     /// The backend of this TCP connection is down, and its service has such connections end; or its
     /// time to drain is over.
     BackendDown = 40,
+    /// The service's source lists do not let this client in.
+    SourceDenied = 41,
+    /// More new connections a second than the service takes.
+    RateLimited = 42,
+    /// The same of one client.
+    SourceRateLimited = 43,
+    /// The service, or each of its backends, has as many connections as it may. Counted for
+    /// `reject` as well, where the client gets an answer.
+    ConnectionLimit = 44,
 }
 
 impl Drop {
     /// Every reason, by number.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 14] = [
         Self::NoBackend,
         Self::RejectLimited,
         Self::FlowTableFull,
@@ -41,6 +50,10 @@ impl Drop {
         Self::FrameAccess,
         Self::HandshakeTableFull,
         Self::BackendDown,
+        Self::SourceDenied,
+        Self::RateLimited,
+        Self::SourceRateLimited,
+        Self::ConnectionLimit,
     ];
 
     /// Elements of the `DROPS` array; leaves room for later reasons without a new layout.
@@ -59,6 +72,10 @@ impl Drop {
             Self::FrameAccess => "frame_access",
             Self::HandshakeTableFull => "handshake_table_full",
             Self::BackendDown => "backend_down",
+            Self::SourceDenied => "source_denied",
+            Self::RateLimited => "rate_limited",
+            Self::SourceRateLimited => "source_rate_limited",
+            Self::ConnectionLimit => "connection_limit",
         }
     }
 }

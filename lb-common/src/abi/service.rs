@@ -110,7 +110,9 @@ pub struct Backend {
     pub service: u32,
     /// Bits of [`backend_flag`].
     pub flags: u32,
-    pub reserved: [u32; 3],
+    /// Open connections beyond which it takes no new ones, 0 for no limit.
+    pub max_connections: u32,
+    pub reserved: [u32; 2],
 }
 
 impl Backend {

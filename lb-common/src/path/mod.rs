@@ -2,10 +2,12 @@
 //!
 //! Generic over [`Frame`] (where a packet lives) and [`Tables`] (what the path reads and writes),
 //! and over the address family, so that XDP, TC and the tests' byte slice run the same code.
-//! A hook calls [`network`], then [`fast`], and only where that says so [`slow`], [`open`] and
-//! [`answer`], which find the packet in [`Work`]: the parts share neither registers nor stack, which
+//! A hook calls [`network`], then [`fast`], and only where that says so [`slow`], [`admit`], [`open`]
+//! and [`answer`], which find the packet in [`Work`]: the parts share neither registers nor stack, which
 //! keeps the verifier's work and the established packet's cost small.
 
+mod active;
+mod admit;
 mod allocate;
 mod checksum;
 mod family;
@@ -21,9 +23,12 @@ pub mod wire;
 use core::cell::Cell;
 
 use crate::abi::{
-    Address, Backend, Be16, Config, Drop, Flow, FlowKey, NextHop, Pod, Service, ServiceKey,
+    Active, Address, Admission, Affinity, AffinityKey, Backend, Be16, Bucket, Config, Drop, Flow,
+    FlowKey, NextHop, Pod, RateKey, Service, ServiceKey, SourceKey,
 };
 
+pub use active::{Count, count_active};
+pub use admit::admit;
 pub use allocate::{Attempt, take_source};
 pub use checksum::{Delta, Sum};
 pub use family::Family;
@@ -65,7 +70,9 @@ pub enum Step {
     Done(Verdict),
     /// The packet needs [`slow`]; it was not touched.
     Slow,
-    /// The packet is of no known flow: [`open`].
+    /// The packet is of no known flow: [`admit`].
+    Admit,
+    /// A backend was drawn for the packet: [`open`].
     Open,
     /// The client is to be told by [`answer`] that its packet goes nowhere.
     Answer,
@@ -157,7 +164,31 @@ pub trait Tables {
     fn table_entry(&self, table: &Self::Table, index: u32) -> Option<u32>;
 
     /// [`draw`], which see.
-    fn draw(&self, table: u32, service: u32, place: u32) -> Option<u32>;
+    fn draw(&self, table: u32, service: u32, place: u32) -> Result<u32, Drop>;
+
+    /// Whom the service of this number lets in.
+    fn admission(&self, service: u32) -> Option<&Admission>;
+
+    /// The service's bucket of new connections.
+    fn rate(&self, service: u32) -> Option<&Bucket>;
+
+    /// A client's bucket; a full one where it has none yet.
+    fn source_rate(&self, key: &RateKey, full: &Bucket) -> Option<&Bucket>;
+
+    /// Adds one to a bucket's word, so that no other CPU's addition is lost.
+    fn take_token(&self, bucket: &Bucket);
+
+    /// Element of `ACTIVE`.
+    fn active(&self, index: u32) -> Option<&Active>;
+
+    /// Element of `COUNTED`, 0 if the index is out of range.
+    fn counted(&self, index: u32) -> u32;
+
+    /// Adds one to a count of `ACTIVE`, so that no other CPU's addition is lost.
+    fn add(&self, count: &Cell<u32>);
+
+    /// [`count_active`], which see.
+    fn count_active(&self, slot: u32, generation: u32, what: Count);
 
     /// Jiffies of the last packet that found no room in the tables of established flows; 0 if none
     /// ever did.
@@ -191,7 +222,8 @@ pub struct Work<A> {
     /// An entry to be inserted.
     pub flow: Flow<A>,
     pub packet: Packet,
-    pub reserved: u32,
+    /// Of the drawn backend.
+    pub slot: u32,
 }
 
 /// What the path counts of a connection's life.
@@ -219,6 +251,12 @@ pub trait FamilyTables<A: Address>: Tables {
         overwrite: bool,
     ) -> Result<(), InsertError>;
     fn remove_handshake(&self, key: &FlowKey<A>);
+
+    /// Value of the longest prefix that covers the client in `key`.
+    fn source(&self, key: &SourceKey<A>) -> Option<u32>;
+
+    fn affinity(&self, key: &AffinityKey<A>) -> Option<&Affinity>;
+    fn set_affinity(&self, key: &AffinityKey<A>, affinity: &Affinity);
 
     /// [`take_source`], which see.
     fn take_source(&self, port: Be16) -> Attempt;
@@ -257,12 +295,15 @@ fn family<A: Family, F: Frame, T: FamilyTables<A>>(
     if step == Step::Slow {
         step = slow::<A, F, T>(frame, tables)?;
     }
+    if step == Step::Admit {
+        step = admit::<A, T>(tables)?;
+    }
     if step == Step::Open {
         step = open::<A, F, T>(frame, tables)?;
     }
     match step {
         Step::Done(verdict) => Ok(verdict),
-        Step::Slow | Step::Open => Ok(Verdict::Pass),
+        Step::Slow | Step::Admit | Step::Open => Ok(Verdict::Pass),
         Step::Answer => answer::<A, F, T>(frame, tables),
     }
 }

@@ -2,10 +2,11 @@
 
 use super::allocate::{self, Drawn};
 use super::wire::tcp;
-use super::{Family, FamilyTables, Frame, Milestone, Step, Verdict, Work, select, translate};
-use crate::abi::{Drop, ServiceKey, flow_state, no_backend};
+use super::{Family, FamilyTables, Frame, Milestone, Step, Verdict, Work, translate};
+use crate::abi::{Drop, flow_state};
 
-/// Draws a backend for the packet in [`Work`], which is of no known flow, enters both directions and sends it on.
+/// Enters both directions of the connection that the packet in [`Work`] begins with the backend
+/// that [`super::admit`] left there, and sends it on.
 ///
 /// # Errors
 /// The reason why the packet is dropped; the caller counts it.
@@ -18,28 +19,9 @@ pub fn open<A: Family, F: Frame, T: FamilyTables<A>>(
     let (Some(work), Some(config)) = (tables.work(), tables.config()) else {
         return PASS;
     };
-    let packet = work.packet;
-    let listen = ServiceKey::new(work.key.dst, work.key.dst_port, packet.protocol);
-    let Some(service) = tables.service(&listen) else {
+    let (packet, slot) = (work.packet, work.slot);
+    let Some(backend) = tables.backend(slot) else {
         return PASS;
-    };
-    if packet.has(tcp::RST) {
-        return Err(Drop::ResetWithoutFlow);
-    }
-    // Refused here already, while the client has nothing to lose.
-    let was_full = tables.last_full().map_or(0, |last| last.get());
-    if was_full != 0 && tables.now().wrapping_sub(was_full) < config.hz {
-        tables.count_drop(Drop::FlowTableFull);
-        return Ok(Step::Answer);
-    }
-    let place = select::place(tables, service, &work.key);
-    let drawn = tables.draw(service.table, service.id, place);
-    let Some((slot, backend)) = drawn.and_then(|slot| Some((slot, tables.backend(slot)?))) else {
-        if service.no_backend == no_backend::DROP {
-            return Err(Drop::NoBackend);
-        }
-        tables.count_drop(Drop::NoBackend);
-        return Ok(Step::Answer);
     };
     // What is picked up in the middle (another node's connection, a straggler) did not begin here.
     let begins = packet.is_udp() || packet.has(tcp::SYN);

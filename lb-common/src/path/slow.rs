@@ -1,6 +1,7 @@
 //! Packets of known connections that need more than the fast path: answers to a first packet,
 //! ends, failures, new routes.
 
+use super::active::{self, Count};
 use super::allocate;
 use super::parse::Packet;
 use super::wire::tcp;
@@ -45,15 +46,15 @@ pub fn slow<A: Family, F: Frame, T: FamilyTables<A>>(
         Some(flow) => (flow, Found::Established),
         None => match tables.handshake(&work.key) {
             Some(flow) => (flow, Found::Handshake),
-            None => return Ok(Step::Open),
+            None => return Ok(Step::Admit),
         },
     };
     work.opposite = flow.opposite(packet.protocol);
     match fate(tables, &packet, flow) {
         Fate::Keep => known(frame, tables, config, work, &packet, flow, found),
         Fate::Redraw => {
-            forget(tables, work, found);
-            Ok(Step::Open)
+            forget(tables, work, flow, found);
+            Ok(Step::Admit)
         }
         Fate::Gone(reason) => {
             if flow.state.get() & flow_state::REVERSE != 0 {
@@ -126,6 +127,9 @@ fn known<A: Family, F: Frame, T: FamilyTables<A>>(
             }
             tables.count_drop(Drop::FlowTableFull);
             return Ok(Step::Answer);
+        }
+        if proven {
+            tables.count_active(flow.slot, flow.generation, Count::Opened);
         }
     }
     let verdict = translate::send(frame, packet, flow, &way)?;
@@ -228,7 +232,11 @@ fn forgive<A: Family, T: FamilyTables<A>>(
     flow: &Flow<A>,
     found: Found,
 ) {
-    flow.state.set(flow.state.get() & !flow_state::RESET);
+    let before = flow.state.get();
+    flow.state.set(before & !flow_state::RESET);
+    if found == Found::Established && !flow_state::is_closed(before & !flow_state::RESET) {
+        tables.count_active(flow.slot, flow.generation, Count::Opened);
+    }
     let other = match found {
         Found::Established => tables.flow(opposite),
         Found::Handshake => tables.handshake(opposite),
@@ -259,7 +267,14 @@ fn note_end<A: Family, T: FamilyTables<A>>(
             flow_state::CLIENT_FIN
         };
     }
-    flow.state.set(flow.state.get() | bits);
+    let before = flow.state.get();
+    flow.state.set(before | bits);
+    if found == Found::Established
+        && !flow_state::is_closed(before)
+        && flow_state::is_closed(before | bits)
+    {
+        tables.count_active(flow.slot, flow.generation, Count::Closed);
+    }
     let other = match found {
         Found::Established => tables.flow(opposite),
         Found::Handshake => tables.handshake(opposite),
@@ -310,9 +325,10 @@ fn mirror<A: Address>(flow: &mut Flow<A>, key: &FlowKey<A>) {
 }
 
 #[inline(always)]
-fn forget<A: Family, T: FamilyTables<A>>(tables: &T, work: &Work<A>, found: Found) {
+fn forget<A: Family, T: FamilyTables<A>>(tables: &T, work: &Work<A>, flow: &Flow<A>, found: Found) {
     match found {
         Found::Established => {
+            active::forget(tables, flow);
             tables.remove_flow(&work.opposite);
             tables.remove_flow(&work.key);
         }

@@ -1,5 +1,6 @@
 //! The table. Every case exists for IPv4 and IPv6.
 
+mod admission;
 mod foreign;
 mod refuse;
 mod tcp;
@@ -20,6 +21,7 @@ pub fn all() -> Vec<Case> {
         udp::cases(&mut table);
         refuse::cases(&mut table);
         foreign::cases(&mut table);
+        admission::cases(&mut table);
     }
     table.cases
 }
