@@ -1,6 +1,8 @@
 //! What an operator configures, in the daemon's own words. Shared by the config file, the socket
 //! API, the state directory and `export`, so one serialised form serves them all.
 
+mod admission;
+
 use std::{
     collections::BTreeMap,
     fmt,
@@ -10,6 +12,8 @@ use std::{
 };
 
 use serde::{Deserialize, Serialize};
+
+pub use admission::{Admission, Affinity, Prefix, Prefixes, Rate, Sources};
 
 /// Highest weight; 0 means no new connections.
 pub const MAX_WEIGHT: u16 = u16::MAX;
@@ -130,6 +134,9 @@ impl Default for Health {
 pub struct BackendSpec {
     pub address: SocketAddr,
     pub weight: u16,
+    /// Open connections beyond which it takes no new ones.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub max_connections: Option<u32>,
     #[serde(skip_serializing_if = "BTreeMap::is_empty", default)]
     pub labels: BTreeMap<String, String>,
 }
@@ -145,6 +152,8 @@ pub struct ServiceSpec {
     pub snat: Snat,
     pub policy: Policy,
     pub no_backend: NoBackend,
+    #[serde(flatten)]
+    pub admission: Admission,
     pub health: Health,
     pub backends: Vec<BackendSpec>,
 }
@@ -172,6 +181,10 @@ pub struct Limits {
     pub services: u32,
     /// (service, backend) pairs.
     pub backends: u32,
+    /// Source prefixes of all services, per address family.
+    pub sources: u32,
+    /// Clients remembered for `source_rate`, and for `affinity` per address family.
+    pub clients: u32,
 }
 
 impl Default for Limits {
@@ -181,6 +194,8 @@ impl Default for Limits {
             handshakes: 65_536,
             services: 4096,
             backends: 32_768,
+            sources: 65_536,
+            clients: 65_536,
         }
     }
 }

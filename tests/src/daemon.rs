@@ -46,6 +46,8 @@ pub struct Service {
     pub snat: &'static str,
     /// YAML.
     pub health: &'static str,
+    /// More of the service, a line of YAML each.
+    pub more: Vec<String>,
     /// Address and weight.
     pub backends: Vec<(SocketAddr, u16)>,
 }
@@ -63,6 +65,7 @@ impl Service {
             policy: "maglev",
             snat: "auto",
             health: QUICK_HEALTH,
+            more: Vec::new(),
             backends: Vec::new(),
         }
     }
@@ -136,7 +139,7 @@ impl Config {
             let _ = write!(
                 text,
                 "  - name: {}\n    listen: [{}]\n    protocol: {}\n    snat: {}\n    policy: {}\n\
-                 \x20   health: {}\n    backends:\n",
+                 \x20   health: {}\n",
                 service.name,
                 listen.join(", "),
                 service.protocol,
@@ -144,6 +147,10 @@ impl Config {
                 service.policy,
                 service.health,
             );
+            for line in &service.more {
+                let _ = writeln!(text, "    {line}");
+            }
+            text += "    backends:\n";
             for (address, weight) in &service.backends {
                 let _ = writeln!(text, "      - {{address: \"{address}\", weight: {weight}}}");
             }

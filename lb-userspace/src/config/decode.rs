@@ -3,7 +3,7 @@
 use super::{
     check::{
         Item,
-        node::{MAX_BACKENDS, MAX_FLOWS, MAX_SERVICES},
+        node::{MAX_BACKENDS, MAX_FLOWS, MAX_SERVICES, MAX_SOURCES},
     },
     report::Report,
     service,
@@ -93,7 +93,14 @@ fn interfaces(value: &Node, report: &mut Report) -> Interfaces {
 }
 
 fn limits(value: &Node, limits: &mut Limits, report: &mut Report) {
-    let keys = ["connections", "handshakes", "services", "backends"];
+    let keys = [
+        "connections",
+        "handshakes",
+        "services",
+        "backends",
+        "sources",
+        "clients",
+    ];
     let Some(fields) = Fields::of(value, "limits", &keys, &[], report) else {
         return;
     };
@@ -121,6 +128,18 @@ fn limits(value: &Node, limits: &mut Limits, report: &mut Report) {
             "node.limits.backends",
             MAX_BACKENDS,
             &mut limits.backends,
+        ),
+        (
+            "sources",
+            "node.limits.sources",
+            MAX_SOURCES,
+            &mut limits.sources,
+        ),
+        (
+            "clients",
+            "node.limits.clients",
+            MAX_FLOWS,
+            &mut limits.clients,
         ),
     ] {
         let Some(value) = fields.get(key) else {

@@ -3,7 +3,8 @@
 use std::{collections::BTreeMap, net::SocketAddr};
 
 use super::{
-    check::Item,
+    admission,
+    check::{Item, node::MAX_FLOWS},
     health,
     report::Report,
     suggest::quoted,
@@ -17,7 +18,7 @@ use crate::model::{
 /// Weight of a backend whose entry names none.
 pub const DEFAULT_WEIGHT: u16 = 100;
 
-const KEYS: [&str; 9] = [
+const KEYS: [&str; 15] = [
     "name",
     "listen",
     "protocol",
@@ -27,14 +28,14 @@ const KEYS: [&str; 9] = [
     "no_backend",
     "health",
     "backends",
+    admission::KEYS[0],
+    admission::KEYS[1],
+    admission::KEYS[2],
+    admission::KEYS[3],
+    admission::KEYS[4],
+    admission::KEYS[5],
 ];
-const LATER_KEYS: [Later; 2] = [
-    (
-        "affinity",
-        "remove it; `policy: maglev` keeps a connection's 5-tuple on one backend",
-    ),
-    ("discovery", "list the servers under `backends` instead"),
-];
+const LATER_KEYS: [Later; 1] = [("discovery", "list the servers under `backends` instead")];
 const PROTOCOLS: [(&str, Protocol); 2] = [("tcp", Protocol::Tcp), ("udp", Protocol::Udp)];
 const FORWARDINGS: [(&str, Forwarding); 1] = [("nat", Forwarding::Nat)];
 const LATER_FORWARDINGS: [Later; 2] = [("dsr-l2", "use `nat`"), ("dsr-ipip", "use `nat`")];
@@ -69,6 +70,7 @@ pub(super) fn service(value: &Node, index: usize, report: &mut Report) -> Servic
         snat: Snat::default(),
         policy: Policy::default(),
         no_backend: NoBackend::default(),
+        admission: Default::default(),
         health: health::default_for(Protocol::default()),
         backends: Vec::new(),
     };
@@ -100,6 +102,7 @@ pub(super) fn service(value: &Node, index: usize, report: &mut Report) -> Servic
     choose!(snat, &SNATS, &[]);
     choose!(policy, &POLICIES, &LATER_POLICIES);
     choose!(no_backend, &NO_BACKENDS, &[]);
+    spec.admission = admission::admission(&fields, index, report);
     spec.health = match fields.get("health") {
         Some(value) => health::health(value, spec.protocol, index, report),
         None => health::default_for(spec.protocol),
@@ -137,9 +140,10 @@ fn backend(value: &Node, item: Item, report: &mut Report) -> BackendSpec {
     let mut spec = BackendSpec {
         address: SocketAddr::from(([0, 0, 0, 0], 0)),
         weight: DEFAULT_WEIGHT,
+        max_connections: None,
         labels: BTreeMap::new(),
     };
-    let keys = ["address", "weight", "labels"];
+    let keys = ["address", "weight", "max_connections", "labels"];
     let Some(fields) = Fields::of(value, "backend", &keys, &[], report) else {
         return spec;
     };
@@ -155,6 +159,9 @@ fn backend(value: &Node, item: Item, report: &mut Report) -> BackendSpec {
     {
         spec.weight = u16::try_from(weight).unwrap_or(MAX_WEIGHT);
     }
+    spec.max_connections = fields
+        .get("max_connections")
+        .and_then(|value| number(value, "max_connections", 1..=MAX_FLOWS, report));
     if let (Some(value), Item::Backend(service, at)) = (fields.get("labels"), item) {
         report.found_at(Item::Labels(service, at), value.place);
         spec.labels = labels(value, report);

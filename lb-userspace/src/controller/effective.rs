@@ -77,6 +77,7 @@ pub(super) fn desired(facts: Facts<'_>) -> DesiredBackend {
             Via::Node(source) => Some(source),
             Via::Client | Via::Nowhere => None,
         },
+        max_connections: facts.spec.max_connections.unwrap_or(0),
     }
 }
 
@@ -183,6 +184,7 @@ mod tests {
         BackendSpec {
             address: "10.1.0.11:8080".parse().unwrap(),
             weight,
+            max_connections: None,
             labels: Default::default(),
         }
     }

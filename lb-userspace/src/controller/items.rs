@@ -35,6 +35,7 @@ pub(super) fn items(
         snat,
         policy,
         no_backend,
+        admission: _,
         health: _,
         backends: _,
     } = &service.merged.spec;

@@ -129,6 +129,8 @@ impl Service {
             protocol: spec.protocol,
             policy: spec.policy,
             no_backend: spec.no_backend,
+            sources: spec.admission.sources(),
+            admission: spec.admission.clone(),
             backends: self.facts().map(effective::desired).collect(),
         }
     }

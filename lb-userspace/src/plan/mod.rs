@@ -3,6 +3,7 @@
 //! Numbers are sticky: what the kernel knows under a service id or a slot keeps it, so that a
 //! restarted daemon changes nothing and a service's connections survive every other change.
 
+mod admission;
 mod change;
 mod part;
 mod ports;
@@ -21,9 +22,10 @@ use lb_common::abi::{Backend, Service};
 
 use crate::{
     datapath::{Capacity, Listen},
-    model::{BackendRef, NoBackend, Policy, Protocol},
+    model::{Admission, BackendRef, NoBackend, Policy, Protocol, Sources},
 };
 
+pub use admission::{Admissions, edited};
 pub use change::{Change, Target, changes};
 pub use part::plan_part;
 pub use slots::socket_address;
@@ -42,6 +44,9 @@ pub struct DesiredService {
     pub protocol: Protocol,
     pub policy: Policy,
     pub no_backend: NoBackend,
+    pub admission: Admission,
+    /// [`Admission::sources`].
+    pub sources: Sources,
     pub backends: Vec<DesiredBackend>,
 }
 
@@ -53,6 +58,8 @@ pub struct DesiredBackend {
     pub admit: Admit,
     /// Source address for SNAT, `None` to keep the client's.
     pub snat: Option<IpAddr>,
+    /// 0 for no limit.
+    pub max_connections: u32,
 }
 
 /// Becomes `lb_common::abi::backend_state`.
@@ -73,6 +80,7 @@ pub struct Installed {
     pub tables: BTreeMap<u32, Digest>,
     /// The port bitmaps' words.
     pub ports: Vec<u64>,
+    pub admissions: Admissions,
 }
 
 /// Where things stand in the kernel after a plan.
@@ -114,6 +122,7 @@ pub fn plan(input: Input<'_>) -> Plan {
     let placed = services::place(input, &mut plan.refused);
     let slots = slots::assign(input, &placed, &mut plan.refused);
     let tables = tables::tables(input, &placed, &slots);
+    let admissions = admission::admissions(input, &placed, &mut plan.refused);
     let ports = ports::words(input, &placed, &slots.backends);
     for service in &placed {
         let name = service.desired.name.clone();
@@ -128,6 +137,7 @@ pub fn plan(input: Input<'_>) -> Plan {
             backends: slots.backends,
             tables,
             ports,
+            admissions,
             retired: &plan.retired,
         },
     );

@@ -160,6 +160,7 @@ fn entry(service: &Placed<'_>, desired: &DesiredBackend) -> Backend {
         protocol: protocol_number(service.desired.protocol),
         service: service.id,
         flags: source.map_or(0, |_| backend_flag::SNAT),
+        max_connections: desired.max_connections,
         ..Backend::default()
     }
 }

@@ -1,6 +1,7 @@
 //! What the values of a config mean together; the same for a file and for what comes by the API.
 
 mod address;
+pub(super) mod admission;
 mod health;
 pub(super) mod node;
 mod service;
@@ -35,6 +36,9 @@ pub(super) enum Item {
     Backends(usize),
     Backend(usize, usize),
     Labels(usize, usize),
+    /// Of the service, whether it is on the list of the denied, its place in its list.
+    Source(usize, bool, usize),
+    Affinity(usize),
     /// A key of `health`, or all of it for an empty one.
     Health(usize, &'static str),
 }
@@ -49,6 +53,8 @@ impl Item {
             Self::Name(service)
             | Self::Listens(service)
             | Self::Backends(service)
+            | Self::Source(service, ..)
+            | Self::Affinity(service)
             | Self::Health(service, "") => Some(Self::Service(service)),
             Self::Listen(service, _) => Some(Self::Listens(service)),
             Self::Backend(service, _) => Some(Self::Backends(service)),
@@ -67,6 +73,8 @@ impl Item {
             | Self::Backends(service)
             | Self::Backend(service, _)
             | Self::Labels(service, _)
+            | Self::Source(service, ..)
+            | Self::Affinity(service)
             | Self::Health(service, _) => Some(service),
         }
     }
@@ -92,8 +100,10 @@ pub(super) fn remarks(config: &Config) -> Vec<Remark> {
     node::node(&config.node, &mut remarks);
     node::admin(&config.admin, &mut remarks);
     node::fits_limits(config, &mut remarks);
+    admission::fits_limits(config, &mut remarks);
     for (index, spec) in config.services.iter().enumerate() {
         service::service(spec, index, &mut remarks);
+        admission::admission(spec, index, &mut remarks);
         health::health(&spec.health, index, &mut remarks);
     }
     service::names_differ(config, &mut remarks);

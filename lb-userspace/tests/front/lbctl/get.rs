@@ -131,6 +131,7 @@ async fn describe_shows_everything() {
                 snat: Default::default(),
                 policy: Policy::RoundRobin,
                 no_backend: Default::default(),
+                admission: Default::default(),
                 health: Health::default(),
                 backends: vec![],
             },
