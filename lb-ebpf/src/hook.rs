@@ -5,12 +5,15 @@ use lb_common::{
     path::{self, Family, FamilyTables, Frame, Step, Tables, Verdict},
 };
 
-use crate::kernel::Kernel;
+use crate::kernel::{Context, Kernel};
 use crate::log::{self, DROPPED};
 
 /// A hook's context, as the path sees it, and what its results are to the kernel.
 pub(crate) trait Hook: Frame + Sized {
-    type Context;
+    type Context: Context;
+
+    /// Whether fragments can be put aside here; else they are left to the kernel, for the TC hook.
+    const HOLDS: bool;
 
     /// The action that drops a packet.
     const SHOT: u32;
@@ -23,9 +26,14 @@ pub(crate) trait Hook: Frame + Sized {
 
 /// No actions of the kernel's: the next part of the path is to take the packet.
 pub(crate) const SLOW: u32 = 0x10000;
-pub(crate) const ADMIT: u32 = 0x10001;
-pub(crate) const OPEN: u32 = 0x10002;
-pub(crate) const ANSWER: u32 = 0x10003;
+pub(crate) const OPEN: u32 = 0x10001;
+pub(crate) const ANSWER: u32 = 0x10002;
+pub(crate) const ICMP: u32 = 0x10003;
+pub(crate) const ODD: u32 = 0x10004;
+pub(crate) const SEGMENT: u32 = 0x10005;
+pub(crate) const HOLD: u32 = 0x10006;
+pub(crate) const RELEASE: u32 = 0x10007;
+pub(crate) const ADMIT: u32 = 0x10008;
 
 #[inline(always)]
 fn finish<H: Hook>(context: *mut H::Context, result: Result<Verdict, Drop>) -> u32 {
@@ -44,10 +52,16 @@ fn finish<H: Hook>(context: *mut H::Context, result: Result<Verdict, Drop>) -> u
 #[inline(always)]
 fn step<H: Hook>(context: *mut H::Context, result: Result<Step, Drop>) -> u32 {
     match result {
+        Ok(Step::Odd) => ODD,
+        Ok(Step::Segment) => SEGMENT,
+        Ok(Step::Hold) if H::HOLDS => HOLD,
+        Ok(Step::Release) if H::HOLDS => RELEASE,
+        Ok(Step::Hold | Step::Release) => finish::<H>(context, Ok(Verdict::Pass)),
         Ok(Step::Slow) => SLOW,
         Ok(Step::Admit) => ADMIT,
         Ok(Step::Open) => OPEN,
         Ok(Step::Answer) => ANSWER,
+        Ok(Step::Icmp) => ICMP,
         Ok(Step::Done(verdict)) => finish::<H>(context, Ok(verdict)),
         Err(reason) => finish::<H>(context, Err(reason)),
     }
@@ -56,7 +70,7 @@ fn step<H: Hook>(context: *mut H::Context, result: Result<Step, Drop>) -> u32 {
 #[inline(always)]
 pub(crate) fn fast<H: Hook, A: Family>(context: *mut H::Context, network: usize) -> u32
 where
-    Kernel: FamilyTables<A>,
+    Kernel<H::Context>: FamilyTables<A>,
 {
     let kernel = Kernel::new(context);
     step::<H>(
@@ -66,9 +80,49 @@ where
 }
 
 #[inline(always)]
+pub(crate) fn depart<H: Hook, A: Family>(context: *mut H::Context, network: usize) -> u32
+where
+    Kernel<H::Context>: FamilyTables<A>,
+{
+    let kernel = Kernel::new(context);
+    step::<H>(
+        context,
+        Ok(path::depart::<A, _, _>(
+            &mut H::new(context),
+            &kernel,
+            network,
+        )),
+    )
+}
+
+#[inline(always)]
+pub(crate) fn odd<H: Hook, A: Family>(context: *mut H::Context, network: usize) -> u32
+where
+    Kernel<H::Context>: FamilyTables<A>,
+{
+    let kernel = Kernel::new(context);
+    step::<H>(
+        context,
+        path::odd::<A, _, _>(&mut H::new(context), &kernel, network),
+    )
+}
+
+#[inline(always)]
+pub(crate) fn segment<H: Hook, A: Family>(context: *mut H::Context) -> u32
+where
+    Kernel<H::Context>: FamilyTables<A>,
+{
+    let kernel = Kernel::new(context);
+    step::<H>(
+        context,
+        path::segment::<A, _, _>(&mut H::new(context), &kernel),
+    )
+}
+
+#[inline(always)]
 pub(crate) fn slow<H: Hook, A: Family>(context: *mut H::Context) -> u32
 where
-    Kernel: FamilyTables<A>,
+    Kernel<H::Context>: FamilyTables<A>,
 {
     let kernel = Kernel::new(context);
     step::<H>(
@@ -80,7 +134,7 @@ where
 #[inline(always)]
 pub(crate) fn admit<H: Hook, A: Family>() -> u32
 where
-    Kernel: FamilyTables<A>,
+    Kernel<H::Context>: FamilyTables<A>,
 {
     // It passes packets and drops them, for which no hook needs its context. An argument that is
     // not used would be left undefined, which the verifier refuses.
@@ -92,7 +146,7 @@ where
 #[inline(always)]
 pub(crate) fn open<H: Hook, A: Family>(context: *mut H::Context) -> u32
 where
-    Kernel: FamilyTables<A>,
+    Kernel<H::Context>: FamilyTables<A>,
 {
     let kernel = Kernel::new(context);
     step::<H>(
@@ -104,12 +158,24 @@ where
 #[inline(always)]
 pub(crate) fn answer<H: Hook, A: Family>(context: *mut H::Context) -> u32
 where
-    Kernel: FamilyTables<A>,
+    Kernel<H::Context>: FamilyTables<A>,
 {
     let kernel = Kernel::new(context);
     finish::<H>(
         context,
         path::answer::<A, _, _>(&mut H::new(context), &kernel),
+    )
+}
+
+#[inline(always)]
+pub(crate) fn icmp<H: Hook, A: Family>(context: *mut H::Context) -> u32
+where
+    Kernel<H::Context>: FamilyTables<A>,
+{
+    let kernel = Kernel::new(context);
+    finish::<H>(
+        context,
+        path::icmp::<A, _, _>(&mut H::new(context), &kernel),
     )
 }
 
@@ -150,10 +216,35 @@ macro_rules! subprograms {
 /// Covers every offset that [`path::network`] gives: the verifier believes no argument.
 pub(crate) const NETWORK: usize = 0x1f;
 
+/// Covers every offset of an extension header.
+pub(crate) const OFFSETS: usize = 0x3ff;
+
 /// One packet's way through the parts.
 macro_rules! walk {
-    ($hook:ty, $context:ident, $fast:expr, $slow:ident, $admit:ident, $open:ident, $answer:ident) => {{
+    (
+        $hook:ty, $context:ident, $fast:expr,
+        $odd:ident($network:expr), $segment:ident, $slow:ident, $admit:ident, $open:ident,
+        $answer:ident, $icmp:ident
+        $(, $hold:ident, $release:ident)?
+    ) => {{
         let mut action = $fast;
+        if action == $crate::hook::ICMP {
+            action = $icmp($context);
+        }
+        if action == $crate::hook::ODD {
+            action = $odd($context, $network as u32);
+        }
+        if action == $crate::hook::SEGMENT {
+            action = $segment($context);
+        }
+        $(
+            if action == $crate::hook::HOLD {
+                action = $hold($context);
+            }
+            if action == $crate::hook::RELEASE {
+                action = $release($context);
+            }
+        )?
         if action == $crate::hook::SLOW {
             action = $slow($context);
         }

@@ -4,18 +4,24 @@ use core::{arch::asm, cell::Cell, ffi::c_void};
 
 use aya_ebpf::{
     bindings::{
-        BPF_ANY, BPF_FIB_LKUP_RET_BLACKHOLE, BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_PROHIBIT,
-        BPF_FIB_LKUP_RET_SUCCESS, BPF_FIB_LKUP_RET_UNREACHABLE, BPF_NOEXIST, bpf_fib_lookup,
+        __sk_buff, BPF_ANY, BPF_FIB_LKUP_RET_BLACKHOLE, BPF_FIB_LKUP_RET_NO_NEIGH,
+        BPF_FIB_LKUP_RET_PROHIBIT, BPF_FIB_LKUP_RET_SUCCESS, BPF_FIB_LKUP_RET_UNREACHABLE,
+        BPF_NOEXIST, bpf_fib_lookup, bpf_sock_tuple, xdp_md,
     },
-    helpers::{bpf_fib_lookup as fib_lookup, bpf_get_prandom_u32, bpf_jiffies64},
+    helpers::{
+        bpf_fib_lookup as fib_lookup, bpf_get_prandom_u32, bpf_jiffies64, bpf_sk_lookup_udp,
+        bpf_sk_release, bpf_skc_lookup_tcp,
+    },
 };
 use lb_common::{
     abi::{
-        Active, Address, Admission, Affinity, AffinityKey, Backend, Be16, Bucket, Config, Drop,
-        Flow, FlowKey, NO_SLOT, NextHop, RateKey, Service, ServiceKey, SourceKey, TABLE_LANES, V4,
-        V6,
+        Active, Address, Admission, Affinity, AffinityKey, Backend, Bucket, Config, Drop, Flow,
+        FlowKey, FragmentKey, Fragmented, Held, HeldKey, NO_SLOT, NextHop, RateKey, Service,
+        ServiceKey, SourceKey, TABLE_LANES, V4, V6, protocol, source_slot,
     },
-    path::{self, Attempt, Count, FamilyTables, InsertError, Milestone, Route, Tables, Work},
+    path::{
+        self, Attempt, Candidate, Count, FamilyTables, InsertError, Milestone, Route, Tables, Work,
+    },
 };
 
 use crate::maps;
@@ -32,21 +38,55 @@ const FIRST_HALF: u32 = u32::from_ne_bytes([0xff, 0xff, 0, 0]);
 /// Bit of a `DEVICES` entry.
 const XDP_REDIRECT: u32 = 1;
 
-/// The kernel's maps, and the context that routing asks for.
-pub(crate) struct Kernel {
-    context: *mut c_void,
+/// `BPF_F_CURRENT_NETNS`.
+const THIS_NAMESPACE: u64 = u64::MAX;
+
+/// A hook's context. Subprograms that need one exist for each hook.
+pub(crate) trait Context: Sized {
+    /// [`path::take_source`]: an [`Attempt`] by number; `candidate` is a [`Candidate::word`].
+    fn take_source4(context: *mut Self, candidate: u32) -> u32;
+
+    /// As [`Self::take_source4`].
+    fn take_source6(context: *mut Self, candidate: u32) -> u32;
 }
 
-impl Kernel {
+/// The kernel's maps, and the context that routing and sockets ask for.
+pub(crate) struct Kernel<C> {
+    context: *mut C,
+}
+
+impl<C> Kernel<C> {
     #[inline(always)]
-    pub(crate) fn new<T>(context: *mut T) -> Self {
-        Self {
-            context: context.cast(),
+    pub(crate) fn new(context: *mut C) -> Self {
+        Self { context }
+    }
+
+    /// Whether a TCP or UDP socket of this network namespace, listening or connected, would get
+    /// packets of this tuple.
+    #[inline(always)]
+    fn has_socket<A: Address>(&self, key: &FlowKey<A>) -> bool {
+        // Addresses and ports lie in a key as in `struct bpf_sock_tuple`; the protocol is behind.
+        let tuple = (&raw const *key).cast_mut().cast::<bpf_sock_tuple>();
+        let size = size_of::<FlowKey<A>>() as u32 - size_of::<u32>() as u32;
+        // SAFETY: the context is the kernel's, and the tuple is whole.
+        let socket = unsafe {
+            match key.protocol() {
+                protocol::UDP => {
+                    bpf_sk_lookup_udp(self.context.cast(), tuple, size, THIS_NAMESPACE, 0)
+                }
+                _ => bpf_skc_lookup_tcp(self.context.cast(), tuple, size, THIS_NAMESPACE, 0),
+            }
+        };
+        if socket.is_null() {
+            return false;
         }
+        // SAFETY: it was just lent to us.
+        unsafe { bpf_sk_release(socket.cast()) };
+        true
     }
 }
 
-impl Tables for Kernel {
+impl<C> Tables for Kernel<C> {
     type Table = maps::SelectionTable;
 
     #[inline(always)]
@@ -319,8 +359,8 @@ fn lookup<A: Address>(
 }
 
 macro_rules! family_tables {
-    ($family:ty, $services:ident, $flows:ident, $handshakes:ident, $sources:ident, $affinity:ident, $work:ident, $take_source:ident, $af:ident, $src:ident, $dst:ident) => {
-        impl FamilyTables<$family> for Kernel {
+    ($family:ty, $services:ident, $flows:ident, $handshakes:ident, $sources:ident, $affinity:ident, $fragments:ident, $held:ident, $work:ident, $take_source:ident, $af:ident, $src:ident, $dst:ident) => {
+        impl<C: Context> FamilyTables<$family> for Kernel<C> {
             #[inline(always)]
             fn service(&self, key: &ServiceKey<$family>) -> Option<&Service> {
                 // SAFETY: preallocated; the daemon replaces values whole and rarely.
@@ -379,7 +419,7 @@ macro_rules! family_tables {
             }
 
             #[inline(always)]
-            fn source(&self, key: &SourceKey<$family>) -> Option<u32> {
+            fn listed(&self, key: &SourceKey<$family>) -> Option<u32> {
                 // SAFETY: the same bytes under another name, whose alignment is less.
                 maps::$sources
                     .get(unsafe { &*(&raw const *key).cast() })
@@ -399,12 +439,42 @@ macro_rules! family_tables {
             }
 
             #[inline(always)]
-            fn take_source(&self, port: Be16) -> Attempt {
-                match $take_source(port.0 as u32) {
+            fn fragmented(&self, key: &FragmentKey<$family>) -> Option<&Fragmented> {
+                // SAFETY: preallocated; an entry that is replaced meanwhile costs one fragment.
+                unsafe { maps::$fragments.get(key) }
+            }
+
+            #[inline(always)]
+            fn insert_fragmented(&self, key: &FragmentKey<$family>, value: &Fragmented) {
+                // Without the entry later fragments wait in vain and are counted.
+                let _ = maps::$fragments.insert(key, value, BPF_ANY as u64);
+            }
+
+            #[inline(always)]
+            fn held(&self, key: &HeldKey<$family>) -> Option<&Held> {
+                // SAFETY: as in `fragmented`.
+                unsafe { maps::$held.get(key) }
+            }
+
+            #[inline(always)]
+            fn take_source(&self, candidate: Candidate) -> Attempt {
+                match C::$take_source(self.context, candidate.word()) {
                     ENTERED => Attempt::Entered,
                     TAKEN => Attempt::Taken,
                     _ => Attempt::Full,
                 }
+            }
+
+            #[inline(always)]
+            fn source(&self, number: u32) -> Option<$family> {
+                let words = maps::SOURCES.get(source_slot(<$family>::IS_V6, number))?;
+                let address = <$family>::from_words(words);
+                (!address.is_unspecified()).then_some(address)
+            }
+
+            #[inline(always)]
+            fn has_socket(&self, key: &FlowKey<$family>) -> bool {
+                Kernel::has_socket(self, key)
             }
 
             #[inline(always)]
@@ -415,7 +485,7 @@ macro_rules! family_tables {
 
             #[inline(always)]
             fn route(&self, ingress: u32, flow: &Flow<$family>, protocol: u8) -> Route {
-                lookup(self.context, $af, ingress, flow, protocol, |fib| {
+                lookup(self.context.cast(), $af, ingress, flow, protocol, |fib| {
                     fib.__bindgen_anon_3.$src = flow.src.0;
                     fib.__bindgen_anon_4.$dst = flow.dst.0;
                 })
@@ -429,8 +499,10 @@ family_tables!(
     SERVICES4,
     FLOWS4,
     HANDSHAKES4,
-    SOURCES4,
+    SOURCE_LISTS4,
     AFFINITY4,
+    FRAGMENTS4,
+    HELD4,
     WORK4,
     take_source4,
     AF_INET,
@@ -442,8 +514,10 @@ family_tables!(
     SERVICES6,
     FLOWS6,
     HANDSHAKES6,
-    SOURCES6,
+    SOURCE_LISTS6,
     AFFINITY6,
+    FRAGMENTS6,
+    HELD6,
     WORK6,
     take_source6,
     AF_INET6,
@@ -461,7 +535,7 @@ const AT_LIMIT: u32 = NO_SLOT - 1;
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn draw(table: u32, service: u32, place: u32) -> u32 {
-    let kernel = Kernel::new(core::ptr::null_mut::<c_void>());
+    let kernel = Kernel::new(core::ptr::null_mut::<xdp_md>());
     match path::draw(&kernel, table, service, place) {
         Ok(slot) => slot,
         Err(Drop::ConnectionLimit) => AT_LIMIT,
@@ -473,7 +547,7 @@ extern "C" fn draw(table: u32, service: u32, place: u32) -> u32 {
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn count_active(slot: u32, generation: u32, closed: u32) -> u32 {
-    let kernel = Kernel::new(core::ptr::null_mut::<c_void>());
+    let kernel = Kernel::new(core::ptr::null_mut::<xdp_md>());
     let what = match closed {
         0 => Count::Opened,
         _ => Count::Closed,
@@ -482,18 +556,35 @@ extern "C" fn count_active(slot: u32, generation: u32, closed: u32) -> u32 {
     0
 }
 
-/// [`path::take_source`]: an [`Attempt`] by number; `port` is in network byte order.
-#[unsafe(no_mangle)]
-#[inline(never)]
-extern "C" fn take_source4(port: u32) -> u32 {
-    let kernel = Kernel::new(core::ptr::null_mut::<c_void>());
-    path::take_source::<V4, _>(&kernel, Be16(port as u16)) as u32
+macro_rules! context {
+    ($context:ty: $take_source4:ident, $take_source6:ident) => {
+        #[unsafe(no_mangle)]
+        #[inline(never)]
+        extern "C" fn $take_source4(context: *mut $context, candidate: u32) -> u32 {
+            let candidate = Candidate::from_word(candidate);
+            path::take_source::<V4, _>(&Kernel::new(context), candidate) as u32
+        }
+
+        #[unsafe(no_mangle)]
+        #[inline(never)]
+        extern "C" fn $take_source6(context: *mut $context, candidate: u32) -> u32 {
+            let candidate = Candidate::from_word(candidate);
+            path::take_source::<V6, _>(&Kernel::new(context), candidate) as u32
+        }
+
+        impl Context for $context {
+            #[inline(always)]
+            fn take_source4(context: *mut Self, candidate: u32) -> u32 {
+                $take_source4(context, candidate)
+            }
+
+            #[inline(always)]
+            fn take_source6(context: *mut Self, candidate: u32) -> u32 {
+                $take_source6(context, candidate)
+            }
+        }
+    };
 }
 
-/// As [`take_source4`].
-#[unsafe(no_mangle)]
-#[inline(never)]
-extern "C" fn take_source6(port: u32) -> u32 {
-    let kernel = Kernel::new(core::ptr::null_mut::<c_void>());
-    path::take_source::<V6, _>(&kernel, Be16(port as u16)) as u32
-}
+context!(xdp_md: xdp_take_source4, xdp_take_source6);
+context!(__sk_buff: tc_take_source4, tc_take_source6);

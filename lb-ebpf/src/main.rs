@@ -5,6 +5,7 @@
 #![feature(asm_experimental_arch)]
 
 mod context;
+mod hold;
 mod hook;
 mod kernel;
 mod log;

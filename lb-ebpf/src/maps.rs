@@ -7,7 +7,8 @@ use aya_ebpf::btf_maps::{Array, ArrayOfMaps, HashMap, LpmTrie, LruHashMap, PerCp
 use aya_ebpf::macros::btf_map;
 use lb_common::abi::{
     Active, Admission, Affinity, AffinityKey, Backend, BackendCounters, Bucket, Config, Drop, Flow,
-    FlowKey, PORT_WORDS, RateKey, Service, ServiceKey, TableChunk, V4, V6,
+    FlowKey, FragmentKey, Fragmented, Held, HeldKey, PORT_WORDS, RateKey, SOURCE_SLOTS, Service,
+    ServiceKey, TableChunk, V4, V6,
 };
 use lb_common::path::Work;
 
@@ -24,6 +25,10 @@ pub(crate) static CONFIG: Array<Config, 1> = Array::new();
 /// Writer: the daemon.
 #[btf_map]
 pub(crate) static PORTS: Array<u64, { PORT_WORDS as usize }> = Array::new();
+
+/// Address words of the node addresses that SNAT takes. Writer: the daemon.
+#[btf_map]
+pub(crate) static SOURCES: Array<[u32; 4], { SOURCE_SLOTS as usize }> = Array::new();
 
 /// Writer: the daemon.
 #[btf_map]
@@ -58,11 +63,11 @@ pub(crate) type Source<const WORDS: usize> = [u32; WORDS];
 
 /// Source lists of all services. Writer: the daemon.
 #[btf_map]
-pub(crate) static SOURCES4: LpmTrie<Source<2>, u32, 1> = LpmTrie::new();
+pub(crate) static SOURCE_LISTS4: LpmTrie<Source<2>, u32, 1> = LpmTrie::new();
 
-/// As [`SOURCES4`].
+/// As [`SOURCE_LISTS4`].
 #[btf_map]
-pub(crate) static SOURCES6: LpmTrie<Source<5>, u32, 1> = LpmTrie::new();
+pub(crate) static SOURCE_LISTS6: LpmTrie<Source<5>, u32, 1> = LpmTrie::new();
 
 /// New connections by [`Service::id`]. Writer: the packet path.
 #[btf_map]
@@ -107,6 +112,27 @@ pub(crate) static HANDSHAKES4: LruHashMap<FlowKey<V4>, Flow<V4>, 1> = LruHashMap
 /// As [`HANDSHAKES4`].
 #[btf_map]
 pub(crate) static HANDSHAKES6: LruHashMap<FlowKey<V6>, Flow<V6>, 1> = LruHashMap::new();
+
+/// What first fragments told of the others, for [`FRAGMENT_SECONDS`](lb_common::abi::FRAGMENT_SECONDS).
+/// Writer: the packet path.
+#[btf_map]
+pub(crate) static FRAGMENTS4: LruHashMap<FragmentKey<V4>, Fragmented, 16384> = LruHashMap::new();
+
+/// As [`FRAGMENTS4`].
+#[btf_map]
+pub(crate) static FRAGMENTS6: LruHashMap<FragmentKey<V6>, Fragmented, 16384> = LruHashMap::new();
+
+/// Fragments that came before their datagram's first. Writer: the packet path.
+#[btf_map]
+pub(crate) static HELD4: LruHashMap<HeldKey<V4>, Held, 512> = LruHashMap::new();
+
+/// As [`HELD4`].
+#[btf_map]
+pub(crate) static HELD6: LruHashMap<HeldKey<V6>, Held, 512> = LruHashMap::new();
+
+/// A fragment on its way into or out of [`HELD4`] and [`HELD6`]. Writer: the packet path.
+#[btf_map]
+pub(crate) static HOLDING: PerCpuArray<Held, 1> = PerCpuArray::new();
 
 /// What is known of devices, by ifindex: bit 0 if XDP may redirect into it. Writer: the daemon.
 #[btf_map]

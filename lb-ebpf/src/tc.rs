@@ -18,6 +18,7 @@ use lb_common::{
 };
 
 use crate::context::bound;
+use crate::hold::{tc_hold4, tc_hold6, tc_release4, tc_release6};
 use crate::hook::{self, Hook, subprograms, walk};
 
 /// Headers that the path reads: Ethernet, IPv6, TCP. Beyond them only IPv4 options lie.
@@ -63,6 +64,21 @@ impl Frame for TcFrame {
     fn ingress(&self) -> u32 {
         // SAFETY: as in `at`.
         unsafe { (*self.context).ifindex }
+    }
+
+    #[inline(always)]
+    fn reach(&mut self, bytes: usize) {
+        // SAFETY: the context is the kernel's.
+        unsafe {
+            let bytes = (bytes as u32).min((*self.context).len);
+            // What stays out of reach is found out of bounds.
+            bpf_skb_pull_data(self.context, bytes);
+        }
+    }
+
+    #[inline(always)]
+    fn extension(&self, offset: usize, kind: u8) -> u64 {
+        tc_extension(self.context, offset as u32, kind as u32)
     }
 
     #[inline(always)]
@@ -140,6 +156,23 @@ impl Frame for TcFrame {
     }
 
     #[inline(always)]
+    fn pull(&mut self, length: usize) -> Option<()> {
+        // SAFETY: as in `at`.
+        let (linear, whole) = unsafe {
+            let end = bound::<{ offset_of!(__sk_buff, data_end) }, _>(self.context);
+            let data = bound::<{ offset_of!(__sk_buff, data) }, _>(self.context);
+            ((end - data) as u32, (*self.context).len)
+        };
+        let length = whole.min(length as u32);
+        if linear >= length {
+            return Some(());
+        }
+        // SAFETY: the context is the kernel's.
+        let answer = unsafe { bpf_skb_pull_data(self.context, length) };
+        (answer == 0).then_some(())
+    }
+
+    #[inline(always)]
     fn grow_head(&mut self, by: usize) -> Option<()> {
         // SAFETY: the context is the kernel's.
         let answer = unsafe { bpf_skb_change_head(self.context, by as u32, 0) };
@@ -157,6 +190,7 @@ impl Frame for TcFrame {
 impl Hook for TcFrame {
     type Context = __sk_buff;
 
+    const HOLDS: bool = true;
     const SHOT: u32 = TC_ACT_SHOT as u32;
 
     #[inline(always)]
@@ -199,27 +233,48 @@ impl Hook for TcFrame {
 subprograms! {
     TcFrame:
     tc_fast6 = fast::<V6>(network);
+    tc_depart6 = depart::<V6>(network);
+    tc_odd4 = odd::<V4>(network);
+    tc_odd6 = odd::<V6>(network);
+    tc_segment4 = segment::<V4>();
+    tc_segment6 = segment::<V6>();
     tc_slow4 = slow::<V4>();
     tc_slow6 = slow::<V6>();
     tc_open4 = open::<V4>();
     tc_open6 = open::<V6>();
     tc_answer4 = answer::<V4>();
     tc_answer6 = answer::<V6>();
+    tc_icmp4 = icmp::<V4>();
+    tc_icmp6 = icmp::<V6>();
     @without context:
     tc_admit4 = admit::<V4>();
     tc_admit6 = admit::<V6>();
 }
 
-/// Ingress of a device that has no XDP program of ours.
+/// Egress of every device that is served: answers of backends on the node itself.
 #[unsafe(no_mangle)]
 #[unsafe(link_section = "classifier")]
-extern "C" fn lbd_tc(context: *mut __sk_buff) -> i32 {
+extern "C" fn lbd_egress(context: *mut __sk_buff) -> i32 {
+    pull_headers(context);
+    let action = match path::network(&TcFrame { context }) {
+        Network::Ipv4(network) => match hook::depart::<TcFrame, V4>(context, network) {
+            hook::SLOW => tc_slow4(context),
+            action => action,
+        },
+        Network::Ipv6(network) => match tc_depart6(context, network as u32) {
+            hook::SLOW => tc_slow6(context),
+            action => action,
+        },
+        Network::Foreign => return TC_ACT_UNSPEC,
+    };
+    hook::logged::<TcFrame>(action) as i32
+}
+
+/// Makes the headers readable where a driver left them outside the linear part.
+#[inline(always)]
+fn pull_headers(context: *mut __sk_buff) {
     // SAFETY: the context is the kernel's.
     unsafe {
-        // A tag that the stack took off: balanced on the VLAN device.
-        if (*context).vlan_present != 0 {
-            return TC_ACT_UNSPEC;
-        }
         let linear = (bound::<{ offset_of!(__sk_buff, data_end) }, _>(context)
             - bound::<{ offset_of!(__sk_buff, data) }, _>(context)) as u32;
         if linear < HEADERS && linear < (*context).len {
@@ -227,26 +282,101 @@ extern "C" fn lbd_tc(context: *mut __sk_buff) -> i32 {
             bpf_skb_pull_data(context, HEADERS.min((*context).len));
         }
     }
-    let action = match path::network(&TcFrame { context }) {
-        Network::Ipv4(network) => walk!(
-            TcFrame,
-            context,
-            hook::fast::<TcFrame, V4>(context, network),
-            tc_slow4,
-            tc_admit4,
-            tc_open4,
-            tc_answer4
-        ),
-        Network::Ipv6(network) => walk!(
-            TcFrame,
-            context,
-            tc_fast6(context, network as u32),
-            tc_slow6,
-            tc_admit6,
-            tc_open6,
-            tc_answer6
-        ),
-        Network::Foreign => return TC_ACT_UNSPEC,
+}
+
+/// [`path::extension`]; `offset` lies within [`hook::OFFSETS`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn tc_extension(context: *mut __sk_buff, offset: u32, kind: u32) -> u64 {
+    let frame = TcFrame { context };
+    path::extension(&frame, offset as usize & hook::OFFSETS, kind as u8)
+}
+
+/// Makes the headers readable; `false` for a frame whose tag the stack took off, which is balanced
+/// on the VLAN device.
+#[inline(always)]
+fn prepare(context: *mut __sk_buff) -> bool {
+    // SAFETY: the context is the kernel's.
+    unsafe {
+        if (*context).vlan_present != 0 {
+            return false;
+        }
+    }
+    pull_headers(context);
+    true
+}
+
+/// One packet's way through the parts, beginning with what `$fast4` and `$fast6` give.
+macro_rules! walk_tc {
+    ($context:ident, $fast4:expr, $fast6:expr) => {
+        match path::network(&TcFrame { context: $context }) {
+            Network::Ipv4(network) => walk!(
+                TcFrame,
+                $context,
+                $fast4(network),
+                tc_odd4(network),
+                tc_segment4,
+                tc_slow4,
+                tc_admit4,
+                tc_open4,
+                tc_answer4,
+                tc_icmp4,
+                tc_hold4,
+                tc_release4
+            ),
+            Network::Ipv6(network) => walk!(
+                TcFrame,
+                $context,
+                $fast6(network),
+                tc_odd6(network),
+                tc_segment6,
+                tc_slow6,
+                tc_admit6,
+                tc_open6,
+                tc_answer6,
+                tc_icmp6,
+                tc_hold6,
+                tc_release6
+            ),
+            Network::Foreign => TC_ACT_UNSPEC as u32,
+        }
     };
+}
+
+/// Ingress of a device that has no XDP program of ours.
+#[unsafe(no_mangle)]
+#[unsafe(link_section = "classifier")]
+extern "C" fn lbd_tc(context: *mut __sk_buff) -> i32 {
+    if !prepare(context) {
+        return TC_ACT_UNSPEC;
+    }
+    let action = walk_tc!(
+        context,
+        |network| hook::fast::<TcFrame, V4>(context, network),
+        |network: usize| tc_fast6(context, network as u32)
+    );
+    action as i32
+}
+
+/// What `lbd_xdp` left to the kernel: fragments that may have to be put aside, or for which others
+/// wait, and those that come again here after they waited.
+#[inline(always)]
+pub(crate) fn odd(context: *mut __sk_buff) -> i32 {
+    if !prepare(context) {
+        return TC_ACT_UNSPEC;
+    }
+    let frame = TcFrame { context };
+    let first = |is_odd| {
+        if is_odd {
+            hook::ODD
+        } else {
+            TC_ACT_UNSPEC as u32
+        }
+    };
+    let action = walk_tc!(
+        context,
+        |network| first(path::is_odd::<V4, _>(&frame, network)),
+        |network| first(path::is_odd::<V6, _>(&frame, network))
+    );
     action as i32
 }

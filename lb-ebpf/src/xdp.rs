@@ -7,7 +7,7 @@ use aya_ebpf::{
     bindings::{__sk_buff, TC_ACT_UNSPEC, xdp_md},
     helpers::{
         bpf_jiffies64, bpf_ktime_get_ns, bpf_redirect, bpf_redirect_neigh, bpf_xdp_adjust_head,
-        bpf_xdp_adjust_meta, bpf_xdp_adjust_tail,
+        bpf_xdp_adjust_meta, bpf_xdp_adjust_tail, bpf_xdp_get_buff_len,
     },
 };
 use lb_common::{
@@ -17,8 +17,13 @@ use lb_common::{
 
 use crate::context::bound;
 use crate::hook::{self, Hook, subprograms, walk};
+use crate::tc;
 
-/// A packet by direct access.
+/// 1 if frames may lie in several buffers. The loader sets it where it loads [`lbd_xdp_frags`].
+#[unsafe(no_mangle)]
+static XDP_FRAGS: u8 = 0;
+
+/// A packet by direct access: its first buffer, in which all headers lie.
 struct XdpFrame {
     context: *mut xdp_md,
 }
@@ -53,9 +58,29 @@ impl Frame for XdpFrame {
     }
 
     #[inline(always)]
+    fn whole_length(&self) -> usize {
+        // SAFETY: a constant once the program is loaded. Where it is 0 the verifier removes the
+        // call, which it knows from Linux 5.18 on only.
+        unsafe {
+            if (&raw const XDP_FRAGS).read_volatile() != 0 {
+                return bpf_xdp_get_buff_len(self.context) as usize;
+            }
+        }
+        self.length()
+    }
+
+    #[inline(always)]
     fn ingress(&self) -> u32 {
         // SAFETY: as in `at`.
         unsafe { (*self.context).ingress_ifindex }
+    }
+
+    #[inline(always)]
+    fn reach(&mut self, _: usize) {}
+
+    #[inline(always)]
+    fn extension(&self, offset: usize, kind: u8) -> u64 {
+        xdp_extension(self.context, offset as u32, kind as u32)
     }
 
     #[inline(always)]
@@ -97,6 +122,11 @@ impl Frame for XdpFrame {
     }
 
     #[inline(always)]
+    fn pull(&mut self, _: usize) -> Option<()> {
+        Some(())
+    }
+
+    #[inline(always)]
     fn grow_head(&mut self, by: usize) -> Option<()> {
         // SAFETY: the context is the kernel's.
         let answer = unsafe { bpf_xdp_adjust_head(self.context, -(by as i32)) };
@@ -105,7 +135,7 @@ impl Frame for XdpFrame {
 
     #[inline(always)]
     fn set_length(&mut self, length: usize) -> Option<()> {
-        let change = length as i32 - self.length() as i32;
+        let change = length as i32 - self.whole_length() as i32;
         // SAFETY: the context is the kernel's.
         let answer = unsafe { bpf_xdp_adjust_tail(self.context, change) };
         (answer == 0).then_some(())
@@ -149,6 +179,7 @@ fn leave_note(context: *mut xdp_md, ifindex: u32, resolve: u32) {
 impl Hook for XdpFrame {
     type Context = xdp_md;
 
+    const HOLDS: bool = false;
     const SHOT: u32 = XDP_DROP;
 
     #[inline(always)]
@@ -191,48 +222,89 @@ impl Hook for XdpFrame {
 subprograms! {
     XdpFrame:
     xdp_fast6 = fast::<V6>(network);
+    xdp_odd4 = odd::<V4>(network);
+    xdp_odd6 = odd::<V6>(network);
+    xdp_segment4 = segment::<V4>();
+    xdp_segment6 = segment::<V6>();
     xdp_slow4 = slow::<V4>();
     xdp_slow6 = slow::<V6>();
     xdp_open4 = open::<V4>();
     xdp_open6 = open::<V6>();
     xdp_answer4 = answer::<V4>();
     xdp_answer6 = answer::<V6>();
+    xdp_icmp4 = icmp::<V4>();
+    xdp_icmp6 = icmp::<V6>();
     @without context:
     xdp_admit4 = admit::<V4>();
     xdp_admit6 = admit::<V6>();
+}
+
+/// [`path::extension`]; `offset` lies within [`hook::OFFSETS`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn xdp_extension(context: *mut xdp_md, offset: u32, kind: u32) -> u64 {
+    let frame = XdpFrame { context };
+    path::extension(&frame, offset as usize & hook::OFFSETS, kind as u8)
 }
 
 /// Ingress of a device: north-south traffic.
 #[unsafe(no_mangle)]
 #[unsafe(link_section = "xdp")]
 extern "C" fn lbd_xdp(context: *mut xdp_md) -> u32 {
+    balance(context)
+}
+
+/// The same for devices whose frames do not fit a page (kernel ≥ 5.18).
+#[unsafe(no_mangle)]
+#[unsafe(link_section = "xdp.frags")]
+extern "C" fn lbd_xdp_frags(context: *mut xdp_md) -> u32 {
+    balance(context)
+}
+
+#[inline(always)]
+fn balance(context: *mut xdp_md) -> u32 {
     match path::network(&XdpFrame { context }) {
         Network::Ipv4(network) => walk!(
             XdpFrame,
             context,
             hook::fast::<XdpFrame, V4>(context, network),
+            xdp_odd4(network),
+            xdp_segment4,
             xdp_slow4,
             xdp_admit4,
             xdp_open4,
-            xdp_answer4
+            xdp_answer4,
+            xdp_icmp4
         ),
         Network::Ipv6(network) => walk!(
             XdpFrame,
             context,
             xdp_fast6(context, network as u32),
+            xdp_odd6(network),
+            xdp_segment6,
             xdp_slow6,
             xdp_admit6,
             xdp_open6,
-            xdp_answer6
+            xdp_answer6,
+            xdp_icmp6
         ),
         Network::Foreign => XDP_PASS,
     }
 }
 
-/// TC ingress behind `lbd_xdp`: sends on what carries its note.
+/// TC ingress behind `lbd_xdp`: sends on what carries its note, and puts fragments aside.
 #[unsafe(no_mangle)]
 #[unsafe(link_section = "classifier")]
 extern "C" fn lbd_handover(context: *mut __sk_buff) -> i32 {
+    match noted(context) {
+        TC_ACT_UNSPEC => tc::odd(context),
+        action => action,
+    }
+}
+
+/// What a note says, [`TC_ACT_UNSPEC`] without one.
+#[inline(always)]
+fn noted(context: *mut __sk_buff) -> i32 {
     // SAFETY: the context is the kernel's; the bounds are checked before the read.
     unsafe {
         let note = bound::<{ offset_of!(__sk_buff, data_meta) }, _>(context) as *mut Note;

@@ -14,6 +14,7 @@ pub mod plan;
 pub mod reconcile;
 pub mod select;
 pub mod state;
+pub mod utc;
 
 #[cfg(test)]
 mod testing;

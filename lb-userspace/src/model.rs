@@ -64,6 +64,17 @@ pub enum NoBackend {
     Drop,
 }
 
+/// What becomes of a TCP connection whose backend fails. UDP flows move to another one in any case.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OnBackendDown {
+    /// It goes on, should the backend come back in time.
+    #[default]
+    Keep,
+    /// The client's next packet is answered with a TCP reset.
+    Reset,
+}
+
 macro_rules! lowercase_names {
     ($($type:ty),+) => {$(
         impl fmt::Display for $type {
@@ -73,7 +84,7 @@ macro_rules! lowercase_names {
         }
     )+};
 }
-lowercase_names!(Protocol, Forwarding, Snat, Policy, NoBackend);
+lowercase_names!(Protocol, Forwarding, Snat, Policy, NoBackend, OnBackendDown);
 
 /// How a backend is probed.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -152,6 +163,8 @@ pub struct ServiceSpec {
     pub snat: Snat,
     pub policy: Policy,
     pub no_backend: NoBackend,
+    #[serde(default)]
+    pub on_backend_down: OnBackendDown,
     #[serde(flatten)]
     pub admission: Admission,
     pub health: Health,
@@ -200,6 +213,37 @@ impl Default for Limits {
     }
 }
 
+/// Time without packets after which a connection is forgotten. Whole seconds count.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Timeouts {
+    #[serde(with = "duration_text")]
+    pub tcp_established: Duration,
+    /// One side closed.
+    #[serde(with = "duration_text")]
+    pub tcp_closing: Duration,
+    /// Both sides closed, or one reset.
+    #[serde(with = "duration_text")]
+    pub tcp_closed: Duration,
+    #[serde(with = "duration_text")]
+    pub udp: Duration,
+}
+
+impl Default for Timeouts {
+    fn default() -> Self {
+        let minutes = |minutes: u64| Duration::from_secs(60 * minutes);
+        Self {
+            // Not less than 2 hours 4 minutes (RFC 5382, REQ-5).
+            tcp_established: minutes(124),
+            // The transitory timeout (RFC 5382, REQ-5).
+            tcp_closing: minutes(4),
+            // Retransmitted last packets still find their way.
+            tcp_closed: Duration::from_secs(10),
+            // Not less than 2 minutes (RFC 4787, REQ-5).
+            udp: minutes(2),
+        }
+    }
+}
+
 /// Names of the devices to attach to, or `auto`: those that carry a default route, else all
 /// Ethernet devices that are up.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -223,6 +267,18 @@ pub struct Node {
     pub state_dir: std::path::PathBuf,
     pub bpffs: std::path::PathBuf,
     pub limits: Limits,
+    pub timeouts: Timeouts,
+    pub snat: SnatPool,
+}
+
+/// What the source of a connection may become.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct SnatPool {
+    /// Addresses of the node, of both families. Of a family that has none: the one that the route
+    /// chooses.
+    pub addresses: Vec<IpAddr>,
+    /// First and last port. `None`: all that the node's own outgoing connections leave.
+    pub ports: Option<(u16, u16)>,
 }
 
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -247,6 +303,8 @@ impl Default for Node {
             state_dir: "/var/lib/lbd".into(),
             bpffs: "/sys/fs/bpf".into(),
             limits: Limits::default(),
+            timeouts: Timeouts::default(),
+            snat: SnatPool::default(),
         }
     }
 }
@@ -267,6 +325,10 @@ pub struct Override {
     pub weight: Option<WeightOverride>,
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub mode: Option<Mode>,
+    /// Of a drain: when the connections that are left end, in milliseconds since 1970 (UTC). Wall
+    /// clock, because it must hold across restarts of the daemon and of the node.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub deadline_ms: Option<u64>,
 }
 
 impl Override {
@@ -366,28 +428,33 @@ pub mod duration_text {
 
     use serde::{Deserialize, Deserializer, Serializer};
 
-    /// Parses `500ms`, `1.5s`, `5s`, `10m`, `2h`, `1d`; the unit is required.
+    /// Parses `500ms`, `1.5s`, `5s`, `10m`, `2h`, `1d`, `2h4m`; units are required, and the larger
+    /// ones come first.
     pub fn parse(text: &str) -> Result<Duration, String> {
         let fault = || format!("`{text}` is no duration; write e.g. 500ms, 5s, 10m, 2h");
-        let split = text
-            .find(|c: char| c.is_ascii_alphabetic())
-            .ok_or_else(fault)?;
-        let (number, unit) = text.split_at(split);
-        let scale = match unit {
-            "ms" => 0.001,
-            "s" => 1.0,
-            "m" => 60.0,
-            "h" => 3600.0,
-            "d" => 86400.0,
-            _ => return Err(fault()),
-        };
-        let digits = !number.is_empty() && number.bytes().all(|b| b.is_ascii_digit() || b == b'.');
-        let number: f64 = if digits {
-            number.parse().map_err(|_| fault())?
-        } else {
-            return Err(fault());
-        };
-        Duration::try_from_secs_f64(number * scale).map_err(|_| fault())
+        let (mut rest, mut sum, mut last) = (text, 0.0, f64::INFINITY);
+        loop {
+            let letters = |c: char| c.is_ascii_alphabetic();
+            let (number, tail) = rest.split_at(rest.find(letters).ok_or_else(fault)?);
+            let end = tail.find(|c| !letters(c)).unwrap_or(tail.len());
+            let scale = match &tail[..end] {
+                "ms" => 0.001,
+                "s" => 1.0,
+                "m" => 60.0,
+                "h" => 3600.0,
+                "d" => 86400.0,
+                _ => return Err(fault()),
+            };
+            let digits = number.bytes().all(|b| b.is_ascii_digit() || b == b'.');
+            if number.is_empty() || !digits || scale >= last {
+                return Err(fault());
+            }
+            let number: f64 = number.parse().map_err(|_| fault())?;
+            (sum, last, rest) = (sum + number * scale, scale, &tail[end..]);
+            if rest.is_empty() {
+                return Duration::try_from_secs_f64(sum).map_err(|_| fault());
+            }
+        }
     }
 
     /// The shortest form that [`parse`] reads back exactly, to a millisecond.

@@ -1,6 +1,7 @@
 //! Clients: many short connections, a steady load, connections that live long, bulk transfers.
 
 mod burst;
+mod herd;
 mod load;
 mod long;
 mod transfer;
@@ -20,6 +21,7 @@ use tokio::{
 
 pub use self::{
     burst::{Burst, burst},
+    herd::Herd,
     load::{Attempt, Load, Report},
     long::LongLived,
     transfer::{datagrams, download, upload},

@@ -44,6 +44,7 @@ pub struct Service {
     pub protocol: &'static str,
     pub policy: &'static str,
     pub snat: &'static str,
+    pub on_backend_down: &'static str,
     /// YAML.
     pub health: &'static str,
     /// More of the service, a line of YAML each.
@@ -64,6 +65,7 @@ impl Service {
             },
             policy: "maglev",
             snat: "auto",
+            on_backend_down: "keep",
             health: QUICK_HEALTH,
             more: Vec::new(),
             backends: Vec::new(),
@@ -104,6 +106,8 @@ pub struct Config {
     pub interfaces: Vec<String>,
     /// `native`, `generic`, `off` or `auto`.
     pub xdp: &'static str,
+    /// More keys of `node`, each with its value.
+    pub node: Vec<(&'static str, String)>,
     pub services: Vec<Service>,
 }
 
@@ -112,6 +116,7 @@ impl Config {
         Self {
             interfaces: network.node_devices(),
             xdp,
+            node: Vec::new(),
             services: Vec::new(),
         }
     }
@@ -124,8 +129,7 @@ impl Config {
     /// The file's text.
     pub fn render(&self) -> String {
         let mut text = format!(
-            "node:\n  interfaces: [{}]\n  xdp: {}\n  state_dir: {STATE}\n  bpffs: {BPFFS}\n\
-             admin: {{socket: {SOCKET}, http: \"{HTTP}\"}}\nservices:\n",
+            "node:\n  interfaces: [{}]\n  xdp: {}\n  state_dir: {STATE}\n  bpffs: {BPFFS}\n",
             self.interfaces.join(", "),
             // In YAML 1.1 a bare `off` is a boolean.
             if self.xdp == "off" {
@@ -134,17 +138,25 @@ impl Config {
                 self.xdp
             },
         );
+        for (key, value) in &self.node {
+            let _ = writeln!(text, "  {key}: {value}");
+        }
+        let _ = writeln!(
+            text,
+            "admin: {{socket: {SOCKET}, http: \"{HTTP}\"}}\nservices:"
+        );
         for service in &self.services {
             let listen: Vec<_> = service.listen.iter().map(|a| format!("\"{a}\"")).collect();
             let _ = write!(
                 text,
                 "  - name: {}\n    listen: [{}]\n    protocol: {}\n    snat: {}\n    policy: {}\n\
-                 \x20   health: {}\n",
+                 \x20   on_backend_down: {}\n    health: {}\n",
                 service.name,
                 listen.join(", "),
                 service.protocol,
                 service.snat,
                 service.policy,
+                service.on_backend_down,
                 service.health,
             );
             for line in &service.more {

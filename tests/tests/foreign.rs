@@ -150,6 +150,7 @@ impl Scene {
         }
         let config = Config {
             interfaces: vec!["client".to_owned()],
+            node: Vec::new(),
             xdp,
             services,
         };

@@ -46,6 +46,11 @@ pub trait Address: Pod + Copy + Eq + core::fmt::Debug {
     fn mix(self) -> u64;
 
     fn is_unspecified(self) -> bool;
+
+    /// Whether one host, other than the reader itself, can be meant: not multicast, broadcast,
+    /// loopback, unspecified or reserved (RFC 1122 3.2.1.3, RFC 4291 2.5 and 2.7). A network's own
+    /// broadcast address cannot be told from a host's.
+    fn is_unicast(self) -> bool;
 }
 
 #[inline(always)]
@@ -80,6 +85,12 @@ impl Address for V4 {
     fn is_unspecified(self) -> bool {
         self.0 == 0
     }
+
+    #[inline(always)]
+    fn is_unicast(self) -> bool {
+        let first = u32::from_be(self.0) >> 24;
+        first != 0 && first != 127 && first < 224
+    }
 }
 
 impl Address for V6 {
@@ -113,6 +124,14 @@ impl Address for V6 {
     fn is_unspecified(self) -> bool {
         let [a, b, c, d] = self.0;
         a | b | c | d == 0
+    }
+
+    #[inline(always)]
+    fn is_unicast(self) -> bool {
+        let [a, b, c, d] = self.0;
+        let is_multicast = u32::from_be(a) >> 24 == 0xff;
+        // 1 is the loopback address.
+        !is_multicast && a | b | c | (u32::from_be(d) & !1) != 0
     }
 }
 

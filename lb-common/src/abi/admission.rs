@@ -4,7 +4,7 @@ use super::address::Address;
 
 /// Bits of [`Admission::flags`].
 pub mod admission_flag {
-    /// Clients' addresses are looked up in the `SOURCES` tries.
+    /// Clients' addresses are looked up in the `SOURCE_LISTS` tries.
     pub const SOURCES: u32 = 1 << 0;
     /// A client that no prefix covers is refused.
     pub const LISTED_ONLY: u32 = 1 << 1;
@@ -40,7 +40,7 @@ pub struct Admission {
     pub source_rate: Rate,
 }
 
-/// Key of the `SOURCES4`/`SOURCES6` tries, as `struct bpf_lpm_trie_key` lays it out.
+/// Key of the `SOURCE_LISTS4`/`SOURCE_LISTS6` tries, as `struct bpf_lpm_trie_key` lays it out.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct SourceKey<A> {
@@ -72,7 +72,7 @@ impl<A: Address> SourceKey<A> {
     }
 }
 
-/// Values of the `SOURCES` tries; the longest prefix that covers a client decides.
+/// Values of the `SOURCE_LISTS` tries; the longest prefix that covers a client decides.
 pub mod source {
     pub const DENIED: u32 = 0;
     pub const ALLOWED: u32 = 1;

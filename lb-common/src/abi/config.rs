@@ -13,7 +13,22 @@ pub struct Config {
     /// SNAT ports: the first, and how many. Host byte order.
     pub snat_first: u16,
     pub snat_count: u16,
-    pub reserved: [u32; 4],
+    /// Node addresses in `SOURCES` that SNAT may take, IPv4 and IPv6; 0: the backend's own
+    /// [`super::Backend::source`].
+    pub sources: [u32; 2],
+    pub reserved: [u32; 2],
+}
+
+/// Most node addresses of one family that SNAT takes.
+pub const MAX_SOURCES: u32 = 16;
+
+/// Elements of the `SOURCES` array: address words of IPv4, then of IPv6.
+pub const SOURCE_SLOTS: u32 = 2 * MAX_SOURCES;
+
+/// Element of `SOURCES` that holds the `number`th address, from 0.
+#[inline(always)]
+pub const fn source_slot(is_v6: bool, number: u32) -> u32 {
+    is_v6 as u32 * MAX_SOURCES + number % MAX_SOURCES
 }
 
 /// Kinds of port bitmaps in the `PORTS` array.

@@ -1,9 +1,12 @@
 use super::address::{Address, Be16};
 
-/// IP protocol numbers this data path balances.
+/// IP protocol numbers this data path knows. Flows are of TCP or UDP.
 pub mod protocol {
     pub const TCP: u8 = 6;
     pub const UDP: u8 = 17;
+    /// Not balanced, but answered for services: see [`super::ServiceKey::echo`].
+    pub const ICMP: u8 = 1;
+    pub const ICMPV6: u8 = 58;
 }
 
 /// Key of the flow tables: the five-tuple of a packet as it arrives.
@@ -60,6 +63,13 @@ pub struct ServiceKey<A> {
 }
 
 impl<A: Address> ServiceKey<A> {
+    /// Key of the entry that says that `address` is some service's, so that its echo requests are
+    /// answered; `icmp` is the family's ICMP. No TCP or UDP service has a key like this.
+    #[inline(always)]
+    pub const fn echo(address: A, icmp: u8) -> Self {
+        Self::new(address, Be16::new(0), icmp)
+    }
+
     #[inline(always)]
     pub const fn new(address: A, port: Be16, protocol: u8) -> Self {
         Self {

@@ -4,6 +4,7 @@ mod address;
 mod admission;
 mod config;
 mod flow;
+mod fragment;
 mod key;
 mod pod;
 mod reason;
@@ -14,8 +15,11 @@ pub use admission::{
     Active, Admission, Affinity, AffinityKey, Bucket, Rate, RateKey, SOURCE_SERVICE_BITS,
     SourceKey, admission_flag, source,
 };
-pub use config::{Config, PORT_WORDS, PortKind, port_bit};
+pub use config::{Config, MAX_SOURCES, PORT_WORDS, PortKind, SOURCE_SLOTS, port_bit, source_slot};
 pub use flow::{Flow, NextHop, flow_state};
+pub use fragment::{
+    FRAGMENT_SECONDS, FragmentKey, Fragmented, HELD_BYTES, HELD_PIECES, Held, HeldKey,
+};
 pub use key::{FlowKey, ServiceKey, protocol};
 pub use pod::{Pod, as_bytes, from_bytes};
 pub use reason::Drop;
@@ -41,12 +45,17 @@ pub mod map {
     pub const FLOWS6: &str = "FLOWS6";
     pub const HANDSHAKES4: &str = "HANDSHAKES4";
     pub const HANDSHAKES6: &str = "HANDSHAKES6";
+    pub const FRAGMENTS4: &str = "FRAGMENTS4";
+    pub const FRAGMENTS6: &str = "FRAGMENTS6";
+    pub const HELD4: &str = "HELD4";
+    pub const HELD6: &str = "HELD6";
     pub const DEVICES: &str = "DEVICES";
     pub const DROPS: &str = "DROPS";
     pub const REJECTS: &str = "REJECTS";
+    pub const SOURCES: &str = "SOURCES";
     pub const ADMISSION: &str = "ADMISSION";
-    pub const SOURCES4: &str = "SOURCES4";
-    pub const SOURCES6: &str = "SOURCES6";
+    pub const SOURCE_LISTS4: &str = "SOURCE_LISTS4";
+    pub const SOURCE_LISTS6: &str = "SOURCE_LISTS6";
     pub const RATES: &str = "RATES";
     pub const SOURCE_RATES: &str = "SOURCE_RATES";
     pub const ACTIVE: &str = "ACTIVE";

@@ -53,6 +53,7 @@ use super::{
     admission::{Active, Admission, Affinity, AffinityKey, Bucket, Rate, RateKey, SourceKey},
     config::Config,
     flow::{Flow, NextHop},
+    fragment::{FragmentKey, Fragmented, Held, HeldKey},
     key::{FlowKey, ServiceKey},
     service::{Backend, BackendCounters, Service},
 };
@@ -69,9 +70,15 @@ plain_bytes! {
     NextHop => size 24, align 4;
     Flow<V4> => size 64, align 4;
     Flow<V6> => size 88, align 4;
-    Packet => size 12, align 2;
-    Work<V4> => size 128, align 4;
-    Work<V6> => size 224, align 4;
+    FragmentKey<V4> => size 16, align 4;
+    FragmentKey<V6> => size 40, align 4;
+    Fragmented => size 16, align 4;
+    HeldKey<V4> => size 20, align 4;
+    HeldKey<V6> => size 44, align 4;
+    Held => size 2056, align 4;
+    Packet => size 16, align 4;
+    Work<V4> => size 160, align 4;
+    Work<V6> => size 280, align 4;
     Service => size 32, align 4;
     Backend => size 64, align 4;
     BackendCounters => size 64, align 8;
@@ -89,6 +96,7 @@ plain_bytes! {
     wire::Ethernet => size 14, align 2;
     wire::Ipv4 => size 20, align 4;
     wire::Ipv6 => size 40, align 4;
+    wire::Fragment => size 8, align 4;
     wire::Tcp => size 20, align 4;
     wire::Udp => size 8, align 2;
     wire::Icmp => size 8, align 4;

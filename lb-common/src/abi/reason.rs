@@ -26,6 +26,19 @@ pub enum Drop {
     /// The backend of this TCP connection is down, and its service has such connections end; or its
     /// time to drain is over.
     BackendDown = 40,
+    /// A TCP segment with flags that no host accepts: SYN with FIN or RST, or none of SYN, ACK and
+    /// RST (RFC 9293 3.10.7).
+    InvalidFlags = 30,
+    /// A fragment that splits or overwrites the transport header (RFC 1858, RFC 3128).
+    TinyFragment = 31,
+    /// A later fragment whose datagram's flow is gone, or which came before the first and could
+    /// not be put aside: too long, or too many.
+    FragmentUnknown = 32,
+    /// A later fragment came before the first, and was put aside until that comes. Lost only if it
+    /// is not counted as `FragmentResumed` too.
+    FragmentHeld = 33,
+    /// A fragment that was put aside went on, because its datagram's first came. No loss.
+    FragmentResumed = 34,
     /// The service's source lists do not let this client in.
     SourceDenied = 41,
     /// More new connections a second than the service takes.
@@ -39,7 +52,7 @@ pub enum Drop {
 
 impl Drop {
     /// Every reason, by number.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 19] = [
         Self::NoBackend,
         Self::RejectLimited,
         Self::FlowTableFull,
@@ -50,6 +63,11 @@ impl Drop {
         Self::FrameAccess,
         Self::HandshakeTableFull,
         Self::BackendDown,
+        Self::InvalidFlags,
+        Self::TinyFragment,
+        Self::FragmentUnknown,
+        Self::FragmentHeld,
+        Self::FragmentResumed,
         Self::SourceDenied,
         Self::RateLimited,
         Self::SourceRateLimited,
@@ -72,6 +90,11 @@ impl Drop {
             Self::FrameAccess => "frame_access",
             Self::HandshakeTableFull => "handshake_table_full",
             Self::BackendDown => "backend_down",
+            Self::InvalidFlags => "invalid_flags",
+            Self::TinyFragment => "tiny_fragment",
+            Self::FragmentUnknown => "fragment_unknown",
+            Self::FragmentHeld => "fragment_held",
+            Self::FragmentResumed => "fragment_resumed",
             Self::SourceDenied => "source_denied",
             Self::RateLimited => "rate_limited",
             Self::SourceRateLimited => "source_rate_limited",

@@ -99,7 +99,8 @@ pub struct Backend {
     pub state: u32,
     /// Address words, see [`Address::from_words`].
     pub address: [u32; 4],
-    /// Node address that connections to this backend come from, with [`backend_flag::SNAT`].
+    /// Node address that connections to this backend come from, with [`backend_flag::SNAT`] or if
+    /// they are its own. 0 if there is none.
     pub source: [u32; 4],
     /// Port in network byte order.
     pub port: u16,
@@ -131,6 +132,14 @@ impl Backend {
     #[inline(always)]
     pub fn address<A: Address>(&self) -> A {
         A::from_words(&self.address)
+    }
+
+    /// Whether [`Backend::source`] is known; that of a backend without SNAT serves connections of the
+    /// backend to itself.
+    #[inline(always)]
+    pub const fn has_source(&self) -> bool {
+        let [a, b, c, d] = self.source;
+        a | b | c | d != 0
     }
 
     #[inline(always)]

@@ -25,6 +25,10 @@ pub fn admit<A: Address, T: FamilyTables<A>>(tables: &T) -> Result<Step, Drop> {
         return PASS;
     };
     let packet = work.packet;
+    // Only the first fragment opens anything.
+    if packet.is_later_fragment() {
+        return Err(Drop::FragmentUnknown);
+    }
     let listen = ServiceKey::new(work.key.dst, work.key.dst_port, packet.protocol);
     let Some(service) = tables.service(&listen) else {
         return PASS;
@@ -48,7 +52,10 @@ pub fn admit<A: Address, T: FamilyTables<A>>(tables: &T) -> Result<Step, Drop> {
         return Ok(Step::Answer);
     }
     let mut affinity = 0;
-    if let Some(admission) = admission {
+    // What no host accepts begins nothing, and takes nothing of what others may have.
+    if let Some(admission) = admission
+        && !packet.has_invalid_flags()
+    {
         let limit = admission.max_connections;
         if limit != 0 && active::open(tables, admission.counter) >= limit {
             return refuse(tables, service, Drop::ConnectionLimit);
@@ -112,7 +119,7 @@ fn is_listed<A: Address, T: FamilyTables<A>>(
     client: A,
 ) -> bool {
     let Aligned(key) = &Aligned(SourceKey::client(service, client));
-    match tables.source(key) {
+    match tables.listed(key) {
         Some(value) => value == source::ALLOWED,
         None => admission.flags & admission_flag::LISTED_ONLY == 0,
     }

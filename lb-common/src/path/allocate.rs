@@ -9,6 +9,30 @@ use crate::abi::{
 /// Source ports tried before the connection is refused.
 const ATTEMPTS: u32 = 16;
 
+/// A source that a connection may get.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Candidate {
+    /// 0: the address that was prepared; else the number of a node address, from 1.
+    address: u16,
+    port: Be16,
+}
+
+impl Candidate {
+    /// One scalar, to cross a subprogram.
+    #[inline(always)]
+    pub const fn word(self) -> u32 {
+        (self.address as u32) << 16 | self.port.0 as u32
+    }
+
+    #[inline(always)]
+    pub const fn from_word(word: u32) -> Self {
+        Self {
+            address: (word >> 16) as u16,
+            port: Be16(word as u16),
+        }
+    }
+}
+
 /// A drawn backend, for which entries are made.
 pub(super) struct Drawn<'t> {
     pub(super) slot: u32,
@@ -22,7 +46,7 @@ pub(super) struct Drawn<'t> {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(u32)]
 pub enum Attempt {
-    /// Another connection has the tuple.
+    /// Another connection has the tuple, or a socket of the node.
     Taken = 0,
     /// The reverse direction is in the handshakes.
     Entered = 1,
@@ -46,7 +70,9 @@ pub(super) fn reverse<A: Address, T: FamilyTables<A>>(
     let backend = drawn.backend;
     let key = &work.key;
     let (own_port, protocol) = (key.src_port, key.protocol());
-    let snat = backend.flags & backend_flag::SNAT != 0;
+    // A backend that draws itself would see its own address, and answer itself.
+    let draws_itself = same(key.src, backend.address());
+    let snat = backend.flags & backend_flag::SNAT != 0 || draws_itself && backend.has_source();
     let source = if snat { backend.source() } else { key.src };
     work.opposite = FlowKey::new(
         backend.address(),
@@ -64,7 +90,14 @@ pub(super) fn reverse<A: Address, T: FamilyTables<A>>(
     );
     let mut attempt = match snat {
         true => Attempt::Taken,
-        false => tables.take_source(own_port),
+        false => tables.take_source(Candidate {
+            address: 0,
+            port: own_port,
+        }),
+    };
+    let addresses = match snat {
+        true => config.sources[A::IS_V6 as usize],
+        false => 0,
     };
     let start = tables.random();
     // An odd stride of its own for each connection: with neighbouring places instead, taken ports
@@ -76,8 +109,8 @@ pub(super) fn reverse<A: Address, T: FamilyTables<A>>(
             break;
         }
         let place = start.wrapping_add(round.wrapping_mul(stride));
-        if let Some(port) = pool_port(tables, config, protocol, place) {
-            attempt = tables.take_source(port);
+        if let Some(candidate) = candidate(tables, config, addresses, protocol, place) {
+            attempt = tables.take_source(candidate);
         }
     }
     match attempt {
@@ -87,11 +120,11 @@ pub(super) fn reverse<A: Address, T: FamilyTables<A>>(
     }
 }
 
-/// Tries to enter the reverse direction prepared in [`Work`], with `port` as the source that the
+/// Tries to enter the reverse direction prepared in [`Work`], with `candidate` as the source that the
 /// backend sees. Behind [`FamilyTables::take_source`], which keeps it apart from the search: the
 /// verifier walks every round of a loop, and this once.
 #[inline(always)]
-pub fn take_source<A: Address, T: FamilyTables<A>>(tables: &T, port: Be16) -> Attempt {
+pub fn take_source<A: Address, T: FamilyTables<A>>(tables: &T, candidate: Candidate) -> Attempt {
     let (Some(work), Some(config)) = (tables.work(), tables.config()) else {
         return Attempt::Full;
     };
@@ -102,7 +135,14 @@ pub fn take_source<A: Address, T: FamilyTables<A>>(tables: &T, port: Be16) -> At
         flow,
         ..
     } = work;
-    reverse.dst_port = port;
+    if candidate.address != 0 {
+        let Some(address) = tables.source(candidate.address as u32 - 1) else {
+            return Attempt::Taken;
+        };
+        reverse.dst = address;
+        flow.address_delta = address_delta(reverse, key);
+    }
+    reverse.dst_port = candidate.port;
     flow.port_delta = port_delta(reverse, key);
     let is_free = |flow: &Flow<A>| {
         let idle = tables.now().wrapping_sub(flow.last_seen.get());
@@ -111,6 +151,11 @@ pub fn take_source<A: Address, T: FamilyTables<A>>(tables: &T, port: Be16) -> At
         is_over | belongs_to(flow, key)
     };
     if tables.flow(reverse).is_some_and(|flow| !is_free(flow)) {
+        return Attempt::Taken;
+    }
+    // The answers would be the socket's. Where the client's address is kept they are not for the
+    // node, though a socket that listens on all addresses would be found.
+    if differ(reverse.dst, key.src) != 0 && tables.has_socket(reverse) {
         return Attempt::Taken;
     }
     match tables.insert_handshake(reverse, flow, false) {
@@ -151,12 +196,11 @@ pub(super) fn fill<A: Address>(
     drawn: &Drawn<'_>,
     direction: u32,
 ) {
-    let sum = |key: &FlowKey<A>| Sum::default().address(key.src).address(key.dst);
     flow.src = opposite.dst;
     flow.dst = opposite.src;
     flow.src_port = opposite.dst_port;
     flow.dst_port = opposite.src_port;
-    flow.address_delta = sum(from).difference(sum(opposite)).0;
+    flow.address_delta = address_delta(from, opposite);
     flow.port_delta = port_delta(from, opposite);
     flow.slot = drawn.slot;
     flow.generation = drawn.backend.generation;
@@ -168,42 +212,64 @@ pub(super) fn fill<A: Address>(
 }
 
 #[inline(always)]
+fn address_delta<A: Address>(from: &FlowKey<A>, opposite: &FlowKey<A>) -> u16 {
+    let sum = |key: &FlowKey<A>| Sum::default().address(key.src).address(key.dst);
+    sum(from).difference(sum(opposite)).0
+}
+
+#[inline(always)]
 fn port_delta<A: Address>(from: &FlowKey<A>, opposite: &FlowKey<A>) -> u16 {
     let sum = |key: &FlowKey<A>| Sum::default().port(key.src_port).port(key.dst_port);
     sum(from).difference(sum(opposite)).0
 }
 
-/// A port of the SNAT pool, `None` where a service listens on it.
+/// The pair of address and port at a place of the SNAT pool, which has each port once for each of
+/// `addresses`; `None` where a service listens on the port.
 #[inline(always)]
-fn pool_port<T: crate::path::Tables>(
+fn candidate<T: crate::path::Tables>(
     tables: &T,
     config: &Config,
+    addresses: u32,
     protocol: u8,
     place: u32,
-) -> Option<Be16> {
-    if config.snat_count == 0 {
+) -> Option<Candidate> {
+    let ports = config.snat_count as u32;
+    if ports == 0 {
         return None;
     }
-    let port = config
-        .snat_first
-        .wrapping_add((place % config.snat_count as u32) as u16);
+    let port = config.snat_first.wrapping_add((place % ports) as u16);
+    let address = match addresses {
+        0 => 0,
+        _ => 1 + place / ports % addresses,
+    };
     let kind = if protocol == protocol::UDP {
         PortKind::ServiceUdp
     } else {
         PortKind::ServiceTcp
     };
     let (index, bit) = port_bit(kind, port);
-    (tables.port_word(index) & bit == 0).then_some(Be16::new(port))
+    (tables.port_word(index) & bit == 0).then_some(Candidate {
+        address: address as u16,
+        port: Be16::new(port),
+    })
 }
 
 /// Whether `flow` is the other direction of the entry of `key`. One branch: each would double what the
 /// verifier walks.
 #[inline(always)]
 pub(super) fn belongs_to<A: Address>(flow: &Flow<A>, key: &FlowKey<A>) -> bool {
-    let differ = |a: A, b: A| {
-        let ([a0, a1, a2, a3], [b0, b1, b2, b3]) = (a.to_words(), b.to_words());
-        (a0 ^ b0) | (a1 ^ b1) | (a2 ^ b2) | (a3 ^ b3)
-    };
     let ports = (flow.dst_port.0 ^ key.src_port.0) | (flow.src_port.0 ^ key.dst_port.0);
     differ(flow.dst, key.src) | differ(flow.src, key.dst) | ports as u32 == 0
+}
+
+#[inline(always)]
+fn same<A: Address>(a: A, b: A) -> bool {
+    differ(a, b) == 0
+}
+
+/// 0 for equal addresses.
+#[inline(always)]
+fn differ<A: Address>(a: A, b: A) -> u32 {
+    let ([a0, a1, a2, a3], [b0, b1, b2, b3]) = (a.to_words(), b.to_words());
+    (a0 ^ b0) | (a1 ^ b1) | (a2 ^ b2) | (a3 ^ b3)
 }

@@ -63,6 +63,9 @@ impl Sum {
 pub struct Delta(pub u16);
 
 impl Delta {
+    /// No change.
+    pub const NONE: Self = Self(0);
+
     /// What decrementing the TTL does to an IPv4 header.
     pub const TTL: Self = Self(!Be16::new(0x0100).0);
 

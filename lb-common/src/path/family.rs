@@ -1,8 +1,8 @@
 //! The few places where IPv4 and IPv6 differ.
 
-use super::wire::{Ipv4, Ipv6};
+use super::wire::{Fragment, Ipv4, Ipv6};
 use super::{Covered, Delta, Frame, Sum};
-use crate::abi::{Address, Be16, V4, V6};
+use crate::abi::{Address, Be16, V4, V6, protocol};
 
 /// What an IP header says.
 #[derive(Clone, Copy, Debug)]
@@ -17,19 +17,60 @@ pub struct Header<A> {
     pub length: usize,
     /// Bytes of the packet, header included.
     pub total_length: usize,
+    /// More fragments, and the offset of this one, as bits of [`FRAGMENT_BITS`]. 0 for IPv6, which
+    /// says that in a header of its own.
+    pub fragment: u16,
+    /// Identification, as it stands in the packet.
+    pub id: u16,
 }
+
+/// More fragments follow this one.
+pub(super) const MORE_FRAGMENTS: u16 = 0x2000;
+/// Where a fragment's bytes belong, in units of 8.
+pub(super) const FRAGMENT_OFFSET: u16 = 0x1fff;
+pub(super) const FRAGMENT_BITS: u16 = MORE_FRAGMENTS | FRAGMENT_OFFSET;
 
 /// An address family's headers.
 pub trait Family: Address {
     /// Bytes of a header without options.
     const HEADER: usize;
+    /// Bytes of a header with all options or extension headers that the path reads.
+    const HEADERS: usize;
     /// Protocol number of this family's ICMP.
     const ICMP: u8;
     /// Type and code of "port unreachable".
     const PORT_UNREACHABLE: (u8, u8);
+    /// Types of an echo request and of its reply.
+    const ECHO: (u8, u8);
 
-    /// Reads the header; `None` for fragments and headers that contradict themselves.
+    /// Whether an ICMP message of this type quotes the packet that it is about, and belongs to who
+    /// sent that: destination unreachable (with "fragmentation needed"), packet too big, time
+    /// exceeded, parameter problem. Not redirects, which are for neighbours only.
+    fn is_error(kind: u8) -> bool;
+
+    /// Whether the number in the header is that of a header which may stand before TCP or UDP.
+    fn is_extension(protocol: u8) -> bool;
+
+    /// Reads the header; `None` for headers that contradict themselves.
     fn read<F: Frame>(frame: &F, offset: usize) -> Option<Header<Self>>;
+
+    /// Reads the header of a packet that an ICMP error quotes. Other than in [`Family::read`] it may
+    /// be a first fragment, which has the ports.
+    fn read_quoted<F: Frame>(frame: &F, offset: usize) -> Option<Header<Self>>;
+
+    /// Writes new addresses into a quoted header; `delta` is what they do to a checksum. Returns
+    /// what that does to the sum of the message around it, which the caller has to make up for.
+    fn rewrite_quoted<F: Frame>(
+        frame: &mut F,
+        offset: usize,
+        src: Self,
+        dst: Self,
+        delta: Delta,
+    ) -> Option<Delta>;
+
+    /// What the addresses, if they are in the pseudo-header of this family's ICMP, do to its
+    /// checksum.
+    fn icmp_delta(addresses: Delta) -> Delta;
 
     /// Writes new addresses and TTL into the header at `offset`. `moved` is what the addresses do
     /// to a checksum; `header` what was read there.
@@ -66,7 +107,7 @@ pub struct Rewrite<A> {
 }
 
 /// TTL of packets the path makes itself (RFC 1700's recommended default).
-const DEFAULT_TTL: u8 = 64;
+pub(super) const DEFAULT_TTL: u8 = 64;
 
 /// The last 12 bytes of an IPv4 header: everything that a translation writes.
 #[repr(C)]
@@ -98,16 +139,26 @@ pub(crate) struct Ipv6Tail {
 
 impl Family for V4 {
     const HEADER: usize = size_of::<Ipv4>();
-    const ICMP: u8 = 1;
+    const HEADERS: usize = 60;
+    const ICMP: u8 = protocol::ICMP;
     const PORT_UNREACHABLE: (u8, u8) = (3, 3);
+    const ECHO: (u8, u8) = (8, 0);
+
+    #[inline(always)]
+    fn is_error(kind: u8) -> bool {
+        matches!(kind, 3 | 11 | 12)
+    }
+
+    #[inline(always)]
+    fn is_extension(_: u8) -> bool {
+        false
+    }
 
     #[inline(always)]
     fn read<F: Frame>(frame: &F, offset: usize) -> Option<Header<Self>> {
-        /// More fragments, and the offset of this one.
-        const FRAGMENT: Be16 = Be16::new(0x3fff);
         let ip = frame.load::<Ipv4>(offset)?;
         let length = (ip.version_ihl & 0xf) as usize * 4;
-        if ip.version_ihl >> 4 != 4 || length < Self::HEADER || ip.fragment.0 & FRAGMENT.0 != 0 {
+        if ip.version_ihl >> 4 != 4 || length < Self::HEADER {
             return None;
         }
         Some(Header {
@@ -118,7 +169,39 @@ impl Family for V4 {
             checksum: ip.checksum,
             length,
             total_length: ip.total_length.get() as usize,
+            fragment: ip.fragment.get() & FRAGMENT_BITS,
+            id: ip.id.0,
         })
+    }
+
+    #[inline(always)]
+    fn read_quoted<F: Frame>(frame: &F, offset: usize) -> Option<Header<Self>> {
+        let header = Self::read(frame, offset)?;
+        if header.fragment & FRAGMENT_OFFSET != 0 {
+            return None;
+        }
+        Some(header)
+    }
+
+    #[inline(always)]
+    fn rewrite_quoted<F: Frame>(
+        frame: &mut F,
+        offset: usize,
+        src: Self,
+        dst: Self,
+        delta: Delta,
+    ) -> Option<Delta> {
+        let at = offset + core::mem::offset_of!(Ipv4, checksum);
+        let checksum = delta.apply(frame.load::<u16>(at)?);
+        frame.store(at, &checksum, Covered::Neutral)?;
+        let at = offset + core::mem::offset_of!(Ipv4, src);
+        frame.store(at, &[src, dst], Covered::Neutral)?;
+        Some(Delta::NONE)
+    }
+
+    #[inline(always)]
+    fn icmp_delta(_: Delta) -> Delta {
+        Delta::NONE
     }
 
     #[inline(always)]
@@ -184,8 +267,53 @@ impl Family for V4 {
 
 impl Family for V6 {
     const HEADER: usize = size_of::<Ipv6>();
-    const ICMP: u8 = 58;
+    const HEADERS: usize = Self::HEADER + super::odd::EXTENSION_BYTES;
+    const ICMP: u8 = protocol::ICMPV6;
     const PORT_UNREACHABLE: (u8, u8) = (1, 4);
+    const ECHO: (u8, u8) = (128, 129);
+
+    #[inline(always)]
+    fn is_error(kind: u8) -> bool {
+        matches!(kind, 1..=4)
+    }
+
+    #[inline(always)]
+    fn read_quoted<F: Frame>(frame: &F, offset: usize) -> Option<Header<Self>> {
+        let mut header = Self::read(frame, offset)?;
+        if header.protocol == Fragment::PROTOCOL {
+            let fragment = frame.load::<Fragment>(offset + Self::HEADER)?;
+            if !fragment.is_first() {
+                return None;
+            }
+            header.protocol = fragment.next_header;
+            header.length += size_of::<Fragment>();
+        }
+        Some(header)
+    }
+
+    #[inline(always)]
+    fn rewrite_quoted<F: Frame>(
+        frame: &mut F,
+        offset: usize,
+        src: Self,
+        dst: Self,
+        delta: Delta,
+    ) -> Option<Delta> {
+        let at = offset + core::mem::offset_of!(Ipv6, src);
+        frame.store(at, &Ipv6Tail { src, dst }, Covered::Neutral)?;
+        Some(delta)
+    }
+
+    #[inline(always)]
+    fn icmp_delta(addresses: Delta) -> Delta {
+        addresses
+    }
+
+    #[inline(always)]
+    fn is_extension(protocol: u8) -> bool {
+        use super::wire::extension::{DESTINATION, FRAGMENT, HOP_BY_HOP, ROUTING};
+        matches!(protocol, HOP_BY_HOP | ROUTING | FRAGMENT | DESTINATION)
+    }
 
     #[inline(always)]
     fn read<F: Frame>(frame: &F, offset: usize) -> Option<Header<Self>> {
@@ -201,6 +329,8 @@ impl Family for V6 {
             checksum: 0,
             length: Self::HEADER,
             total_length: Self::HEADER + ip.payload_length.get() as usize,
+            fragment: 0,
+            id: 0,
         })
     }
 

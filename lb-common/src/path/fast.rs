@@ -3,12 +3,16 @@
 use super::parse::{self, Packet};
 use super::translate::{self, To, Way};
 use super::wire::tcp;
-use super::{Family, FamilyTables, Frame, Step, Verdict};
-use crate::abi::{Drop, Flow, FlowKey, NextHop, backend_state, flow_state};
+use super::{Family, FamilyTables, Frame, Step, Verdict, icmp};
+use crate::abi::{Drop, Flow, FlowKey, NextHop, backend_state, flow_state, protocol};
+
+/// LLVM copies this by words of eight bytes, which the verifier wants aligned on the stack.
+#[repr(align(8))]
+struct Aligned<T>(T);
 
 /// Forwards a packet of a known flow whose backend is alive and whose next hop is current.
 /// Turns away what no service wants. Everything else is [`Step::Slow`], untouched, and stands in
-/// [`Work`](super::Work).
+/// [`Work`](super::Work), or [`Step::Icmp`], of which only the place stands there.
 #[inline(always)]
 pub fn fast<A: Family, F: Frame, T: FamilyTables<A>>(
     frame: &mut F,
@@ -16,15 +20,37 @@ pub fn fast<A: Family, F: Frame, T: FamilyTables<A>>(
     network: usize,
 ) -> Result<Step, Drop> {
     const PASS: Result<Step, Drop> = Ok(Step::Done(Verdict::Pass));
-    let Some((key, packet)) = parse::packet::<A, F, T>(frame, tables, network) else {
+    let Some(header) = A::read(frame, network) else {
         return PASS;
     };
-    let Some((flow, hop)) = current::<A, T>(tables, &key, &packet) else {
+    if header.protocol != protocol::TCP && header.protocol != protocol::UDP {
+        if A::is_extension(header.protocol) {
+            return Ok(Step::Odd);
+        }
+        if header.fragment != 0 || !icmp::is_wanted(frame, network, &header) {
+            return PASS;
+        }
         let Some(work) = tables.work() else {
             return PASS;
         };
-        work.key = key;
-        work.packet = packet;
+        work.network = network as u32;
+        return Ok(Step::Icmp);
+    }
+    if header.fragment != 0 {
+        return Ok(Step::Odd);
+    }
+    let Some((ports, packet)) = parse::packet(frame, tables, network, &header) else {
+        return PASS;
+    };
+    let [src_port, dst_port] = ports;
+    let key = FlowKey::new(header.src, src_port, header.dst, dst_port, header.protocol);
+    let (Aligned(key), Aligned(packet)) = (&Aligned(key), &Aligned(packet));
+    let Some((flow, hop)) = current::<A, T>(tables, key, packet) else {
+        let Some(work) = tables.work() else {
+            return PASS;
+        };
+        work.key = *key;
+        work.packet = *packet;
         return Ok(Step::Slow);
     };
     let Some(config) = tables.config() else {
@@ -36,10 +62,10 @@ pub fn fast<A: Family, F: Frame, T: FamilyTables<A>>(
         flow.last_seen.set(now);
     }
     let reverse = flow.state.get() & flow_state::REVERSE != 0;
-    tables.count_packet(flow.slot, reverse, frame.length() as u64);
+    tables.count_packet(flow.slot, reverse, packet.frame_length::<A, F>(frame));
     translate::send(
         frame,
-        &packet,
+        packet,
         flow,
         &Way {
             to: To::Neighbour,

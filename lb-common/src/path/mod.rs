@@ -2,16 +2,20 @@
 //!
 //! Generic over [`Frame`] (where a packet lives) and [`Tables`] (what the path reads and writes),
 //! and over the address family, so that XDP, TC and the tests' byte slice run the same code.
-//! A hook calls [`network`], then [`fast`], and only where that says so [`slow`], [`admit`], [`open`]
-//! and [`answer`], which find the packet in [`Work`]: the parts share neither registers nor stack, which
-//! keeps the verifier's work and the established packet's cost small.
+//! A hook calls [`network`], then [`fast`], and only where that says so [`slow`], [`admit`],
+//! [`open`], [`answer`] and [`icmp`], which find the packet in [`Work`]: the parts share neither
+//! registers nor stack, which keeps the verifier's work and the established packet's cost small.
 
 mod active;
 mod admit;
 mod allocate;
 mod checksum;
+mod depart;
+mod echo;
 mod family;
 mod fast;
+mod icmp;
+mod odd;
 mod open;
 mod parse;
 mod reject;
@@ -23,17 +27,21 @@ pub mod wire;
 use core::cell::Cell;
 
 use crate::abi::{
-    Active, Address, Admission, Affinity, AffinityKey, Backend, Be16, Bucket, Config, Drop, Flow,
-    FlowKey, NextHop, Pod, RateKey, Service, ServiceKey, SourceKey,
+    Active, Address, Admission, Affinity, AffinityKey, Backend, Bucket, Config, Drop, Flow,
+    FlowKey, FragmentKey, Fragmented, Held, HeldKey, NextHop, Pod, RateKey, Service, ServiceKey,
+    SourceKey,
 };
 
 pub use active::{Count, count_active};
 pub use admit::admit;
-pub use allocate::{Attempt, take_source};
+pub use allocate::{Attempt, Candidate, take_source};
 pub use checksum::{Delta, Sum};
+pub use depart::depart;
 pub use family::Family;
 pub(crate) use family::{Ipv4Tail, Ipv6Middle, Ipv6Tail};
 pub use fast::fast;
+pub use icmp::icmp;
+pub use odd::{extension, is_odd, is_recent, odd, piece_is_free, segment};
 pub use open::open;
 pub use parse::{Network, Packet, network};
 pub use reject::answer;
@@ -68,6 +76,15 @@ pub enum Handover {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Step {
     Done(Verdict),
+    /// A fragment or a packet with extension headers: [`odd`].
+    Odd,
+    /// Behind [`odd`]: [`segment`].
+    Segment,
+    /// A later fragment that came before its datagram's first, which stands in [`Work::held`]: to
+    /// be put aside where the hook can do so, else left to the kernel.
+    Hold,
+    /// A first fragment for which others wait: those go on behind it, as if all came again.
+    Release,
     /// The packet needs [`slow`]; it was not touched.
     Slow,
     /// The packet is of no known flow: [`admit`].
@@ -76,6 +93,8 @@ pub enum Step {
     Open,
     /// The client is to be told by [`answer`] that its packet goes nowhere.
     Answer,
+    /// An ICMP error or an echo request, which [`icmp`] looks at; it was not touched.
+    Icmp,
 }
 
 /// What the routing table says about a destination.
@@ -103,17 +122,28 @@ pub enum Covered {
 
 /// A packet, from its Ethernet header on. Offsets are in bytes. `None` means out of bounds.
 pub trait Frame {
-    /// Bytes in the frame, headers included.
+    /// Bytes in the frame, headers included; of a frame in several buffers, those in the first.
     fn length(&self) -> usize;
+
+    /// Bytes in all the frame's buffers.
+    fn whole_length(&self) -> usize {
+        self.length()
+    }
 
     /// Index of the device the packet came in by.
     fn ingress(&self) -> u32;
+
+    /// Makes the first `bytes` of the packet readable, as far as it has so many.
+    fn reach(&mut self, bytes: usize);
+
+    /// [`extension`], which see: apart, so that the verifier walks it once and not for each header.
+    fn extension(&self, offset: usize, kind: u8) -> u64;
 
     fn load<T: Pod>(&self, offset: usize) -> Option<T>;
 
     fn store<T: Pod>(&mut self, offset: usize, value: &T, covered: Covered) -> Option<()>;
 
-    /// Repairs the TCP or UDP checksum field at `offset`: `addresses` moves the pseudo-header,
+    /// Repairs the TCP, UDP or ICMP checksum field at `offset`: `addresses` moves the pseudo-header,
     /// `ports` the segment's own bytes. A UDP checksum of 0 over IPv4 stays 0.
     fn repair_transport(
         &mut self,
@@ -126,6 +156,9 @@ pub trait Frame {
     /// Whether the TCP or UDP checksum field at `offset` holds the pseudo-header's sum only, because
     /// who sends the packet is to sum up the rest (`CHECKSUM_PARTIAL` of a socket buffer).
     fn is_checksum_left(&mut self, offset: usize) -> Option<bool>;
+
+    /// Makes the first `length` bytes accessible, or as many as there are.
+    fn pull(&mut self, length: usize) -> Option<()>;
 
     /// Makes room of `by` bytes in front of the packet; offsets count from the new beginning.
     fn grow_head(&mut self, by: usize) -> Option<()>;
@@ -222,6 +255,12 @@ pub struct Work<A> {
     /// An entry to be inserted.
     pub flow: Flow<A>,
     pub packet: Packet,
+    /// Offset of the IP header of an ICMP message, of which nothing else stands here.
+    pub network: u32,
+    /// Where this fragment belongs, as bits of IPv4's fragment field; 0 for a whole packet.
+    pub fragment: u32,
+    /// The datagram of a fragment, and the place among those that wait.
+    pub held: HeldKey<A>,
     /// Of the drawn backend.
     pub slot: u32,
 }
@@ -253,13 +292,27 @@ pub trait FamilyTables<A: Address>: Tables {
     fn remove_handshake(&self, key: &FlowKey<A>);
 
     /// Value of the longest prefix that covers the client in `key`.
-    fn source(&self, key: &SourceKey<A>) -> Option<u32>;
+    fn listed(&self, key: &SourceKey<A>) -> Option<u32>;
 
     fn affinity(&self, key: &AffinityKey<A>) -> Option<&Affinity>;
     fn set_affinity(&self, key: &AffinityKey<A>, affinity: &Affinity);
 
+    /// What the first fragment of a datagram told.
+    fn fragmented(&self, key: &FragmentKey<A>) -> Option<&Fragmented>;
+    /// Overwrites an entry of the same key. The least recently used give way.
+    fn insert_fragmented(&self, key: &FragmentKey<A>, value: &Fragmented);
+
+    /// A fragment that waits.
+    fn held(&self, key: &HeldKey<A>) -> Option<&Held>;
+
     /// [`take_source`], which see.
-    fn take_source(&self, port: Be16) -> Attempt;
+    fn take_source(&self, candidate: Candidate) -> Attempt;
+
+    /// One of the node addresses that SNAT takes, from 0.
+    fn source(&self, number: u32) -> Option<A>;
+
+    /// Whether a socket of the node's own would get packets of this tuple.
+    fn has_socket(&self, key: &FlowKey<A>) -> bool;
 
     /// Memory off the stack, the same for all parts of the path that a packet takes. Whoever asks
     /// is done with what was lent before; [`FamilyTables::take_source`] asks.
@@ -292,6 +345,12 @@ fn family<A: Family, F: Frame, T: FamilyTables<A>>(
     offset: usize,
 ) -> Result<Verdict, Drop> {
     let mut step = fast::<A, F, T>(frame, tables, offset)?;
+    if step == Step::Odd {
+        step = odd::<A, F, T>(frame, tables, offset)?;
+    }
+    if step == Step::Segment {
+        step = segment::<A, F, T>(frame, tables)?;
+    }
     if step == Step::Slow {
         step = slow::<A, F, T>(frame, tables)?;
     }
@@ -303,7 +362,15 @@ fn family<A: Family, F: Frame, T: FamilyTables<A>>(
     }
     match step {
         Step::Done(verdict) => Ok(verdict),
-        Step::Slow | Step::Admit | Step::Open => Ok(Verdict::Pass),
+        // What is not put aside is left to the kernel.
+        Step::Odd
+        | Step::Segment
+        | Step::Slow
+        | Step::Admit
+        | Step::Open
+        | Step::Hold
+        | Step::Release => Ok(Verdict::Pass),
         Step::Answer => answer::<A, F, T>(frame, tables),
+        Step::Icmp => icmp::<A, F, T>(frame, tables),
     }
 }

@@ -23,6 +23,11 @@ pub fn open<A: Family, F: Frame, T: FamilyTables<A>>(
     let Some(backend) = tables.backend(slot) else {
         return PASS;
     };
+    // Not in `admit`, which answers: a host that does not listen resets these, one that does
+    // ignores them.
+    if packet.has_invalid_flags() {
+        return Err(Drop::InvalidFlags);
+    }
     // What is picked up in the middle (another node's connection, a straggler) did not begin here.
     let begins = packet.is_udp() || packet.has(tcp::SYN);
     let begun = if begins { 0 } else { flow_state::MIDDLE };
@@ -43,7 +48,7 @@ pub fn open<A: Family, F: Frame, T: FamilyTables<A>>(
         return PASS;
     };
     allocate::fill(flow, key, reverse, &drawn, 0);
-    let way = match translate::way(frame, tables, config, flow, packet.protocol) {
+    let way = match translate::way(frame, tables, config, flow, packet.protocol, false) {
         Ok(way) => way,
         Err(reason) => {
             tables.remove_handshake(reverse);
@@ -57,6 +62,6 @@ pub fn open<A: Family, F: Frame, T: FamilyTables<A>>(
     if begins {
         tables.count_connection(slot, Milestone::Begun);
     }
-    tables.count_packet(slot, false, frame.length() as u64);
+    tables.count_packet(slot, false, packet.frame_length::<A, F>(frame));
     translate::send(frame, &packet, flow, &way).map(Step::Done)
 }

@@ -1,9 +1,10 @@
 //! From bytes to a tuple. Whatever is not plainly ours to balance is left to the kernel.
 
+use super::family::Header;
 use super::wire::{ETHERTYPE_IPV4, ETHERTYPE_IPV6, ETHERTYPE_QINQ, ETHERTYPE_VLAN, Ethernet};
-use super::wire::{Tcp, Udp};
+use super::wire::{Tcp, Udp, tcp};
 use super::{Family, Frame, Tables};
-use crate::abi::{Be16, FlowKey, PortKind, port_bit, protocol};
+use crate::abi::{Be16, PortKind, port_bit, protocol};
 
 /// Where the network header begins.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -38,27 +39,31 @@ pub fn network<F: Frame>(frame: &F) -> Network {
     }
 }
 
-/// A packet the path understands: a whole TCP or UDP packet (no fragment). Its tuple stands
-/// beside it, so that the slow path can keep that off the stack.
+/// A packet the path understands: TCP or UDP, whole or a fragment. Its tuple stands beside it, so
+/// that the slow path can keep that off the stack.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Packet {
-    /// Offset of the IP header, and of the TCP or UDP header behind it.
-    network: u16,
-    transport: u16,
-    /// Bytes from the transport header to the packet's end, by the IP header.
-    pub(super) transport_length: u16,
+    /// Offset of the IP header.
+    pub(super) network: u16,
+    /// Offset of the TCP or UDP header, 0 for a later fragment, which has none.
+    pub(super) transport: u16,
+    /// Bytes behind the IP header without its options, by that header.
+    pub(super) payload: u16,
     /// Checksum of the IPv4 header, 0 for IPv6.
     pub(super) header_checksum: u16,
     pub(super) protocol: u8,
     pub(super) ttl: u8,
-    /// TCP flags, 0 for UDP.
+    /// TCP flags. Other packets count as ACK: they neither begin nor end anything.
     pub(super) flags: u8,
-    pad: u8,
+    /// What the IP header itself says is next: `protocol`, or an IPv6 extension header.
+    pub(super) next_header: u8,
+    /// 1 if the packet leaves the node through its stack, whose way it keeps.
+    pub(super) departs: u32,
 }
 
 /// More than any header's offset. The verifier believes no offset that was kept in a map.
-const OFFSETS: u16 = 0x3ff;
+pub(super) const OFFSETS: u16 = 0x3ff;
 
 impl Packet {
     #[inline(always)]
@@ -69,6 +74,26 @@ impl Packet {
     #[inline(always)]
     pub(super) const fn transport(&self) -> usize {
         (self.transport & OFFSETS) as usize
+    }
+
+    /// A fragment without the transport header, other than its datagram's first.
+    #[inline(always)]
+    pub(super) const fn is_later_fragment(&self) -> bool {
+        self.transport == 0
+    }
+
+    /// Bytes from the transport header to the packet's end.
+    #[inline(always)]
+    pub(super) fn transport_length<A: Family>(&self) -> usize {
+        let skipped = self.transport().wrapping_sub(self.network() + A::HEADER);
+        (self.payload as usize).wrapping_sub(skipped)
+    }
+
+    /// Bytes of the frame, for counting: by the IP header where there is more than one buffer.
+    #[inline(always)]
+    pub(super) fn frame_length<A: Family, F: Frame>(&self, frame: &F) -> u64 {
+        let end = self.network() + A::HEADER + self.payload as usize;
+        frame.length().max(end) as u64
     }
 
     /// Offset of the checksum field in the TCP or UDP header.
@@ -108,15 +133,48 @@ impl Packet {
     }
 
     #[inline(always)]
+    pub(super) const fn departing(self) -> Self {
+        Self { departs: 1, ..self }
+    }
+
+    #[inline(always)]
+    pub(super) const fn departs(&self) -> bool {
+        self.departs != 0
+    }
+
+    #[inline(always)]
     pub(super) const fn has(&self, flags: u8) -> bool {
         self.flags & flags != 0
+    }
+
+    /// A TCP segment that every host throws away: SYN together with the end of a connection, or no
+    /// sign of one (RFC 9293 3.10.7).
+    #[inline(always)]
+    pub(super) const fn has_invalid_flags(&self) -> bool {
+        const DECISIVE: u8 = tcp::FIN | tcp::SYN | tcp::RST | tcp::ACK;
+        /// The values of the decisive flags that are invalid, one bit each. A table, because every
+        /// branch here would double what the verifier walks behind it.
+        const INVALID: u32 = {
+            let (mut table, mut flags) = (0, 0);
+            while flags <= DECISIVE {
+                let invalid = if flags & tcp::SYN != 0 {
+                    flags & (tcp::FIN | tcp::RST) != 0
+                } else {
+                    flags & (tcp::ACK | tcp::RST) == 0
+                };
+                table |= (invalid as u32) << flags;
+                flags += 1;
+            }
+            table
+        };
+        INVALID >> (self.flags & DECISIVE) & 1 != 0
     }
 }
 
 /// Whether either port is one of a service or of a backend: the cheap question that turns foreign
 /// traffic away before anything else is asked.
 #[inline(always)]
-fn is_wanted<T: Tables>(tables: &T, protocol: u8, [src, dst]: [Be16; 2]) -> bool {
+pub(super) fn is_wanted<T: Tables>(tables: &T, protocol: u8, [src, dst]: [Be16; 2]) -> bool {
     let (service, backend) = if protocol == protocol::UDP {
         (PortKind::ServiceUdp, PortKind::BackendUdp)
     } else {
@@ -133,65 +191,81 @@ fn is_wanted<T: Tables>(tables: &T, protocol: u8, [src, dst]: [Be16; 2]) -> bool
 /// Whether the frame goes to a group of hosts: a router must neither forward nor answer such
 /// (RFC 1812 5.3.4, RFC 1122 3.2.2).
 #[inline(always)]
-fn is_to_group<F: Frame>(frame: &F) -> Option<bool> {
+pub(super) fn is_to_group<F: Frame>(frame: &F) -> Option<bool> {
     /// The individual/group bit of an address' first byte (IEEE 802 8.2).
     const GROUP: u8 = 1;
     Some(frame.load::<u8>(0)? & GROUP != 0)
 }
 
-/// Parses a TCP or UDP packet on a port that a service or a backend uses; its IP header begins at
-/// `network`. `None` for everything the path leaves alone: other ports and protocols, fragments,
-/// headers that contradict themselves or the frame.
+/// Whether the frame is `length` bytes long. Shorter frames are truncated packets; longer ones carry
+/// Ethernet padding. The first buffer is asked first: that costs less.
+#[inline(always)]
+pub(super) fn holds<F: Frame>(frame: &F, length: usize) -> bool {
+    length <= frame.length() || length <= frame.whole_length()
+}
+
+/// Parses a whole TCP or UDP packet on a port that a service or a backend uses; its IP header
+/// `header`, with nothing but IPv4 options between it and the transport header, begins at `network`.
+/// Gives its ports too, source first. `None` for what the path leaves alone: other ports, headers
+/// that contradict themselves or the frame.
 #[inline(always)]
 pub(super) fn packet<A: Family, F: Frame, T: Tables>(
     frame: &F,
     tables: &T,
     network: usize,
-) -> Option<(FlowKey<A>, Packet)> {
-    let header = A::read(frame, network)?;
-    if header.protocol != protocol::TCP && header.protocol != protocol::UDP {
-        return None;
-    }
+    header: &Header<A>,
+) -> Option<([Be16; 2], Packet)> {
     let transport = network + header.length;
     let ports = frame.load::<[Be16; 2]>(transport)?;
     if !is_wanted(tables, header.protocol, ports) || is_to_group(frame)? {
         return None;
     }
-    // Shorter frames are truncated packets; longer ones carry Ethernet padding.
-    if network + header.total_length > frame.length() {
+    if !holds(frame, network + header.total_length) {
         return None;
     }
     let transport_length = header.total_length.checked_sub(header.length)?;
-    let mut flags = 0;
-    if header.protocol == protocol::TCP {
+    let flags = segment::<A, F>(frame, header.protocol, transport, transport_length, false)?;
+    let packet = Packet {
+        network: network as u16,
+        transport: transport as u16,
+        payload: (header.total_length - A::HEADER) as u16,
+        header_checksum: header.checksum,
+        protocol: header.protocol,
+        ttl: header.ttl,
+        flags,
+        next_header: header.protocol,
+        departs: 0,
+    };
+    Some((ports, packet))
+}
+
+/// Checks the TCP or UDP header at `transport`, behind which `length` bytes of the packet end, and
+/// gives the TCP flags. The header of a datagram's first fragment may speak of more bytes.
+#[inline(always)]
+pub(super) fn segment<A: Family, F: Frame>(
+    frame: &F,
+    protocol: u8,
+    transport: usize,
+    length: usize,
+    is_first_fragment: bool,
+) -> Option<u8> {
+    if protocol == protocol::TCP {
         let tcp = frame.load::<Tcp>(transport)?;
         let data_offset = (tcp.data_offset >> 4) as usize * 4;
-        if data_offset < size_of::<Tcp>() || data_offset > transport_length {
+        if data_offset < size_of::<Tcp>() || data_offset > length {
             return None;
         }
-        flags = tcp.flags;
+        Some(tcp.flags)
     } else {
         let udp = frame.load::<Udp>(transport)?;
-        let length = udp.length.get() as usize;
-        if length < size_of::<Udp>() || length > transport_length {
+        let claimed = udp.length.get() as usize;
+        if claimed < size_of::<Udp>() || (claimed > length && !is_first_fragment) {
             return None;
         }
         // RFC 8200 8.1: over IPv6 a UDP checksum of zero is no valid packet.
         if A::IS_V6 && udp.checksum == 0 {
             return None;
         }
+        Some(tcp::ACK)
     }
-    let [src_port, dst_port] = ports;
-    let key = FlowKey::new(header.src, src_port, header.dst, dst_port, header.protocol);
-    let packet = Packet {
-        network: network as u16,
-        transport: transport as u16,
-        transport_length: transport_length as u16,
-        header_checksum: header.checksum,
-        protocol: header.protocol,
-        ttl: header.ttl,
-        flags,
-        pad: 0,
-    };
-    Some((key, packet))
 }

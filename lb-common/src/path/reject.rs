@@ -46,7 +46,7 @@ fn reset<A: Family, F: Frame>(frame: &mut F, packet: &Packet, key: &FlowKey<A>) 
         (segment.acknowledgement, 0, tcp::RST)
     } else {
         let header = (segment.data_offset >> 4) as usize * 4;
-        let data = (packet.transport_length as usize).wrapping_sub(header) as u32;
+        let data = (packet.transport_length::<A>()).wrapping_sub(header) as u32;
         let length = data + packet.has(tcp::SYN) as u32 + packet.has(tcp::FIN) as u32;
         let end = u32::from_be(segment.sequence).wrapping_add(length);
         (0, end.to_be(), tcp::RST | tcp::ACK)
@@ -115,8 +115,8 @@ fn unreachable<A: Family, F: Frame>(
     let (kind, code) = A::PORT_UNREACHABLE;
     let mut sum = A::icmp_pseudo(src, dst, size_of::<Icmp>() + quoted)
         .port(Be16::new(u16::from_be_bytes([kind, code])));
-    // An IP header of at most 60 bytes and the quoted 8.
-    for word in 0..17 {
+    // The longest IP header, with all that `odd` lets pass, and the quoted 8 bytes.
+    for word in 0..(A::HEADERS + QUOTED) / 4 {
         if word * 4 >= quoted {
             break;
         }
@@ -153,7 +153,7 @@ fn unreachable<A: Family, F: Frame>(
 /// Writes the Ethernet header found at `from` to the frame's beginning, towards its sender.
 /// The path answers untagged frames only.
 #[inline(always)]
-fn turn_back<F: Frame>(frame: &mut F, from: usize) -> Option<()> {
+pub(super) fn turn_back<F: Frame>(frame: &mut F, from: usize) -> Option<()> {
     let macs = frame.load::<Macs>(from)?;
     let ethertype = frame.load::<u16>(from + size_of::<Macs>())?;
     frame.store(0, &wire::exchanged(macs), Covered::Neutral)?;

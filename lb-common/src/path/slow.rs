@@ -39,16 +39,24 @@ pub fn slow<A: Family, F: Frame, T: FamilyTables<A>>(
     };
     let packet = work.packet;
     // The kernel answers "time exceeded"; tagged frames are balanced on their VLAN device.
-    if packet.ttl <= 1 || packet.is_tagged() {
+    if (packet.ttl <= 1 && !packet.departs()) || packet.is_tagged() {
         return PASS;
     }
     let (flow, found) = match tables.flow(&work.key) {
         Some(flow) => (flow, Found::Established),
         None => match tables.handshake(&work.key) {
             Some(flow) => (flow, Found::Handshake),
+            None if packet.departs() => return PASS,
             None => return Ok(Step::Admit),
         },
     };
+    // A client on the node itself: its packets are for the hooks they come in by.
+    if packet.departs() && flow.state.get() & flow_state::REVERSE == 0 {
+        return PASS;
+    }
+    if packet.has_invalid_flags() {
+        return Err(Drop::InvalidFlags);
+    }
     work.opposite = flow.opposite(packet.protocol);
     match fate(tables, &packet, flow) {
         Fate::Keep => known(frame, tables, config, work, &packet, flow, found),
@@ -108,8 +116,15 @@ fn known<A: Family, F: Frame, T: FamilyTables<A>>(
 ) -> Result<Step, Drop> {
     let reverse = flow.state.get() & flow_state::REVERSE != 0;
     flow.last_seen.set(tables.now());
-    tables.count_packet(flow.slot, reverse, frame.length() as u64);
-    let way = translate::way(frame, tables, config, flow, packet.protocol)?;
+    tables.count_packet(flow.slot, reverse, packet.frame_length::<A, F>(frame));
+    let way = translate::way(
+        frame,
+        tables,
+        config,
+        flow,
+        packet.protocol,
+        packet.departs(),
+    )?;
     if packet.has(tcp::FIN | tcp::RST) {
         note_end(tables, &work.opposite, packet, flow, found, reverse);
     } else if flow.state.get() & flow_state::RESET != 0 {

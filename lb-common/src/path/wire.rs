@@ -51,6 +51,27 @@ pub struct Ipv6 {
     pub dst: V6,
 }
 
+/// Fragment header of IPv6 (RFC 8200 4.5).
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Fragment {
+    pub next_header: u8,
+    pub reserved: u8,
+    /// Offset in units of 8 bytes, two reserved bits, and whether more follow.
+    pub offset: Be16,
+    pub id: u32,
+}
+
+impl Fragment {
+    /// Its number as a next header.
+    pub const PROTOCOL: u8 = 44;
+
+    #[inline(always)]
+    pub const fn is_first(&self) -> bool {
+        self.offset.get() >> 3 == 0
+    }
+}
+
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Tcp {
@@ -78,6 +99,14 @@ pub const ETHERTYPE_IPV4: Be16 = Be16::new(0x0800);
 pub const ETHERTYPE_IPV6: Be16 = Be16::new(0x86dd);
 pub const ETHERTYPE_VLAN: Be16 = Be16::new(0x8100);
 pub const ETHERTYPE_QINQ: Be16 = Be16::new(0x88a8);
+
+/// IPv6 headers that may stand before TCP or UDP (RFC 8200 4), by their number.
+pub mod extension {
+    pub const HOP_BY_HOP: u8 = 0;
+    pub const ROUTING: u8 = 43;
+    pub const FRAGMENT: u8 = 44;
+    pub const DESTINATION: u8 = 60;
+}
 
 /// Bits of [`Tcp::flags`].
 pub mod tcp {

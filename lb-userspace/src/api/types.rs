@@ -1,12 +1,13 @@
 //! The socket's requests and answers, shared by the daemon and `lbctl`. One POST to `/v1/call`
 //! carries one [`Request`] and is answered by a [`Response`] or, with a 4xx status, a [`Fault`].
 
-use std::{collections::BTreeMap, net::SocketAddr};
+use std::{collections::BTreeMap, net::SocketAddr, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
 use crate::model::{
     BackendRef, BackendSpec, BackendState, Mode, Override, ServiceSpec, WeightOverride,
+    duration_text,
 };
 
 pub const API_VERSION: &str = "lb/v1";
@@ -54,6 +55,9 @@ pub enum Request {
     SetMode {
         backend: BackendRef,
         mode: Mode,
+        /// Of a drain: how long until the connections that are left end.
+        #[serde(skip_serializing_if = "Option::is_none", default)]
+        deadline: Option<Deadline>,
     },
     /// Removes an override: `weight`, `mode`, or both.
     Unset {
@@ -73,6 +77,17 @@ pub enum Request {
     Export,
     /// Reads the config file again, all or nothing.
     Reload,
+}
+
+/// A time from now, as people write it: `5m`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Deadline(#[serde(with = "duration_text")] pub Duration);
+
+impl From<Duration> for Deadline {
+    fn from(time: Duration) -> Self {
+        Self(time)
+    }
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -156,6 +171,7 @@ pub struct ServiceItem {
     pub policy: String,
     pub snat: String,
     pub no_backend: String,
+    pub on_backend_down: String,
     pub backends: u32,
     pub healthy_backends: u32,
     pub active_connections: u64,

@@ -9,8 +9,8 @@ use crate::{
     api::types::UnsetWhat,
     config::{self, parse_address},
     model::{
-        BackendRef, BackendSpec, Forwarding, HealthCheck, NoBackend, Policy, Protocol, Snat,
-        WeightOverride, duration_text,
+        BackendRef, BackendSpec, Forwarding, HealthCheck, NoBackend, OnBackendDown, Policy,
+        Protocol, Snat, WeightOverride, duration_text,
     },
 };
 
@@ -52,7 +52,7 @@ pub(super) enum Verb {
     #[command(subcommand)]
     Set(Set),
     /// Give a backend no new connections; existing ones continue
-    Drain(ModeArgs),
+    Drain(DrainArgs),
     /// Give a backend traffic whatever its health checks say
     Ready(ModeArgs),
     /// Drain a backend and stop probing it
@@ -168,6 +168,9 @@ pub(super) struct AddService {
     /// What clients get while no backend takes connections: reject or drop
     #[arg(long, value_parser = parse::word::<NoBackend>, default_value_t)]
     pub(super) no_backend: NoBackend,
+    /// What becomes of TCP connections whose backend fails: keep or reset
+    #[arg(long, value_parser = parse::word::<OnBackendDown>, default_value_t)]
+    pub(super) on_backend_down: OnBackendDown,
     #[command(flatten)]
     pub(super) health: HealthArgs,
     /// May be given more than once
@@ -223,10 +226,22 @@ pub(super) enum Set {
 }
 
 #[derive(Args)]
+pub(super) struct DrainArgs {
+    #[arg(value_name = "SERVICE/ADDR:PORT")]
+    pub(super) backend: BackendRef,
+    /// Wait until no connection is open; exit code 8 if some are after --timeout, else after 5m
+    #[arg(long)]
+    pub(super) wait: bool,
+    /// Reset the connections that are left after this time [default: never]
+    #[arg(long, value_name = "TIME", value_parser = duration_text::parse)]
+    pub(super) timeout: Option<Duration>,
+}
+
+#[derive(Args)]
 pub(super) struct ModeArgs {
     #[arg(value_name = "SERVICE/ADDR:PORT")]
     pub(super) backend: BackendRef,
-    /// Wait until it is done: no open connections (drain, maint), healthy (ready)
+    /// Wait until it is done: no open connections (maint), healthy (ready)
     #[arg(long)]
     pub(super) wait: bool,
     /// Longest wait, after which the exit code is 8; implies --wait [default: 5m]

@@ -6,7 +6,7 @@ use tokio::time::{Instant, sleep};
 
 use super::{
     Daemon,
-    args::{Add, AddService, HealthArgs, ModeArgs, Remove, Set, Unset},
+    args::{Add, AddService, DrainArgs, HealthArgs, ModeArgs, Remove, Set, Unset},
     exit::{Exit, Failure},
 };
 use crate::{
@@ -77,10 +77,26 @@ pub(super) async fn unset(
 
 pub(super) async fn drain(
     daemon: &Daemon,
-    args: ModeArgs,
+    args: DrainArgs,
     out: &mut dyn Write,
 ) -> Result<Exit, Failure> {
-    set_mode(daemon, args, Mode::Drain, idle, out).await
+    let DrainArgs {
+        backend,
+        wait,
+        timeout,
+    } = args;
+    let request = Request::SetMode {
+        backend: backend.clone(),
+        mode: Mode::Drain,
+        deadline: timeout.map(Into::into),
+    };
+    daemon.done(request, out).await?;
+    if wait {
+        out.flush()?;
+        let patience = timeout.unwrap_or(PATIENCE);
+        until(daemon, backend, idle, IDLE_POLLS, patience).await?;
+    }
+    Ok(Exit::Ok)
 }
 
 pub(super) async fn maintenance(
@@ -119,6 +135,7 @@ async fn set_mode(
     let request = Request::SetMode {
         backend: backend.clone(),
         mode,
+        deadline: None,
     };
     daemon.done(request, out).await?;
     if wait || timeout.is_some() {
@@ -172,6 +189,7 @@ fn service_spec(args: AddService) -> Result<ServiceSpec, Failure> {
         policy,
         snat,
         no_backend,
+        on_backend_down,
         health,
         backends,
     } = args;
@@ -183,6 +201,7 @@ fn service_spec(args: AddService) -> Result<ServiceSpec, Failure> {
         snat,
         policy,
         no_backend,
+        on_backend_down,
         admission: Default::default(),
         health: health_spec(health, protocol)?,
         backends,

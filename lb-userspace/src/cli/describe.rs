@@ -81,6 +81,7 @@ fn service(
         ("SNAT", spec.snat.to_string()),
         ("Policy", spec.policy.to_string()),
         ("No backend", spec.no_backend.to_string()),
+        ("Backend down", spec.on_backend_down.to_string()),
     ];
     rows.extend(admission(spec));
     rows.extend([

@@ -5,11 +5,12 @@ use serde_json::Value;
 
 use super::{
     exit::Failure,
-    human::{age, bytes, count, seconds_since, utc},
+    human::{age, bytes, count, seconds_since},
 };
 use crate::{
     api::types::{BackendItem, EventItem, OverrideItem, Response, ServiceItem},
     model::{BackendRef, WeightOverride},
+    utc,
 };
 
 /// Characters of a reason in a table that is not wide.
@@ -200,10 +201,12 @@ fn override_cells(item: &OverrideItem) -> Vec<String> {
         crate::model::Mode::Maintenance => "maintenance",
         crate::model::Mode::Ready => "ready",
     });
+    let until = item.value.deadline_ms.map(utc::text);
+    let until = until.map_or_else(String::new, |until| format!(" until {until}"));
     vec![
         item.backend.to_string(),
         weight,
-        mode.unwrap_or_default().to_owned(),
+        mode.map_or_else(String::new, |mode| mode.to_owned() + &until),
     ]
 }
 
@@ -216,7 +219,7 @@ pub(super) fn event_header(wide: bool) -> Vec<&'static str> {
 
 pub(super) fn event_cells(item: &EventItem, wide: bool) -> Vec<String> {
     let mut cells = match wide {
-        true => vec![utc(item.time_ms), item.id.to_string()],
+        true => vec![utc::text(item.time_ms), item.id.to_string()],
         false => vec![age(seconds_since(item.time_ms))],
     };
     cells.extend([&item.severity, &item.reason, &item.object, &item.message].map(Clone::clone));

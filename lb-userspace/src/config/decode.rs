@@ -1,16 +1,21 @@
 //! The tree as a [`Config`]: types, keys and defaults. What values mean together is `check`'s.
 
+use std::net::{IpAddr, Ipv4Addr};
+
 use super::{
     check::{
         Item,
-        node::{MAX_BACKENDS, MAX_FLOWS, MAX_SERVICES, MAX_SOURCES},
+        node::{MAX_BACKENDS, MAX_FLOWS, MAX_PREFIXES, MAX_SERVICES},
     },
     report::Report,
     service,
+    suggest::quoted,
     tree::Node,
-    value::{Fields, address, choice, list, number, one_or_many, text},
+    value::{Fields, address, choice, duration, list, number, one_or_many, text},
 };
-use crate::model::{Admin, AutoWord, Config, Interfaces, Limits, Node as NodeConfig, XdpMode};
+use crate::model::{
+    Admin, AutoWord, Config, Interfaces, Limits, Node as NodeConfig, Timeouts, XdpMode,
+};
 
 pub(super) const XDP_MODES: [(&str, XdpMode); 4] = [
     ("auto", XdpMode::Auto),
@@ -50,7 +55,16 @@ pub(super) fn config(root: Option<&Node>, report: &mut Report) -> Config {
 }
 
 fn node(value: &Node, node: &mut NodeConfig, report: &mut Report) {
-    let keys = ["interfaces", "xdp", "state_dir", "bpffs", "limits"];
+    let keys = [
+        "interfaces",
+        "xdp",
+        "state_dir",
+        "bpffs",
+        "limits",
+        "timeouts",
+        "snat_addresses",
+        "snat_ports",
+    ];
     let Some(fields) = Fields::of(value, "node", &keys, &[], report) else {
         return;
     };
@@ -73,6 +87,15 @@ fn node(value: &Node, node: &mut NodeConfig, report: &mut Report) {
     path(&fields, "bpffs", "node.bpffs", &mut node.bpffs, report);
     if let Some(value) = fields.get("limits") {
         limits(value, &mut node.limits, report);
+    }
+    if let Some(value) = fields.get("timeouts") {
+        timeouts(value, &mut node.timeouts, report);
+    }
+    if let Some(value) = fields.get("snat_addresses") {
+        node.snat.addresses = snat_addresses(value, report);
+    }
+    if let Some(value) = fields.get("snat_ports") {
+        node.snat.ports = snat_ports(value, report);
     }
 }
 
@@ -132,7 +155,7 @@ fn limits(value: &Node, limits: &mut Limits, report: &mut Report) {
         (
             "sources",
             "node.limits.sources",
-            MAX_SOURCES,
+            MAX_PREFIXES,
             &mut limits.sources,
         ),
         (
@@ -149,6 +172,86 @@ fn limits(value: &Node, limits: &mut Limits, report: &mut Report) {
             Some(number) => {
                 report.found_at(Item::Setting(item), value.place);
                 *target = number;
+            }
+            None => report.faulty(Item::Setting(item)),
+        }
+    }
+}
+
+/// A faulty one counts as the unspecified address, about which nothing else is said.
+fn snat_addresses(value: &Node, report: &mut Report) -> Vec<IpAddr> {
+    report.found_at(Item::Setting("node.snat_addresses"), value.place);
+    let expected = "an IP address of this node or a list of them";
+    let mut addresses = Vec::new();
+    for (index, node) in one_or_many(value).iter().enumerate() {
+        let item = Item::SnatAddress(index);
+        let written = text(node, "snat_addresses", expected, report);
+        let address = written.and_then(|text| match text.parse() {
+            Ok(address) => Some(address),
+            Err(_) => {
+                let message = format!(
+                    "`snat_addresses`: {} is no IP address; write e.g. 10.0.0.1",
+                    quoted(text)
+                );
+                report.fault(node.place, message);
+                None
+            }
+        });
+        match address {
+            Some(_) => report.found_at(item, node.place),
+            None => report.faulty(item),
+        }
+        addresses.push(address.unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED)));
+    }
+    addresses
+}
+
+fn snat_ports(value: &Node, report: &mut Report) -> Option<(u16, u16)> {
+    let item = Item::Setting("node.snat_ports");
+    let expected = "the first and the last port, e.g. 20000-29999";
+    let written = text(value, "snat_ports", expected, report)?;
+    let range = written
+        .split_once('-')
+        .and_then(|(first, last)| Some((first.trim().parse().ok()?, last.trim().parse().ok()?)));
+    match range {
+        Some(_) => report.found_at(item, value.place),
+        None => {
+            report.faulty(item);
+            let message = format!("`snat_ports` must be {expected}, not {}", quoted(written));
+            report.fault(value.place, message);
+        }
+    }
+    range
+}
+
+fn timeouts(value: &Node, timeouts: &mut Timeouts, report: &mut Report) {
+    let keys = ["tcp_established", "tcp_closing", "tcp_closed", "udp"];
+    let Some(fields) = Fields::of(value, "timeouts", &keys, &[], report) else {
+        return;
+    };
+    let Timeouts {
+        tcp_established,
+        tcp_closing,
+        tcp_closed,
+        udp,
+    } = timeouts;
+    for (key, item, target) in [
+        (
+            "tcp_established",
+            "node.timeouts.tcp_established",
+            tcp_established,
+        ),
+        ("tcp_closing", "node.timeouts.tcp_closing", tcp_closing),
+        ("tcp_closed", "node.timeouts.tcp_closed", tcp_closed),
+        ("udp", "node.timeouts.udp", udp),
+    ] {
+        let Some(value) = fields.get(key) else {
+            continue;
+        };
+        match duration(value, key, report) {
+            Some(time) => {
+                report.found_at(Item::Setting(item), value.place);
+                *target = time;
             }
             None => report.faulty(Item::Setting(item)),
         }

@@ -7,7 +7,7 @@ use serde_yaml_ng::{Mapping, Value};
 use super::{decode::XDP_MODES, health};
 use crate::model::{
     Admin, Admission, BackendSpec, Config, Forwarding, Health, HealthCheck, Interfaces, Limits,
-    NoBackend, Node, Prefix, Rate, ServiceSpec, Snat,
+    NoBackend, Node, OnBackendDown, Prefix, Rate, ServiceSpec, Snat, SnatPool, Timeouts,
 };
 
 /// Writes a config so that [`parse`](super::parse) reads back the same, if [`check`](super::check)
@@ -36,6 +36,8 @@ fn node(node: &Node) -> Mapping {
         state_dir,
         bpffs,
         limits: sizes,
+        timeouts: times,
+        snat: SnatPool { addresses, ports },
     } = node;
     let usual = Node::default();
     let mut map = Mapping::new();
@@ -55,6 +57,14 @@ fn node(node: &Node) -> Mapping {
         }
     }
     put_unless_empty(&mut map, "limits", limits(sizes));
+    put_unless_empty(&mut map, "timeouts", timeouts(times));
+    if !addresses.is_empty() {
+        let words: Vec<_> = addresses.iter().map(ToString::to_string).collect();
+        put(&mut map, "snat_addresses", words);
+    }
+    if let Some((first, last)) = ports {
+        put(&mut map, "snat_ports", format!("{first}-{last}"));
+    }
     map
 }
 
@@ -84,6 +94,28 @@ fn limits(limits: &Limits) -> Mapping {
     map
 }
 
+fn timeouts(timeouts: &Timeouts) -> Mapping {
+    let Timeouts {
+        tcp_established,
+        tcp_closing,
+        tcp_closed,
+        udp,
+    } = *timeouts;
+    let usual = Timeouts::default();
+    let mut map = Mapping::new();
+    for (key, value, usual) in [
+        ("tcp_established", tcp_established, usual.tcp_established),
+        ("tcp_closing", tcp_closing, usual.tcp_closing),
+        ("tcp_closed", tcp_closed, usual.tcp_closed),
+        ("udp", udp, usual.udp),
+    ] {
+        if value != usual {
+            put(&mut map, key, crate::model::duration_text::format(value));
+        }
+    }
+    map
+}
+
 fn admin(admin: &Admin) -> Mapping {
     let Admin { socket, http } = admin;
     let usual = Admin::default();
@@ -106,6 +138,7 @@ fn service(spec: &ServiceSpec) -> Value {
         snat,
         policy,
         no_backend,
+        on_backend_down,
         admission: admission_spec,
         health: health_spec,
         backends,
@@ -130,6 +163,9 @@ fn service(spec: &ServiceSpec) -> Value {
     put_word(&mut map, "policy", policy);
     if *no_backend != NoBackend::default() {
         put_word(&mut map, "no_backend", no_backend);
+    }
+    if *on_backend_down != OnBackendDown::default() {
+        put_word(&mut map, "on_backend_down", on_backend_down);
     }
     admission(&mut map, admission_spec);
     if *health_spec != health::default_for(*protocol) {

@@ -12,13 +12,14 @@ use super::{
     value::{Fields, Later, address, choice, list, number, one_or_many, text},
 };
 use crate::model::{
-    BackendSpec, Forwarding, MAX_WEIGHT, NoBackend, Policy, Protocol, ServiceSpec, Snat,
+    BackendSpec, Forwarding, MAX_WEIGHT, NoBackend, OnBackendDown, Policy, Protocol, ServiceSpec,
+    Snat,
 };
 
 /// Weight of a backend whose entry names none.
 pub const DEFAULT_WEIGHT: u16 = 100;
 
-const KEYS: [&str; 15] = [
+const KEYS: [&str; 16] = [
     "name",
     "listen",
     "protocol",
@@ -26,6 +27,7 @@ const KEYS: [&str; 15] = [
     "snat",
     "policy",
     "no_backend",
+    "on_backend_down",
     "health",
     "backends",
     admission::KEYS[0],
@@ -58,6 +60,10 @@ const LATER_POLICIES: [Later; 2] = [
 ];
 const NO_BACKENDS: [(&str, NoBackend); 2] =
     [("reject", NoBackend::Reject), ("drop", NoBackend::Drop)];
+const ON_BACKEND_DOWN: [(&str, OnBackendDown); 2] = [
+    ("keep", OnBackendDown::Keep),
+    ("reset", OnBackendDown::Reset),
+];
 
 /// The service at `index` of the list; never left out, so that indices stay those of the file.
 pub(super) fn service(value: &Node, index: usize, report: &mut Report) -> ServiceSpec {
@@ -70,6 +76,7 @@ pub(super) fn service(value: &Node, index: usize, report: &mut Report) -> Servic
         snat: Snat::default(),
         policy: Policy::default(),
         no_backend: NoBackend::default(),
+        on_backend_down: OnBackendDown::default(),
         admission: Default::default(),
         health: health::default_for(Protocol::default()),
         backends: Vec::new(),
@@ -102,6 +109,10 @@ pub(super) fn service(value: &Node, index: usize, report: &mut Report) -> Servic
     choose!(snat, &SNATS, &[]);
     choose!(policy, &POLICIES, &LATER_POLICIES);
     choose!(no_backend, &NO_BACKENDS, &[]);
+    choose!(on_backend_down, &ON_BACKEND_DOWN, &[]);
+    if let Some(value) = fields.get("on_backend_down") {
+        report.found_at(Item::OnBackendDown(index), value.place);
+    }
     spec.admission = admission::admission(&fields, index, report);
     spec.health = match fields.get("health") {
         Some(value) => health::health(value, spec.protocol, index, report),

@@ -2,12 +2,13 @@
 //! disk, kernel and probes, in this order.
 
 use std::{
+    net::IpAddr,
     path::PathBuf,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::Duration,
 };
 
 use anyhow::anyhow;
@@ -32,6 +33,7 @@ use crate::{
     plan::Placement,
     reconcile::Tables,
     state::{Saving, Store},
+    utc,
 };
 
 const RETRY_AFTER: Duration = Duration::from_secs(1);
@@ -39,6 +41,8 @@ const RETRY_AFTER: Duration = Duration::from_secs(1);
 /// Flow scans and route look-ups take at most one part in this many of a CPU each.
 const BACKGROUND_SHARE: u32 = 20;
 const SCAN_EVERY: Duration = Duration::from_secs(1);
+/// While a deadline is to come, the wall clock is looked at this often: somebody may set it.
+const CLOCK_EVERY: Duration = Duration::from_secs(10);
 
 pub(super) struct Actor {
     pub inputs: Inputs,
@@ -64,6 +68,8 @@ pub(super) struct Notes {
     pub store_problems: Vec<String>,
     pub verify_failure: Option<String>,
     pub scan_failure: Option<String>,
+    /// Configured for SNAT, and not the node's own.
+    pub snat_left_out: Vec<IpAddr>,
 }
 
 impl Notes {
@@ -78,6 +84,7 @@ impl Notes {
             store_problems,
             verify_failure: None,
             scan_failure: None,
+            snat_left_out: Vec::new(),
         }
     }
 }
@@ -107,6 +114,7 @@ impl Actor {
                     let _ = reply.send((self.view(), seconds));
                 }
                 Input::NetworkChanged => {
+                    self.set_snat();
                     self.raise_epoch();
                     self.inputs.routes_due = Some(self.inputs.routes_rest);
                 }
@@ -121,6 +129,7 @@ impl Actor {
                 Input::RetryDue => {
                     let _ = self.apply();
                 }
+                Input::DeadlineDue => self.look_at_clock(),
             }
         }
     }
@@ -129,8 +138,11 @@ impl Actor {
         for conflict in self.world.conflicts() {
             tracing::warn!("{conflict}");
         }
+        self.set_snat();
         // Routes may have changed while no daemon watched.
         self.raise_epoch();
+        // So may deadlines have passed.
+        let passed = self.world.pass_time(utc::now_ms());
         if self.apply().is_ok() {
             let Placement { services, slots } = &*self.kernel.placement;
             tracing::info!(
@@ -140,6 +152,26 @@ impl Actor {
             );
         }
         self.checks.set_targets(&self.world.targets());
+        for backend in passed {
+            self.tell(drains::deadline_event(&backend, 0));
+        }
+        self.look_at_clock();
+    }
+
+    /// Ends the drains whose time is over.
+    fn look_at_clock(&mut self) {
+        let now_ms = utc::now_ms();
+        let passed = self.world.pass_time(now_ms);
+        if !passed.is_empty() {
+            let _ = self.apply();
+        }
+        for backend in passed {
+            let active = self.kernel.active(&backend);
+            self.tell(drains::deadline_event(&backend, active));
+        }
+        let left = |at: u64| Duration::from_millis(at - now_ms.min(at)).min(CLOCK_EVERY);
+        let next = self.world.next_deadline();
+        self.inputs.deadline_due = next.map(|at| Instant::now() + left(at));
     }
 
     async fn end(mut self, reply: Option<oneshot::Sender<()>>) {
@@ -228,11 +260,16 @@ impl Actor {
     /// Brings other layers to the kernel, then to the probes.
     fn put_in_force(&mut self, layers: Layers) -> Result<(), String> {
         let datapath = self.kernel.datapath.clone();
+        let former = self.world.layers().file.clone();
         let Relayered { moved, probes } = self
             .world
             .relayer(layers, |address| kernel::route(&*datapath, address));
+        self.inputs.deadline_due = Some(Instant::now());
         if moved {
             self.kernel.note_moves(self.note.scans_begun);
+        }
+        if self.world.layers().file.node.snat != former.node.snat {
+            self.set_snat();
         }
         let applied = self.apply();
         if probes {
@@ -275,6 +312,24 @@ impl Actor {
         Ok(change)
     }
 
+    /// Puts the configured SNAT pool in force, as far as its addresses are the node's own by now.
+    fn set_snat(&mut self) {
+        let pool = &self.world.layers().file.node.snat;
+        let left_out = match self.kernel.datapath.set_snat(pool) {
+            Ok(left_out) => left_out,
+            Err(error) => {
+                tracing::error!("cannot set what SNAT takes: {error:#}");
+                return;
+            }
+        };
+        for address in &left_out {
+            if !self.note.snat_left_out.contains(address) {
+                tracing::warn!("{}", foreign_source(*address));
+            }
+        }
+        self.note.snat_left_out = left_out;
+    }
+
     fn raise_epoch(&self) {
         if let Err(error) = self.kernel.raise_epoch() {
             tracing::error!("cannot make the packet path look up next hops anew: {error:#}");
@@ -311,9 +366,10 @@ impl Actor {
         self.note.scans_begun += 1;
         let number = self.note.scans_begun;
         let datapath = self.kernel.datapath.clone();
+        let timeouts = self.world.layers().file.node.timeouts;
         self.inputs.scan = Some(spawn_blocking(move || {
             let began = Instant::now();
-            let result = datapath.scan_flows();
+            let result = datapath.scan_flows(&timeouts);
             Scanned {
                 number,
                 took: began.elapsed(),
@@ -325,7 +381,7 @@ impl Actor {
     fn take_scan(&mut self, scanned: Option<Scanned>) {
         let took = scanned.as_ref().map_or(Duration::ZERO, |s| s.took);
         self.inputs.scan_due = Instant::now() + SCAN_EVERY.max(took * BACKGROUND_SHARE);
-        let (number, scan) = match scanned {
+        let (number, mut scan) = match scanned {
             Some(Scanned {
                 number,
                 result: Ok(scan),
@@ -345,6 +401,7 @@ impl Actor {
         };
         self.note.scan_failure = None;
         self.note.counts.flows_aged += scan.aged;
+        self.kernel.discount(&mut scan);
         for event in self
             .note
             .drains
@@ -404,9 +461,7 @@ impl Actor {
     }
 
     fn tell(&mut self, event: Event) {
-        let since = SystemTime::now().duration_since(UNIX_EPOCH);
-        let time_ms = since.map_or(0, |since| since.as_millis() as u64);
-        self.note.events.push(event, time_ms);
+        self.note.events.push(event, utc::now_ms());
     }
 
     fn view(&self) -> View {
@@ -445,6 +500,8 @@ impl Actor {
             let failure = &self.note.last_reload;
             problems.push(format!("the last reload failed: {failure}"));
         }
+        let left_out = self.note.snat_left_out.iter();
+        problems.extend(left_out.map(|address| foreign_source(*address)));
         problems.extend(self.kernel.refused.iter().cloned());
         problems.extend(self.world.conflicts().iter().cloned());
         let settings = diff::settings(&self.began_with, &self.world.layers().file);
@@ -456,6 +513,13 @@ impl Actor {
         }
         problems
     }
+}
+
+fn foreign_source(address: IpAddr) -> String {
+    format!(
+        "`node.snat_addresses`: {address} is no address of this node and is left out; give it to a \
+         device (`ip address add`), or take it off the list"
+    )
 }
 
 fn not_saved(error: anyhow::Error) -> Fault {

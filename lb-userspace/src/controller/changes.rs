@@ -13,6 +13,7 @@ use crate::{
     config,
     model::{BackendRef, BackendSpec, Config, Mode, ServiceSpec, WeightOverride},
     state::AddedBackend,
+    utc,
 };
 
 const MAX_PERCENT: u16 = 1000;
@@ -142,16 +143,32 @@ pub(super) fn set_weight(old: &Layers, backend: &BackendRef, weight: WeightOverr
     })
 }
 
-pub(super) fn set_mode(old: &Layers, backend: &BackendRef, mode: Mode) -> Result {
+/// `deadline_ms`, milliseconds since 1970, is for drains only.
+pub(super) fn set_mode(
+    old: &Layers,
+    backend: &BackendRef,
+    mode: Mode,
+    deadline_ms: Option<u64>,
+) -> Result {
     existing(old, backend)?;
+    if deadline_ms.is_some() && mode != Mode::Drain {
+        return Err(faults::invalid(
+            "a deadline goes with `drain` only; leave it out".to_owned(),
+        ));
+    }
     let message = match mode {
-        Mode::Drain => format!("{backend} drains: no new connections, existing ones continue"),
+        Mode::Drain => {
+            let until = deadline_ms.map(|at| format!(" until {}, then end", utc::text(at)));
+            let until = until.unwrap_or_default();
+            format!("{backend} drains: no new connections, existing ones continue{until}")
+        }
         Mode::Maintenance => format!("{backend} in maintenance: no new connections, no probes"),
         Mode::Ready => format!("{backend} ready: takes connections whatever its health"),
     };
     let mut new = old.clone();
     let said = new.state.overrides.entry(backend.clone()).or_default();
     said.mode = Some(mode);
+    said.deadline_ms = deadline_ms;
     Ok(Change {
         layers: new,
         message,
@@ -174,6 +191,7 @@ pub(super) fn unset(old: &Layers, backend: &BackendRef, what: UnsetWhat) -> Resu
     }
     if matches!(what, UnsetWhat::Mode | UnsetWhat::All) {
         said.mode = None;
+        said.deadline_ms = None;
     }
     let message = if *said == former {
         format!("{backend} has no such override")

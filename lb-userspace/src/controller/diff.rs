@@ -70,7 +70,7 @@ pub(super) fn services<'a>(
     out
 }
 
-/// Settings of `node` and `admin` that differ. All of them need a restart.
+/// Settings of `node` and `admin` that differ and need a restart.
 pub(super) fn settings(old: &Config, new: &Config) -> Vec<String> {
     let Node {
         interfaces,
@@ -78,6 +78,9 @@ pub(super) fn settings(old: &Config, new: &Config) -> Vec<String> {
         state_dir,
         bpffs,
         limits,
+        // In force at once.
+        timeouts: _,
+        snat: _,
     } = &old.node;
     let Limits {
         connections,
@@ -143,6 +146,7 @@ fn service_fields(old: &ServiceSpec, new: &ServiceSpec) -> Vec<String> {
         snat,
         policy,
         no_backend,
+        on_backend_down,
         admission,
         health,
         backends: _,
@@ -158,6 +162,7 @@ fn service_fields(old: &ServiceSpec, new: &ServiceSpec) -> Vec<String> {
     fields.add("snat", snat, new.snat);
     fields.add("policy", policy, new.policy);
     fields.add("no_backend", no_backend, new.no_backend);
+    fields.add("on_backend_down", on_backend_down, new.on_backend_down);
     admission_fields(admission, &new.admission, &mut fields);
     let Health {
         check,

@@ -8,6 +8,7 @@ use crate::{
     model::{BackendRef, Mode, Override, WeightOverride},
     plan::Placement,
     state::State,
+    utc,
 };
 
 /// Backends that still have connections to lose, each with the number of the last scan begun
@@ -63,8 +64,11 @@ pub(super) fn override_events(old: &State, new: &State) -> Vec<Event> {
         let said = |state: &'_ State| state.overrides.get(backend).unwrap_or(&none).clone();
         let (old, new) = (said(old), said(new));
         let set = Override {
-            mode: new.mode.filter(|_| new.mode != old.mode),
+            mode: new
+                .mode
+                .filter(|_| new.mode != old.mode || new.deadline_ms != old.deadline_ms),
             weight: new.weight.filter(|_| new.weight != old.weight),
+            deadline_ms: new.deadline_ms,
         };
         if !set.is_empty() {
             events.push(event(Reason::OverrideSet, backend, words(&set).join(", ")));
@@ -72,6 +76,7 @@ pub(super) fn override_events(old: &State, new: &State) -> Vec<Event> {
         let unset = Override {
             mode: old.mode.filter(|_| new.mode.is_none()),
             weight: old.weight.filter(|_| new.weight.is_none()),
+            deadline_ms: old.deadline_ms,
         };
         if !unset.is_empty() {
             let words = words(&unset).join(", ");
@@ -89,6 +94,17 @@ pub(super) fn override_events(old: &State, new: &State) -> Vec<Event> {
     events
 }
 
+/// The deadline of a drain has passed, with `active` connections left.
+pub(super) fn deadline_event(backend: &BackendRef, active: u64) -> Event {
+    let left = match active {
+        0 => "no connection is left".to_owned(),
+        1 => "1 connection is reset".to_owned(),
+        active => format!("{active} connections are reset"),
+    };
+    let message = format!("the time to drain is over: {left}");
+    event(Reason::DrainDeadline, backend, message)
+}
+
 fn event(reason: Reason, backend: &BackendRef, message: String) -> Event {
     Event {
         reason,
@@ -103,7 +119,10 @@ fn words(said: &Override) -> Vec<String> {
         WeightOverride::Percent(percent) => format!("weight {percent}%"),
     });
     let mode = said.mode.map(|mode| match mode {
-        Mode::Drain => "drain".to_owned(),
+        Mode::Drain => match said.deadline_ms {
+            Some(at) => format!("drain until {}", utc::text(at)),
+            None => "drain".to_owned(),
+        },
         Mode::Maintenance => "maintenance".to_owned(),
         Mode::Ready => "ready".to_owned(),
     });
@@ -116,7 +135,10 @@ mod tests {
 
     fn state(mode: Option<Mode>) -> State {
         let backend = "web/10.0.0.1:80".parse().unwrap();
-        let said = Override { mode, weight: None };
+        let said = Override {
+            mode,
+            ..Override::default()
+        };
         State {
             overrides: mode.map(|_| (backend, said)).into_iter().collect(),
             ..State::default()
@@ -187,7 +209,11 @@ mod tests {
         let state = |mode, weight| State {
             overrides: [(
                 "web/10.0.0.1:80".parse().unwrap(),
-                Override { mode, weight },
+                Override {
+                    mode,
+                    weight,
+                    deadline_ms: None,
+                },
             )]
             .into(),
             ..State::default()

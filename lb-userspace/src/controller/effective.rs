@@ -7,13 +7,15 @@ use crate::{
     health::Verdict,
     model::{BackendSpec, BackendState, Health, HealthCheck, Mode, Override, Snat, WeightOverride},
     plan::{Admit, DesiredBackend},
+    utc,
 };
 
 /// How connections get to a backend and back.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Via {
-    /// The client's address is kept.
-    Client,
+    /// The client's address is kept, but for connections of the backend to itself, which come from
+    /// this address of the node, if there is one.
+    Client(Option<IpAddr>),
     /// The source becomes this address of the node.
     Node(IpAddr),
     /// The node has no route to the backend.
@@ -24,8 +26,8 @@ pub(super) enum Via {
 pub(super) fn via(snat: Snat, route: Option<Route>) -> Via {
     let source = route.and_then(|route| route.source);
     match (snat, route, source) {
-        (Snat::Never, _, _) => Via::Client,
-        (Snat::Auto, Some(route), _) if route.returns_here => Via::Client,
+        (Snat::Never, _, _) => Via::Client(None),
+        (Snat::Auto, Some(route), _) if route.returns_here => Via::Client(source),
         (Snat::Auto | Snat::Always, _, Some(source)) => Via::Node(source),
         (Snat::Auto | Snat::Always, _, None) => Via::Nowhere,
     }
@@ -39,6 +41,8 @@ pub(super) struct Facts<'a> {
     pub said: &'a Override,
     pub verdict: &'a Verdict,
     pub via: Via,
+    /// The deadline of its drain has passed.
+    pub overdue: bool,
 }
 
 /// The sum of the three layers.
@@ -73,10 +77,12 @@ pub(super) fn desired(facts: Facts<'_>) -> DesiredBackend {
         // Also of one that takes no connections: the size of a table must not follow failures.
         weight: weight(facts.spec.weight, facts.said.weight),
         admit: effective(facts).admit,
-        snat: match facts.via {
+        source: match facts.via {
             Via::Node(source) => Some(source),
-            Via::Client | Via::Nowhere => None,
+            Via::Client(source) => source,
+            Via::Nowhere => None,
         },
+        snat: matches!(facts.via, Via::Node(_)),
         max_connections: facts.spec.max_connections.unwrap_or(0),
     }
 }
@@ -107,6 +113,7 @@ fn standing(facts: Facts<'_>) -> (BackendState, Admit) {
     let reachable = facts.via != Via::Nowhere;
     match (facts.said.mode, reachable, healthy) {
         (Some(Mode::Maintenance), _, _) => (BackendState::Maintenance, Admit::Draining),
+        (Some(Mode::Drain), ..) if facts.overdue => (BackendState::Draining, Admit::Closed),
         // Connections of a draining backend go on, unless it is dead: UDP flows then move away.
         (Some(Mode::Drain), true, Some(true) | None) => (BackendState::Draining, Admit::Draining),
         (Some(Mode::Drain), _, _) => (BackendState::Draining, Admit::Down),
@@ -121,7 +128,11 @@ fn standing(facts: Facts<'_>) -> (BackendState, Admit) {
 fn reasons(facts: Facts<'_>, weight: u32) -> Vec<String> {
     let mut reasons = Vec::with_capacity(3);
     match facts.said.mode {
-        Some(Mode::Drain) => reasons.push("override: drain".to_owned()),
+        Some(Mode::Drain) => reasons.push(match facts.said.deadline_ms {
+            None => "override: drain".to_owned(),
+            Some(at) if facts.overdue => format!("override: drain, over since {}", utc::text(at)),
+            Some(at) => format!("override: drain until {}", utc::text(at)),
+        }),
         Some(Mode::Maintenance) => reasons.push("override: maintenance".to_owned()),
         Some(Mode::Ready) => reasons.push("override: ready".to_owned()),
         None => {}
@@ -202,7 +213,7 @@ mod tests {
     fn mode(mode: Mode) -> Override {
         Override {
             mode: Some(mode),
-            weight: None,
+            ..Override::default()
         }
     }
 
@@ -213,7 +224,43 @@ mod tests {
             said: &said,
             verdict: &verdict,
             via,
+            overdue: false,
         })
+    }
+
+    #[test]
+    fn a_drain_ends_at_its_deadline_whatever_the_probes_say() {
+        for healthy in [None, Some(true), Some(false)] {
+            let said = Override {
+                deadline_ms: Some(1_735_689_599_000),
+                ..mode(Mode::Drain)
+            };
+            let verdict = verdict(healthy, 0, 0, "");
+            let spec = spec(100);
+            let mut facts = Facts {
+                spec: &spec,
+                health: &Health::default(),
+                said: &said,
+                verdict: &verdict,
+                via: Via::Client(None),
+                overdue: false,
+            };
+            let before = effective(facts);
+            assert_ne!(before.admit, Admit::Closed);
+            assert_eq!(
+                before.reasons[0],
+                "override: drain until 2024-12-31T23:59:59Z"
+            );
+            facts.overdue = true;
+            let after = effective(facts);
+            assert_eq!((after.admit, after.weight), (Admit::Closed, 0));
+            assert_eq!(after.state, BackendState::Draining);
+            assert!(
+                after.reasons[0].contains("over since"),
+                "{:?}",
+                after.reasons
+            );
+        }
     }
 
     #[test]
@@ -227,13 +274,13 @@ mod tests {
         let fresh = || verdict(None, 0, 0, "");
         let percent = |percent| Override {
             weight: Some(WeightOverride::Percent(percent)),
-            mode: None,
+            ..Override::default()
         };
         let cases: &[(Override, Verdict, Via, S, Admit, u32, &[&str])] = &[
             (
                 none(),
                 up(),
-                Via::Client,
+                Via::Client(None),
                 S::Healthy,
                 Admit::Active,
                 100,
@@ -242,7 +289,7 @@ mod tests {
             (
                 none(),
                 shaky(),
-                Via::Client,
+                Via::Client(None),
                 S::Healthy,
                 Admit::Active,
                 100,
@@ -251,7 +298,7 @@ mod tests {
             (
                 none(),
                 down(),
-                Via::Client,
+                Via::Client(None),
                 S::Unhealthy,
                 Admit::Down,
                 0,
@@ -260,7 +307,7 @@ mod tests {
             (
                 none(),
                 rising(),
-                Via::Client,
+                Via::Client(None),
                 S::Unhealthy,
                 Admit::Down,
                 0,
@@ -269,7 +316,7 @@ mod tests {
             (
                 none(),
                 fresh(),
-                Via::Client,
+                Via::Client(None),
                 S::Unknown,
                 Admit::Draining,
                 0,
@@ -287,7 +334,7 @@ mod tests {
             (
                 mode(Mode::Drain),
                 up(),
-                Via::Client,
+                Via::Client(None),
                 S::Draining,
                 Admit::Draining,
                 0,
@@ -296,7 +343,7 @@ mod tests {
             (
                 mode(Mode::Drain),
                 down(),
-                Via::Client,
+                Via::Client(None),
                 S::Draining,
                 Admit::Down,
                 0,
@@ -305,7 +352,7 @@ mod tests {
             (
                 mode(Mode::Maintenance),
                 down(),
-                Via::Client,
+                Via::Client(None),
                 S::Maintenance,
                 Admit::Draining,
                 0,
@@ -317,7 +364,7 @@ mod tests {
             (
                 mode(Mode::Ready),
                 down(),
-                Via::Client,
+                Via::Client(None),
                 S::Healthy,
                 Admit::Active,
                 100,
@@ -326,7 +373,7 @@ mod tests {
             (
                 percent(50),
                 up(),
-                Via::Client,
+                Via::Client(None),
                 S::Healthy,
                 Admit::Active,
                 50,
@@ -335,7 +382,7 @@ mod tests {
             (
                 percent(0),
                 up(),
-                Via::Client,
+                Via::Client(None),
                 S::Healthy,
                 Admit::Draining,
                 0,
@@ -375,13 +422,13 @@ mod tests {
         };
         for (snat, route, want) in [
             (Snat::Auto, Some(far), Via::Node(node)),
-            (Snat::Auto, Some(near), Via::Client),
+            (Snat::Auto, Some(near), Via::Client(near.source)),
             (Snat::Auto, Some(lost), Via::Nowhere),
             (Snat::Auto, None, Via::Nowhere),
             (Snat::Always, Some(near), Via::Node(node)),
             (Snat::Always, Some(lost), Via::Nowhere),
-            (Snat::Never, Some(far), Via::Client),
-            (Snat::Never, None, Via::Client),
+            (Snat::Never, Some(far), Via::Client(None)),
+            (Snat::Never, None, Via::Client(None)),
         ] {
             assert_eq!(via(snat, route), want, "{snat:?} {route:?}");
         }
@@ -404,8 +451,11 @@ mod tests {
                 Mode::Drain, Mode::Maintenance, Mode::Ready,
             ])),
         ) {
-            let said = Override { mode, weight: None };
-            let got = sum(said, verdict(healthy, 0, 0, ""), Via::Client, configured);
+            let said = Override {
+                mode,
+                ..Override::default()
+            };
+            let got = sum(said, verdict(healthy, 0, 0, ""), Via::Client(None), configured);
             prop_assert_eq!(got.weight > 0, got.admit == Admit::Active);
             prop_assert!(!got.reasons.is_empty());
         }

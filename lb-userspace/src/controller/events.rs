@@ -24,6 +24,8 @@ pub(super) enum Reason {
     BackendUnhealthy,
     /// The last connection of a draining backend ended.
     Drained,
+    /// The time to drain is over; what is left of the connections ends.
+    DrainDeadline,
     OverrideSet,
     OverrideUnset,
     Reloaded,

@@ -16,7 +16,7 @@ use crate::{
 
 /// Verdicts under which every backend keeps the state it has in the kernel.
 ///
-/// `DRAINING` has three causes: the operator or a weight of 0 (then it was healthy, or will soon
+/// `DRAINING` and `CLOSED` have three causes: the operator or a weight of 0 (then it was healthy, or will soon
 /// be found out), or no verdict yet (then there is none to inherit). Backends that the kernel
 /// does not hold are new.
 pub(super) fn verdicts(installed: &Installed, layers: &Layers) -> HashMap<BackendRef, bool> {
@@ -46,7 +46,9 @@ pub(super) fn verdicts(installed: &Installed, layers: &Layers) -> HashMap<Backen
             match states.get(&key).copied() {
                 Some(backend_state::ACTIVE) => out.insert(reference, true),
                 Some(backend_state::DOWN) => out.insert(reference, false),
-                Some(backend_state::DRAINING) if withheld => out.insert(reference, true),
+                Some(backend_state::DRAINING | backend_state::CLOSED) if withheld => {
+                    out.insert(reference, true)
+                }
                 _ => None,
             };
         }
@@ -158,14 +160,14 @@ mod tests {
                         reference(4),
                         Override {
                             mode: Some(Mode::Drain),
-                            weight: None,
+                            ..Override::default()
                         },
                     ),
                     (
                         reference(5),
                         Override {
-                            mode: None,
                             weight: Some(WeightOverride::Percent(0)),
+                            ..Override::default()
                         },
                     ),
                 ]

@@ -78,6 +78,7 @@ pub(super) enum Input {
     ScanDue,
     VerifyDue,
     RetryDue,
+    DeadlineDue,
 }
 
 pub(super) struct Inputs {
@@ -92,6 +93,8 @@ pub(super) struct Inputs {
     pub routes_rest: Instant,
     pub scan_due: Instant,
     pub retry_due: Option<Instant>,
+    /// When the wall clock is to be looked at for the sake of drains.
+    pub deadline_due: Option<Instant>,
     settled: Option<Instant>,
     verify: Interval,
 }
@@ -116,6 +119,7 @@ impl Inputs {
             routes_rest: now,
             scan_due: now,
             retry_due: None,
+            deadline_due: None,
             settled: None,
             verify,
         }
@@ -159,6 +163,10 @@ impl Inputs {
                 () = at(self.retry_due) => {
                     self.retry_due = None;
                     return Input::RetryDue;
+                }
+                () = at(self.deadline_due) => {
+                    self.deadline_due = None;
+                    return Input::DeadlineDue;
                 }
                 () = sleep_until(self.scan_due), if self.scan.is_none() => {
                     return Input::ScanDue;

@@ -66,6 +66,23 @@ impl Kernel {
         self.moved_at = scan;
     }
 
+    /// Leaves out the connections of backends whose time to drain is over: they have ended, whether
+    /// their clients have heard of it or not.
+    pub(super) fn discount(&self, scan: &mut FlowScan) {
+        let backends = &self.installed().backends;
+        let is_closed = |b: &Backend| b.state == backend_state::CLOSED;
+        scan.active
+            .retain(|slot, _| !backends.get(slot).is_some_and(is_closed));
+    }
+
+    /// Open connections of a backend as of the last scan.
+    pub(super) fn active(&self, backend: &BackendRef) -> u64 {
+        let slot = self.placement.slots.get(backend);
+        let scan = slot.zip(self.scan.as_ref());
+        let active = scan.and_then(|(slot, scan)| scan.active.get(slot));
+        active.copied().unwrap_or(0)
+    }
+
     /// Takes in the scan begun as the `number`th. Slots are freed only by a scan that began after
     /// they lost their backend; earlier ones may have missed a connection.
     pub(super) fn take_scan(&mut self, number: u64, scan: FlowScan) {

@@ -1,7 +1,10 @@
 //! Each request to what answers it: reads from a view, changes by the controller's task.
 
 use super::{Handle, changes, reads};
-use crate::api::types::{Fault, Request, Response};
+use crate::{
+    api::types::{Deadline, Fault, Request, Response},
+    utc,
+};
 
 pub(super) async fn answer(handle: &Handle, request: Request) -> Result<Response, Fault> {
     match request {
@@ -54,9 +57,15 @@ pub(super) async fn answer(handle: &Handle, request: Request) -> Result<Response
                 .change(move |layers| changes::set_weight(layers, &backend, weight))
                 .await
         }
-        Request::SetMode { backend, mode } => {
+        Request::SetMode {
+            backend,
+            mode,
+            deadline,
+        } => {
+            let in_ms = |Deadline(time)| time.as_millis().try_into().unwrap_or(u64::MAX);
+            let deadline = deadline.map(|time| utc::now_ms().saturating_add(in_ms(time)));
             handle
-                .change(move |layers| changes::set_mode(layers, &backend, mode))
+                .change(move |layers| changes::set_mode(layers, &backend, mode, deadline))
                 .await
         }
         Request::Unset { backend, what } => {

@@ -21,6 +21,7 @@ pub(super) fn service(name: &str, listen: &str, backends: &[&str]) -> ServiceSpe
         snat: Default::default(),
         policy: Default::default(),
         no_backend: Default::default(),
+        on_backend_down: Default::default(),
         admission: Default::default(),
         health: Health::default(),
         backends: backends.iter().map(|a| backend(a, 100)).collect(),

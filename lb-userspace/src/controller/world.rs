@@ -48,6 +48,8 @@ pub(super) struct Service {
 #[derive(Clone, Debug)]
 pub(super) struct Observed {
     pub said: Override,
+    /// The deadline of its drain has passed.
+    pub overdue: bool,
     pub verdict: Verdict,
     pub via: Via,
     /// Probes by result.
@@ -91,6 +93,9 @@ pub(super) struct World {
     places: HashMap<String, usize>,
     routes: HashMap<IpAddr, Route>,
     desired: Desired,
+    /// The latest wall-clock time that was told, in milliseconds since 1970. It does not go back: what
+    /// has ended has ended.
+    clock_ms: u64,
 }
 
 impl Service {
@@ -118,6 +123,7 @@ impl Service {
             said: &observed.said,
             verdict: &observed.verdict,
             via: observed.via,
+            overdue: observed.overdue,
         }
     }
 
@@ -129,6 +135,7 @@ impl Service {
             protocol: spec.protocol,
             policy: spec.policy,
             no_backend: spec.no_backend,
+            on_backend_down: spec.on_backend_down,
             sources: spec.admission.sources(),
             admission: spec.admission.clone(),
             backends: self.facts().map(effective::desired).collect(),
@@ -153,6 +160,7 @@ impl World {
             places: HashMap::new(),
             routes: HashMap::new(),
             desired: Desired::default(),
+            clock_ms: 0,
         };
         world.rebuild(
             |backend, _| Former {
@@ -229,6 +237,7 @@ impl World {
             let is_maintained = |said: &Override| said.mode == Some(Mode::Maintenance);
             let was_maintained = is_maintained(&observed.said);
             observed.said = new.get(backend).cloned().unwrap_or_default();
+            observed.overdue = is_overdue(&observed.said, self.clock_ms);
             if was_maintained != is_maintained(&observed.said) {
                 probes = true;
                 if was_maintained {
@@ -256,6 +265,35 @@ impl World {
         if let Touched::Some(places) = &mut self.touched {
             places.insert(at);
         }
+    }
+
+    /// Takes in what time it is. Gives the backends whose deadline to drain has passed since.
+    pub(super) fn pass_time(&mut self, now_ms: u64) -> Vec<BackendRef> {
+        self.clock_ms = self.clock_ms.max(now_ms);
+        let layers = self.layers.clone();
+        let mut passed = Vec::new();
+        for (backend, said) in &layers.state.overrides {
+            if !is_overdue(said, self.clock_ms) {
+                continue;
+            }
+            let Some((at, place)) = self.find(backend) else {
+                continue;
+            };
+            if self.services[at].observed[place].overdue {
+                continue;
+            }
+            Arc::make_mut(&mut self.services[at]).observed[place].overdue = true;
+            self.touch(at, place);
+            passed.push(backend.clone());
+        }
+        passed
+    }
+
+    /// The next deadline to come, in milliseconds since 1970.
+    pub(super) fn next_deadline(&self) -> Option<u64> {
+        let said = self.layers.state.overrides.values();
+        let deadlines = said.filter_map(|said| said.deadline_ms);
+        deadlines.filter(|at| *at > self.clock_ms).min()
     }
 
     /// Takes in one probe's result; `Some` if the verdict changed with it. Reports about
@@ -408,6 +446,7 @@ impl World {
                         self.routes.insert(ip, known.unwrap_or(NO_ROUTE));
                     }
                     Observed {
+                        overdue: is_overdue(&said, self.clock_ms),
                         said,
                         verdict: former.verdict(),
                         via: effective::via(merged.spec.snat, self.routes.get(&ip).copied()),
@@ -444,6 +483,10 @@ impl World {
         });
         self.conflicts = self.merge_conflicts.iter().cloned().chain(stray).collect();
     }
+}
+
+fn is_overdue(said: &Override, now_ms: u64) -> bool {
+    said.mode == Some(Mode::Drain) && said.deadline_ms.is_some_and(|at| at <= now_ms)
 }
 
 const NO_ROUTE: Route = Route {

@@ -3,7 +3,7 @@
 
 use std::{
     collections::BTreeSet,
-    fs, io,
+    fmt, fs, io,
     path::{Path, PathBuf},
 };
 
@@ -35,6 +35,13 @@ pub(super) enum Served {
     Generic,
     /// At TC ingress, with the reason if it was not asked for.
     Tc(Option<String>),
+}
+
+/// Where a TC program looks at a device's packets.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Side {
+    Ingress,
+    Egress,
 }
 
 /// The loaded programs and the directory their links are pinned in.
@@ -69,23 +76,23 @@ impl Hooks {
         mode: XdpMode,
         undo: &mut Undo,
     ) -> Result<(Served, Vec<String>)> {
-        let program = load::xdp(&mut self.ebpf, program::XDP)?;
-        let (served, at_xdp) = serve_xdp(program, &self.links, device, mode)?;
+        let (served, at_xdp) = serve_xdp(&mut self.ebpf, &self.links, device, mode)?;
         let name = match served {
             Served::Native | Served::Generic => program::HANDOVER,
             Served::Tc(_) => program::TC,
         };
-        let program = load::classifier(&mut self.ebpf, name)?;
-        let at_tc = if self.tcx {
-            serve_tcx(program, &self.links, device)?
-        } else {
-            clsact::serve(program, device, undo)?
-        };
-        let changes = at_xdp
-            .into_iter()
-            .chain(at_tc.map(|what| format!("{what} with {name}")));
-        let changes = changes.map(|change| format!("{}: {change}", device.name));
-        Ok((served, changes.collect()))
+        let mut changes = Vec::from_iter(at_xdp);
+        for (name, side) in [(name, Side::Ingress), (program::EGRESS, Side::Egress)] {
+            let program = load::classifier(&mut self.ebpf, name)?;
+            let at_tc = if self.tcx {
+                serve_tcx(program, &self.links, device, side)?
+            } else {
+                clsact::serve(program, device, side, undo)?
+            };
+            changes.extend(at_tc.map(|what| format!("{what} with {name}")));
+        }
+        let told = |change| format!("{}: {change}", device.name);
+        Ok((served, changes.into_iter().map(told).collect()))
     }
 
     /// Detaches from every device but those in `keep`.
@@ -146,7 +153,7 @@ impl Links {
 }
 
 fn serve_xdp(
-    program: &mut Xdp,
+    ebpf: &mut Ebpf,
     links: &Links,
     device: &Device,
     mode: XdpMode,
@@ -161,6 +168,7 @@ fn serve_xdp(
         } else {
             Served::Generic
         };
+        let program = load::whole_path(ebpf, running.native)?;
         if link.prog_id == program.info()?.id() {
             return Ok((served, None));
         }
@@ -190,6 +198,7 @@ fn serve_xdp(
             break;
         }
         let name = served.name();
+        let program = load::whole_path(ebpf, *served == Served::Native)?;
         match attach_xdp(program, device, *flags, &pin) {
             Ok(()) => return Ok((served.clone(), Some(format!("attached at {name}")))),
             Err(error) => {
@@ -230,8 +239,9 @@ fn serve_tcx(
     program: &mut SchedClassifier,
     links: &Links,
     device: &Device,
+    side: Side,
 ) -> Result<Option<String>> {
-    let pin = links.path(device, "tc");
+    let pin = links.path(device, side.link());
     if let Some(link) = live_link(&pin, device)? {
         if link.prog_id == program.info()?.id() {
             return Ok(None);
@@ -239,20 +249,51 @@ fn serve_tcx(
         let link: SchedClassifierLink = FdLink::from(PinnedLink::from_pin(&pin)?).try_into()?;
         let link = program.attach_to_link(link)?;
         drop(program.take_link(link)?);
-        return Ok(Some("replaced the program at tc".to_owned()));
+        return Ok(Some(format!("replaced the program at {side}")));
     }
     unpin(&pin)?;
-    // Before other programs, as XDP is.
-    let ingress = TcAttach::Tcx {
-        attach_type: TcAttachType::Ingress,
-        order: LinkOrder::first(),
+    // At ingress others come behind this program, as they do behind XDP; at egress they come before
+    // it, so that on both sides they see backends' addresses.
+    let order = match side {
+        Side::Ingress => LinkOrder::first(),
+        Side::Egress => LinkOrder::last(),
     };
-    let link = program.attach(device.index, ingress);
-    let link = link.with_context(|| format!("attaching to TC ingress of {}", device.name))?;
+    let place = TcAttach::Tcx {
+        attach_type: side.attach_type(),
+        order,
+    };
+    let link = program.attach(device.index, place);
+    let link = link.with_context(|| format!("attaching to {side} of {}", device.name))?;
     let link: FdLink = program.take_link(link)?.try_into()?;
     link.pin(&pin)
         .with_context(|| format!("pinning {}", pin.display()))?;
-    Ok(Some("attached at tc".to_owned()))
+    Ok(Some(format!("attached at {side}")))
+}
+
+impl Side {
+    pub(super) fn attach_type(self) -> TcAttachType {
+        match self {
+            Self::Ingress => TcAttachType::Ingress,
+            Self::Egress => TcAttachType::Egress,
+        }
+    }
+
+    /// The end of a pinned link's name.
+    fn link(self) -> &'static str {
+        match self {
+            Self::Ingress => "tc",
+            Self::Egress => "egress",
+        }
+    }
+}
+
+impl fmt::Display for Side {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Ingress => "tc ingress",
+            Self::Egress => "tc egress",
+        })
+    }
 }
 
 impl Served {

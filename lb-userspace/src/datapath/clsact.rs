@@ -2,13 +2,14 @@
 
 use anyhow::{Context, Result};
 use aya::programs::{
-    SchedClassifier, TcAttach, TcAttachType,
+    SchedClassifier, TcAttach,
     tc::{
         NlOptions, SchedClassifierLink, TcError, TcHandle, qdisc_add_clsact, qdisc_detach_program,
     },
 };
 
 use super::{
+    attach::Side,
     devices::Device,
     load::program,
     netlink::{Message, Socket, attribute, number, text},
@@ -21,7 +22,14 @@ const CLSACT_PARENT: u32 = 0xffff_fff1;
 const INGRESS: u32 = 0xffff_fff2;
 const EGRESS: u32 = 0xffff_fff3;
 
-/// One of our filters at a device's ingress.
+/// Our programs, and where they are attached.
+const PROGRAMS: [(&str, Side); 3] = [
+    (program::TC, Side::Ingress),
+    (program::HANDOVER, Side::Ingress),
+    (program::EGRESS, Side::Egress),
+];
+
+/// One of our filters at one side of a device.
 #[derive(Clone, PartialEq, Eq, Debug)]
 struct Filter {
     priority: u16,
@@ -29,54 +37,52 @@ struct Filter {
     program: u32,
 }
 
-/// Has exactly this program run at the device's ingress, replacing one of ours in place; says what
+/// Has exactly this program run at a side of the device, replacing one of ours in place; says what
 /// it changed.
 pub(super) fn serve(
     program: &mut SchedClassifier,
     device: &Device,
+    side: Side,
     undo: &mut Undo,
 ) -> Result<Option<String>> {
     let id = program.info()?.id();
-    let (link, change) = match ours(device.index)?.into_iter().next() {
+    let (link, change) = match ours(device.index, side)?.into_iter().next() {
         Some(filter) if filter.program == id => return Ok(None),
         Some(filter) => {
             let existing = SchedClassifierLink::attached(
                 device.index,
-                TcAttachType::Ingress.into(),
+                side.attach_type().into(),
                 filter.priority,
                 filter.handle.into(),
                 None,
             )?;
-            (
-                program.attach_to_link(existing),
-                "replaced the program at tc",
-            )
+            (program.attach_to_link(existing), "replaced the program")
         }
         None => {
             add_clsact(device, undo)?;
-            let ingress = TcAttach::Netlink {
-                parent: TcAttachType::Ingress.into(),
+            let place = TcAttach::Netlink {
+                parent: side.attach_type().into(),
                 options: NlOptions::default(),
             };
-            (program.attach(device.index, ingress), "attached at tc")
+            (program.attach(device.index, place), "attached")
         }
     };
-    let link = link.with_context(|| format!("attaching to TC ingress of {}", device.name))?;
+    let link = link.with_context(|| format!("attaching to {side} of {}", device.name))?;
     // The filter stays when the daemon goes.
     std::mem::forget(program.take_link(link)?);
-    Ok(Some(change.to_owned()))
+    Ok(Some(format!("{change} at {side}")))
 }
 
 /// Removes our filters, and the discipline if we added it and nobody else uses it.
 pub(super) fn release(device: &Device, undo: &Undo) -> Result<bool> {
     let mut removed = false;
-    for name in [program::TC, program::HANDOVER] {
-        let ingress: TcHandle = TcAttachType::Ingress.into();
-        match qdisc_detach_program(device.index, ingress, name) {
+    for (name, side) in PROGRAMS {
+        let place: TcHandle = side.attach_type().into();
+        match qdisc_detach_program(device.index, place, name) {
             Ok(()) => removed = true,
             Err(TcError::IoError(error)) if error.kind() == std::io::ErrorKind::NotFound => {}
             // There is no such discipline, hence no filter of ours.
-            Err(_) if ours(device.index).is_ok_and(|filters| filters.is_empty()) => {}
+            Err(_) if ours(device.index, side).is_ok_and(|filters| filters.is_empty()) => {}
             Err(error) => {
                 return Err(error).context(format!("detaching {name} from {}", device.name));
             }
@@ -121,8 +127,12 @@ fn is_unused(ifindex: u32) -> Result<bool> {
     Ok(filters(ifindex, INGRESS)?.is_empty() && filters(ifindex, EGRESS)?.is_empty())
 }
 
-fn ours(ifindex: u32) -> Result<Vec<Filter>> {
-    let found = filters(ifindex, INGRESS)?
+fn ours(ifindex: u32, side: Side) -> Result<Vec<Filter>> {
+    let parent = match side {
+        Side::Ingress => INGRESS,
+        Side::Egress => EGRESS,
+    };
+    let found = filters(ifindex, parent)?
         .iter()
         .filter_map(filter)
         .collect();
@@ -145,8 +155,9 @@ fn filter(message: &Message) -> Option<Filter> {
     }
     let options = attribute(tail, libc::TCA_OPTIONS)?;
     let name = text(attribute(options, TCA_BPF_NAME)?);
-    [program::TC, program::HANDOVER]
-        .contains(&name.as_str())
+    PROGRAMS
+        .iter()
+        .any(|(ours, _)| *ours == name)
         .then_some(())?;
     Some(Filter {
         priority: (number::<u32>(body, 16)? >> 16) as u16,

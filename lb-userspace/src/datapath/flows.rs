@@ -1,15 +1,10 @@
 //! When a flow is over: pure decisions about entries of the flow tables.
 
+use std::time::Duration;
+
 use lb_common::abi::{Address, Flow, FlowKey, flow_state, protocol};
 
-/// Not less than 2 hours 4 minutes (RFC 5382, REQ-5).
-const TCP_ESTABLISHED: u32 = 2 * 3600 + 4 * 60;
-/// One side closed: the transitory timeout (RFC 5382, REQ-5).
-const TCP_CLOSING: u32 = 4 * 60;
-/// Both sides closed or one reset; retransmitted last packets still find their way.
-const TCP_CLOSED: u32 = 10;
-/// Not less than 2 minutes (RFC 4787, REQ-5).
-const UDP: u32 = 2 * 60;
+use crate::model::Timeouts;
 
 /// The packet path's clock at one moment.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -30,19 +25,48 @@ impl Now {
     }
 }
 
-/// Seconds without packets after which a flow is over.
-pub(super) fn timeout(protocol: u8, state: u32) -> u32 {
-    match protocol {
-        protocol::TCP if flow_state::is_closed(state) => TCP_CLOSED,
-        protocol::TCP if flow_state::is_closing(state) => TCP_CLOSING,
-        protocol::TCP => TCP_ESTABLISHED,
-        _ => UDP,
+/// What decides whether an entry is too old.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Age {
+    now: Now,
+    /// Seconds without packets after which a flow is over.
+    established: u32,
+    closing: u32,
+    closed: u32,
+    udp: u32,
+}
+
+impl Age {
+    pub(super) fn new(now: Now, timeouts: &Timeouts) -> Self {
+        let Timeouts {
+            tcp_established,
+            tcp_closing,
+            tcp_closed,
+            udp,
+        } = *timeouts;
+        let seconds = |time: Duration| time.as_secs().try_into().unwrap_or(u32::MAX);
+        Self {
+            now,
+            established: seconds(tcp_established),
+            closing: seconds(tcp_closing),
+            closed: seconds(tcp_closed),
+            udp: seconds(udp),
+        }
+    }
+
+    fn timeout(&self, protocol: u8, state: u32) -> u32 {
+        match protocol {
+            protocol::TCP if flow_state::is_closed(state) => self.closed,
+            protocol::TCP if flow_state::is_closing(state) => self.closing,
+            protocol::TCP => self.established,
+            _ => self.udp,
+        }
     }
 }
 
 /// Whether this direction alone is idle; only then is the other direction worth a look.
-pub(super) fn is_idle<A: Address>(now: Now, protocol: u8, flow: &Flow<A>) -> bool {
-    now.idle(flow.last_seen.get()) >= timeout(protocol, flow.state.get())
+pub(super) fn is_idle<A: Address>(age: &Age, protocol: u8, flow: &Flow<A>) -> bool {
+    age.now.idle(flow.last_seen.get()) >= age.timeout(protocol, flow.state.get())
 }
 
 /// What to do with an idle entry.
@@ -58,12 +82,12 @@ pub(super) enum Verdict {
 /// Judges an entry, `opposite` being what stands under [`Flow::opposite`]. A connection is over
 /// when its later packet is idle, and closed as far as either direction saw.
 pub(super) fn judge<A: Address>(
-    now: Now,
+    age: &Age,
     key: &FlowKey<A>,
     flow: &Flow<A>,
     opposite: Option<&Flow<A>>,
 ) -> Verdict {
-    if !is_idle(now, key.protocol(), flow) {
+    if !is_idle(age, key.protocol(), flow) {
         return Verdict::Keep;
     }
     // What stands there may belong to another connection by now.
@@ -71,11 +95,10 @@ pub(super) fn judge<A: Address>(
     let Some(other) = pair else {
         return Verdict::Remove;
     };
-    let idle = now
-        .idle(flow.last_seen.get())
-        .min(now.idle(other.last_seen.get()));
+    let idle = |flow: &Flow<A>| age.now.idle(flow.last_seen.get());
+    let idle = idle(flow).min(idle(other));
     let state = flow.state.get() | other.state.get();
-    if idle >= timeout(key.protocol(), state) {
+    if idle >= age.timeout(key.protocol(), state) {
         Verdict::RemovePair
     } else {
         Verdict::Keep
@@ -110,6 +133,10 @@ mod tests {
                 .wrapping_sub(5),
             hz: HZ,
         }
+    }
+
+    fn age(second: u32) -> Age {
+        Age::new(at(second), &Timeouts::default())
     }
 
     fn seen(second: u32) -> u32 {
@@ -148,19 +175,35 @@ mod tests {
 
     #[test]
     fn timeouts_follow_protocol_and_state() {
-        let tcp = |state| timeout(protocol::TCP, state | ESTABLISHED);
+        let tcp = |state| age(0).timeout(protocol::TCP, state | ESTABLISHED);
         assert_eq!(tcp(0), 7440);
         assert_eq!(tcp(CLIENT_FIN), 240);
         assert_eq!(tcp(BACKEND_FIN), 240);
         assert_eq!(tcp(CLIENT_FIN | BACKEND_FIN), 10);
         assert_eq!(tcp(RESET), 10);
-        assert_eq!(timeout(protocol::UDP, ESTABLISHED), 120);
+        assert_eq!(age(0).timeout(protocol::UDP, ESTABLISHED), 120);
+    }
+
+    #[test]
+    fn timeouts_are_those_configured() {
+        let seconds = Duration::from_secs;
+        let timeouts = Timeouts {
+            tcp_established: seconds(40),
+            tcp_closing: seconds(30),
+            tcp_closed: seconds(20),
+            udp: Duration::from_millis(1900),
+        };
+        let age = Age::new(at(0), &timeouts);
+        assert_eq!(age.timeout(protocol::TCP, ESTABLISHED), 40);
+        assert_eq!(age.timeout(protocol::TCP, ESTABLISHED | CLIENT_FIN), 30);
+        assert_eq!(age.timeout(protocol::TCP, ESTABLISHED | RESET), 20);
+        assert_eq!(age.timeout(protocol::UDP, ESTABLISHED), 1);
     }
 
     #[test]
     fn the_later_direction_decides() {
         let (f, r) = (forward(0, 0), reverse(60, 0));
-        let judge_at = |s| judge(at(s), &key(protocol::UDP), &f, Some(&r));
+        let judge_at = |s| judge(&age(s), &key(protocol::UDP), &f, Some(&r));
         assert_eq!(judge_at(119), Verdict::Keep);
         assert_eq!(judge_at(121), Verdict::Keep);
         assert_eq!(judge_at(179), Verdict::Keep);
@@ -172,20 +215,20 @@ mod tests {
         let (f, r) = (forward(0, 0), reverse(60, 0));
         let tcp = key(protocol::TCP);
         let reversed = f.opposite(protocol::TCP);
-        assert_eq!(judge(at(7499), &reversed, &r, Some(&f)), Verdict::Keep);
+        assert_eq!(judge(&age(7499), &reversed, &r, Some(&f)), Verdict::Keep);
         assert_eq!(
-            judge(at(7500), &reversed, &r, Some(&f)),
+            judge(&age(7500), &reversed, &r, Some(&f)),
             Verdict::RemovePair
         );
-        assert_eq!(judge(at(7500), &tcp, &f, Some(&r)), Verdict::RemovePair);
+        assert_eq!(judge(&age(7500), &tcp, &f, Some(&r)), Verdict::RemovePair);
     }
 
     #[test]
     fn a_close_that_one_direction_saw_counts_for_both() {
         let (f, r) = (forward(0, RESET), reverse(0, 0));
         let tcp = key(protocol::TCP);
-        assert_eq!(judge(at(9), &tcp, &f, Some(&r)), Verdict::Keep);
-        assert_eq!(judge(at(10), &tcp, &f, Some(&r)), Verdict::RemovePair);
+        assert_eq!(judge(&age(9), &tcp, &f, Some(&r)), Verdict::Keep);
+        assert_eq!(judge(&age(10), &tcp, &f, Some(&r)), Verdict::RemovePair);
     }
 
     #[test]
@@ -193,17 +236,17 @@ mod tests {
         let stranger = entry(V4(9), 9, V4(9), 9, 500, 0);
         let (f, r) = (forward(0, 0), reverse(0, 0));
         let udp = key(protocol::UDP);
-        assert_eq!(judge(at(120), &udp, &f, None), Verdict::Remove);
-        assert_eq!(judge(at(120), &udp, &f, Some(&stranger)), Verdict::Remove);
+        assert_eq!(judge(&age(120), &udp, &f, None), Verdict::Remove);
+        assert_eq!(judge(&age(120), &udp, &f, Some(&stranger)), Verdict::Remove);
         let reversed = f.opposite(protocol::UDP);
-        assert_eq!(judge(at(119), &reversed, &r, None), Verdict::Keep);
-        assert_eq!(judge(at(120), &reversed, &r, None), Verdict::Remove);
+        assert_eq!(judge(&age(119), &reversed, &r, None), Verdict::Keep);
+        assert_eq!(judge(&age(120), &reversed, &r, None), Verdict::Remove);
     }
 
     #[test]
     fn a_packet_after_the_clock_was_read_is_no_age() {
         let f = forward(3, 0);
-        assert!(!is_idle(at(1), protocol::UDP, &f));
+        assert!(!is_idle(&age(1), protocol::UDP, &f));
     }
 
     #[test]

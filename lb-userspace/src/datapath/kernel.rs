@@ -10,6 +10,7 @@ use anyhow::{Result, ensure};
 use lb_common::abi::{
     ABI_VERSION, Address, Admission, Backend, BackendCounters, Be16, Config, Pod,
     SOURCE_SERVICE_BITS, Service, ServiceKey, SourceKey, V4, V6, backend_state, protocol, source,
+    source_slot,
 };
 use tracing::warn;
 
@@ -18,6 +19,7 @@ use super::{
     attach::Hooks,
     attachments::Attachments,
     clock::Clock,
+    flows::Age,
     load, log,
     maps::{Hash, Maps},
     ports, preflight,
@@ -26,7 +28,7 @@ use super::{
     undo::Undo,
 };
 pub use super::{cleanup::cleanup, log::Level};
-use crate::model::{Limits, Node, Prefix, Protocol, Sources};
+use crate::model::{Limits, Node, Prefix, Protocol, SnatPool, Sources, Timeouts};
 
 /// Answers (RST, ICMP) per second and CPU: enough for people, too few to be a weapon.
 const REJECTS_PER_SECOND: u32 = 1000;
@@ -47,6 +49,8 @@ pub struct Kernel {
     limits: Limits,
     scanner: Scanner,
     routes: Routes,
+    /// First port and number of ports that SNAT takes unless others are configured.
+    snat_ports: (u16, u16),
     attachments: Mutex<Attachments>,
     _root: preflight::PinRoot,
 }
@@ -83,7 +87,8 @@ impl Kernel {
         let begin = clock.read()?;
         let hooks = Hooks::load(ebpf, &root.path)?;
         let hz = clock.calibrate(begin)?;
-        write_config(&maps, hz)?;
+        let snat_ports = ports::snat();
+        write_config(&maps, hz, snat_ports)?;
         let attachments = Attachments::start(hooks, Undo::open(&node.state_dir)?, node)?;
         let kernel = Self {
             maps,
@@ -92,6 +97,7 @@ impl Kernel {
             limits: node.limits.clone(),
             scanner: Scanner::default(),
             routes: Routes::default(),
+            snat_ports,
             attachments: Mutex::new(attachments),
             _root: root,
         };
@@ -164,6 +170,29 @@ impl Datapath for Kernel {
         Ok(found)
     }
 
+    fn set_echo(&self, address: IpAddr) -> Result<()> {
+        // That there is an entry is all that is asked of it.
+        let entry = Service::default();
+        match echo_key(address) {
+            Key::V4(key) => self.maps.services4.set(&key, &entry),
+            Key::V6(key) => self.maps.services6.set(&key, &entry),
+        }
+    }
+
+    fn remove_echo(&self, address: IpAddr) -> Result<()> {
+        match echo_key(address) {
+            Key::V4(key) => self.maps.services4.remove(&key)?,
+            Key::V6(key) => self.maps.services6.remove(&key)?,
+        };
+        Ok(())
+    }
+
+    fn echoes(&self) -> Result<Vec<IpAddr>> {
+        let mut found = echoes(&self.maps.services4, protocol::ICMP, V4::ip)?;
+        found.extend(echoes(&self.maps.services6, protocol::ICMPV6, V6::ip)?);
+        Ok(found)
+    }
+
     fn set_admission(&self, service: u32, admission: &Admission) -> Result<()> {
         self.maps.admission.set(service, admission)
     }
@@ -186,21 +215,21 @@ impl Datapath for Kernel {
                 SourceOf::V4(key) => Some((key, value(*allowed))),
                 SourceOf::V6(_) => None,
             });
-        self.maps.sources4.set_all(v4)?;
+        self.maps.source_lists4.set_all(v4)?;
         let v6 = sources
             .iter()
             .filter_map(|(prefix, allowed)| match key(*prefix) {
                 SourceOf::V4(_) => None,
                 SourceOf::V6(key) => Some((key, value(*allowed))),
             });
-        self.maps.sources6.set_all(v6)
+        self.maps.source_lists6.set_all(v6)
     }
 
     fn remove_sources(&self, service: u32, prefixes: &[Prefix]) -> Result<()> {
         for prefix in prefixes {
             match source_key(service, *prefix) {
-                SourceOf::V4(key) => self.maps.sources4.remove(&key)?,
-                SourceOf::V6(key) => self.maps.sources6.remove(&key)?,
+                SourceOf::V4(key) => self.maps.source_lists4.remove(&key)?,
+                SourceOf::V6(key) => self.maps.source_lists6.remove(&key)?,
             };
         }
         Ok(())
@@ -208,8 +237,8 @@ impl Datapath for Kernel {
 
     fn sources(&self) -> Result<BTreeMap<u32, Sources>> {
         let mut lists = BTreeMap::new();
-        list_sources(&self.maps.sources4, V4::ip, &mut lists)?;
-        list_sources(&self.maps.sources6, V6::ip, &mut lists)?;
+        list_sources(&self.maps.source_lists4, V4::ip, &mut lists)?;
+        list_sources(&self.maps.source_lists6, V6::ip, &mut lists)?;
         let sorted = |mut list: Vec<_>| {
             list.sort_unstable();
             list.into()
@@ -257,8 +286,40 @@ impl Datapath for Kernel {
         (0..self.maps.drops.len()).map(total).collect()
     }
 
-    fn scan_flows(&self) -> Result<FlowScan> {
-        self.scanner.scan(&self.maps, self.clock.now(self.hz)?)
+    fn scan_flows(&self, timeouts: &Timeouts) -> Result<FlowScan> {
+        let now = self.clock.now(self.hz)?;
+        self.scanner.scan(&self.maps, Age::new(now, timeouts))
+    }
+
+    fn set_snat(&self, pool: &SnatPool) -> Result<Vec<IpAddr>> {
+        let (mut own, mut foreign) = (Vec::new(), Vec::new());
+        for address in &pool.addresses {
+            match self.routes.is_own(*address)? {
+                true => own.push(*address),
+                false => foreign.push(*address),
+            }
+        }
+        let former = self.maps.config.get(0)?;
+        let (snat_first, snat_count) = match pool.ports {
+            Some((first, last)) => (first, last - first + 1),
+            None => self.snat_ports,
+        };
+        let mut config = Config {
+            sources: [0; 2],
+            snat_first,
+            snat_count,
+            ..former
+        };
+        for address in own {
+            let number = &mut config.sources[usize::from(address.is_ipv6())];
+            let slot = source_slot(address.is_ipv6(), *number);
+            self.maps.sources.set(slot, &words(address))?;
+            *number += 1;
+        }
+        if config != former {
+            self.maps.config.set(0, &config)?;
+        }
+        Ok(foreign)
     }
 
     fn route(&self, address: IpAddr) -> Result<Route> {
@@ -269,7 +330,7 @@ impl Datapath for Kernel {
         Capacity {
             services: (self.maps.tables.len() / 2).min(self.limits.services),
             backends: self.maps.backends.len(),
-            sources: self.maps.sources4.capacity() / 2,
+            sources: self.maps.source_lists4.capacity() / 2,
         }
     }
 
@@ -303,10 +364,14 @@ fn warn_of_other_versions(root: &preflight::PinRoot) -> Result<()> {
 
 /// The epoch goes on from the former daemon's, so that next hops cached in its time are looked up
 /// anew.
-fn write_config(maps: &Maps, hz: u32) -> Result<()> {
+fn write_config(maps: &Maps, hz: u32, snat_ports: (u16, u16)) -> Result<()> {
     let former: Config = maps.config.get(0)?;
     ensure!(hz != 0, "the clock does not tick");
-    let (snat_first, snat_count) = ports::snat();
+    let (snat_first, snat_count) = match former.snat_count {
+        0 => snat_ports,
+        // The controller says whether another pool is wanted.
+        count => (former.snat_first, count),
+    };
     maps.config.set(
         0,
         &Config {
@@ -315,9 +380,17 @@ fn write_config(maps: &Maps, hz: u32) -> Result<()> {
             rejects_per_second: REJECTS_PER_SECOND,
             snat_first,
             snat_count,
-            reserved: [0; 4],
+            sources: former.sources,
+            reserved: former.reserved,
         },
     )
+}
+
+fn words(address: IpAddr) -> [u32; 4] {
+    match address {
+        IpAddr::V4(ip) => V4::from(ip).to_words(),
+        IpAddr::V6(ip) => V6::from(ip).to_words(),
+    }
 }
 
 fn next_epoch(epoch: u32) -> u32 {
@@ -385,13 +458,34 @@ where
 {
     let listen = |(key, service): (ServiceKey<A>, Service)| {
         let protocol = match key.protocol {
+            protocol::TCP => Protocol::Tcp,
             protocol::UDP => Protocol::Udp,
-            _ => Protocol::Tcp,
+            _ => return None,
         };
         let address = SocketAddr::new(ip(key.address), key.port.get());
-        (Listen { address, protocol }, service)
+        Some((Listen { address, protocol }, service))
     };
-    Ok(map.all()?.into_iter().map(listen).collect())
+    Ok(map.all()?.into_iter().filter_map(listen).collect())
+}
+
+fn echo_key(address: IpAddr) -> Key {
+    match address {
+        IpAddr::V4(ip) => Key::V4(ServiceKey::echo(ip.into(), protocol::ICMP)),
+        IpAddr::V6(ip) => Key::V6(ServiceKey::echo(ip.into(), protocol::ICMPV6)),
+    }
+}
+
+fn echoes<A: Address>(
+    map: &Hash<ServiceKey<A>, Service>,
+    icmp: u8,
+    ip: impl Fn(A) -> IpAddr,
+) -> Result<Vec<IpAddr>>
+where
+    ServiceKey<A>: Pod + PartialEq,
+{
+    let keys = map.all()?.into_iter().map(|(key, _)| key);
+    let echoes = keys.filter(|key| *key == ServiceKey::echo(key.address, icmp));
+    Ok(echoes.map(|key| ip(key.address)).collect())
 }
 
 fn sum(total: BackendCounters, one: BackendCounters) -> BackendCounters {

@@ -17,7 +17,7 @@ use super::{
     testing::{TempDir, ip_commands, isolated, sh},
     undo::Undo,
 };
-use crate::model::{Interfaces, Limits, Node, Protocol, XdpMode};
+use crate::model::{Interfaces, Limits, Node, Protocol, SnatPool, Timeouts, XdpMode};
 
 /// A node with the devices `one` (whose peer is `far`) and `two`, and a place for its state.
 struct World {
@@ -49,6 +49,8 @@ impl World {
                 backends: 5000,
                 ..Limits::default()
             },
+            timeouts: Timeouts::default(),
+            snat: SnatPool::default(),
         };
         Self {
             node,
@@ -121,6 +123,10 @@ fn a_restart_adopts_maps_and_replaces_programs_in_place() {
         for listen in services {
             first.set_service(listen, &service).unwrap();
         }
+        let echoes = services.map(|listen| listen.address.ip());
+        for address in echoes {
+            first.set_echo(address).unwrap();
+        }
         first.set_backend(4999, &backend(7)).unwrap();
         first.set_port_word(17, 0xff).unwrap();
         first.set_table(6, &[4, 5, 6]).unwrap();
@@ -152,6 +158,14 @@ fn a_restart_adopts_maps_and_replaces_programs_in_place() {
             .map(|(l, _)| l)
             .collect();
         assert_eq!(found, services.into());
+        let found: BTreeSet<_> = second.echoes().unwrap().into_iter().collect();
+        assert_eq!(found, echoes.into());
+        for address in echoes {
+            second.remove_echo(address).unwrap();
+            second.remove_echo(address).unwrap();
+        }
+        assert!(second.echoes().unwrap().is_empty());
+        assert_eq!(second.services().unwrap().len(), 2);
         assert_eq!(second.backends().unwrap(), [(4999, backend(7))]);
         assert_eq!(second.port_words().unwrap()[17], 0xff);
         assert_eq!(second.port_words().unwrap().len(), 4096);
@@ -189,7 +203,7 @@ fn a_detached_program_is_attached_again() {
     isolated(|bpffs| {
         let world = World::new(bpffs, &["one"], XdpMode::Auto);
         let kernel = world.start();
-        for hook in ["xdp", "tc"] {
+        for hook in ["xdp", "tc", "egress"] {
             let id = world.link("one", hook).unwrap().id;
             sh(&format!("bpftool link detach id {id}"));
             assert_eq!(world.link("one", hook).unwrap().ifindex, 0);
@@ -230,7 +244,11 @@ fn without_tcx_filters_do() {
         let mut hooks = load();
         for name in ["one", "two"] {
             let (_, changed) = hooks.serve(&device(name), XdpMode::Off, &mut undo).unwrap();
-            assert_eq!(changed, [format!("{name}: attached at tc with lbd_tc")]);
+            let expected = [
+                format!("{name}: attached at tc ingress with lbd_tc"),
+                format!("{name}: attached at tc egress with lbd_egress"),
+            ];
+            assert_eq!(changed, expected);
             assert!(shown(name).contains("lbd_tc"), "{}", shown(name));
         }
         let before = shown("one");
@@ -241,19 +259,22 @@ fn without_tcx_filters_do() {
         let mut changes = |xdp| hooks.serve(&device("one"), xdp, &mut undo).unwrap().1;
         assert_eq!(
             changes(XdpMode::Off),
-            ["one: replaced the program at tc with lbd_tc"]
+            [
+                "one: replaced the program at tc ingress with lbd_tc",
+                "one: replaced the program at tc egress with lbd_egress",
+            ]
         );
         assert!(changes(XdpMode::Off).is_empty());
         let expected = [
             "one: attached at xdp native",
-            "one: replaced the program at tc with lbd_handover",
+            "one: replaced the program at tc ingress with lbd_handover",
         ];
         assert_eq!(changes(XdpMode::Native), expected);
         assert_eq!(shown("one").matches("bpf chain 0 handle").count(), 1);
         sh("tc filter del dev one ingress");
         assert_eq!(
             changes(XdpMode::Native),
-            ["one: attached at tc with lbd_handover"]
+            ["one: attached at tc ingress with lbd_handover"]
         );
         drop(hooks);
 
@@ -330,7 +351,7 @@ fn devices_come_and_go() {
             pairs(&[("one", "xdp native"), ("two", "missing")])
         );
         let pins = std::fs::read_dir(bpffs.join("lbd/links")).unwrap().count();
-        assert_eq!(pins, 2);
+        assert_eq!(pins, 3);
         ip_commands("link add two type veth peer name farther\nlink set two up");
         let repaired = kernel.repair_attachments().unwrap();
         assert!(
@@ -391,7 +412,7 @@ fn another_program_is_left_alone() {
         let repaired = kernel.repair_attachments().unwrap();
         let expected = [
             "one: attached at xdp native",
-            "one: replaced the program at tc with lbd_handover",
+            "one: replaced the program at tc ingress with lbd_handover",
         ];
         assert_eq!(repaired, expected);
         drop(kernel);

@@ -18,15 +18,20 @@ use crate::model::Limits;
 pub(super) mod program {
     /// The whole path, at XDP.
     pub(in crate::datapath) const XDP: &str = "lbd_xdp";
+    /// The same for frames in several buffers: native XDP, where the kernel knows such.
+    pub(in crate::datapath) const XDP_FRAGS: &str = "lbd_xdp_frags";
     /// The whole path, at TC ingress of devices without XDP.
     pub(in crate::datapath) const TC: &str = "lbd_tc";
     /// Sends on what XDP translated but could not transmit, at TC ingress.
     pub(in crate::datapath) const HANDOVER: &str = "lbd_handover";
+    /// Translates answers of the node's own backends, at TC egress.
+    pub(in crate::datapath) const EGRESS: &str = "lbd_egress";
     /// Tells the time; attached to nothing.
     pub(in crate::datapath) const CLOCK: &str = "lbd_clock";
 }
 
-/// Listens a service may have on average before the service maps fill up.
+/// Listens a service may have on average before the service maps fill up. The addresses whose echo
+/// requests are answered stand there too, at most one per listen.
 const LISTENS_PER_SERVICE: u32 = 4;
 
 /// Creates the maps pinned in `pins`, or takes those that are there; no program is loaded yet.
@@ -45,12 +50,19 @@ pub(super) fn load_maps(
     let mut loader = EbpfLoader::new();
     // With level 0 the verifier sees that logging is never reached, and removes it.
     loader.override_global(aya_log::LEVEL, level, false);
+    let frags = u8::from(sys::has_xdp_frags());
+    loader.override_global("XDP_FRAGS", &frags, true);
     let names = [
         map::CONFIG,
         map::PORTS,
         map::DEVICES,
         map::DROPS,
         map::REJECTS,
+        map::FRAGMENTS4,
+        map::FRAGMENTS6,
+        map::HELD4,
+        map::HELD6,
+        map::SOURCES,
     ];
     for name in names.into_iter().chain(wanted.map(|(name, _)| name)) {
         loader.map_pin_path(name, pins.join(name));
@@ -61,9 +73,13 @@ pub(super) fn load_maps(
     loader.load(object).map_err(|error| explain(error, pins))
 }
 
-/// Verifies and loads all programs that are not loaded yet, each on a thread of its own: the
+/// Verifies and loads the programs that are surely needed and not loaded yet, each on a thread of its own: the
 /// verifier takes longer than everything else at start.
 pub(super) fn load_programs(ebpf: &mut Ebpf) -> Result<()> {
+    let unused = match sys::has_xdp_frags() {
+        true => program::XDP,
+        false => program::XDP_FRAGS,
+    };
     thread::scope(|scope| {
         let load = |(name, program): (&str, &mut Program)| {
             let loaded = match program {
@@ -75,6 +91,7 @@ pub(super) fn load_programs(ebpf: &mut Ebpf) -> Result<()> {
         };
         let threads: Vec<_> = ebpf
             .programs_mut()
+            .filter(|(name, _)| *name != unused)
             .map(|program| scope.spawn(move || load(program)))
             .collect();
         threads.into_iter().try_for_each(|thread| {
@@ -87,6 +104,23 @@ pub(super) fn load_programs(ebpf: &mut Ebpf) -> Result<()> {
 /// A loaded XDP program.
 pub(super) fn xdp<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut Xdp> {
     Ok(program(ebpf, name)?.try_into()?)
+}
+
+/// The program of the whole path, loaded: for native XDP the one for frames in several buffers, where
+/// the kernel knows such. Never for generic XDP, which copies packets for such a program otherwise:
+/// on Linux 6.18 the fragments that it passed did not reach the TC hook behind it as they were.
+pub(super) fn whole_path(ebpf: &mut Ebpf, native: bool) -> Result<&mut Xdp> {
+    let name = match native && sys::has_xdp_frags() {
+        true => program::XDP_FRAGS,
+        false => program::XDP,
+    };
+    let program = xdp(ebpf, name)?;
+    if program.fd().is_err() {
+        program
+            .load()
+            .with_context(|| format!("loading program {name}"))?;
+    }
+    Ok(program)
 }
 
 /// A loaded TC program.
@@ -128,8 +162,8 @@ fn sizes(limits: &Limits) -> [(&'static str, u32); 19] {
         (map::RATES, services),
         (map::ACTIVE, counted),
         (map::COUNTED, counted),
-        (map::SOURCES4, sources),
-        (map::SOURCES6, sources),
+        (map::SOURCE_LISTS4, sources),
+        (map::SOURCE_LISTS6, sources),
         (map::SOURCE_RATES, clients),
         (map::AFFINITY4, clients),
         (map::AFFINITY6, clients),

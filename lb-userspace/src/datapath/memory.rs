@@ -1,7 +1,7 @@
 //! A data path that only remembers, for tests.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     net::IpAddr,
     sync::{Mutex, MutexGuard, PoisonError},
 };
@@ -10,7 +10,7 @@ use anyhow::{bail, ensure};
 use lb_common::abi::{Admission, Backend, BackendCounters, Config, Drop, PORT_WORDS, Service};
 
 use super::{Capacity, Datapath, FlowScan, Listen, Route};
-use crate::model::{Prefix, Sources};
+use crate::model::{Prefix, SnatPool, Sources, Timeouts};
 
 /// The kernel's maps.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
@@ -18,6 +18,7 @@ pub struct Maps {
     pub config: Config,
     pub ports: Vec<u64>,
     pub services: BTreeMap<Listen, Service>,
+    pub echoes: BTreeSet<IpAddr>,
     /// Slots whose generation is not 0.
     pub backends: BTreeMap<u32, Backend>,
     pub tables: BTreeMap<u32, Vec<u32>>,
@@ -33,6 +34,8 @@ pub enum Write {
     PortWord(u32),
     Service(Listen),
     RemoveService(Listen),
+    Echo(IpAddr),
+    RemoveEcho(IpAddr),
     Backend(u32),
     Table(u32),
     RemoveTable(u32),
@@ -201,6 +204,24 @@ impl Datapath for Memory {
         })
     }
 
+    fn set_echo(&self, address: IpAddr) -> anyhow::Result<()> {
+        self.write(Write::Echo(address), |maps| {
+            maps.echoes.insert(address);
+        })
+    }
+
+    fn remove_echo(&self, address: IpAddr) -> anyhow::Result<()> {
+        self.write(Write::RemoveEcho(address), |maps| {
+            maps.echoes.remove(&address);
+        })
+    }
+
+    fn echoes(&self) -> anyhow::Result<Vec<IpAddr>> {
+        self.read("echoes", |inner| {
+            inner.maps.echoes.iter().copied().collect()
+        })
+    }
+
     fn set_admission(&self, service: u32, admission: &Admission) -> anyhow::Result<()> {
         self.write(Write::Admission(service), |maps| {
             match *admission == Admission::default() {
@@ -303,8 +324,17 @@ impl Datapath for Memory {
         self.read("drops", |inner| inner.drops.clone())
     }
 
-    fn scan_flows(&self) -> anyhow::Result<FlowScan> {
+    fn scan_flows(&self, _: &Timeouts) -> anyhow::Result<FlowScan> {
         self.read("scan_flows", |inner| inner.flows.clone())
+    }
+
+    /// Addresses with a route of their own are other hosts'.
+    fn set_snat(&self, pool: &SnatPool) -> anyhow::Result<Vec<IpAddr>> {
+        let is_foreign = |inner: &Inner, ip: &IpAddr| inner.routes.contains_key(ip);
+        self.read("set_snat", |inner| {
+            let addresses = pool.addresses.iter().copied();
+            addresses.filter(|ip| is_foreign(inner, ip)).collect()
+        })
     }
 
     fn route(&self, address: IpAddr) -> anyhow::Result<Route> {

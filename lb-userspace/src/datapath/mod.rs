@@ -39,7 +39,7 @@ use std::{
 
 use lb_common::abi::{Admission, Backend, BackendCounters, Config, Service};
 
-use crate::model::{Prefix, Protocol, Sources};
+use crate::model::{Prefix, Protocol, SnatPool, Sources, Timeouts};
 
 /// Where a service listens; a key of the kernel's service maps.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -85,6 +85,13 @@ pub trait Datapath: Send + Sync {
     fn remove_service(&self, listen: Listen) -> anyhow::Result<()>;
     fn services(&self) -> anyhow::Result<Vec<(Listen, Service)>>;
 
+    /// Has echo requests to `address` answered.
+    fn set_echo(&self, address: IpAddr) -> anyhow::Result<()>;
+    /// Removing what is not there is no error.
+    fn remove_echo(&self, address: IpAddr) -> anyhow::Result<()>;
+    /// The addresses whose echo requests are answered.
+    fn echoes(&self) -> anyhow::Result<Vec<IpAddr>>;
+
     /// Says whom the service of this number lets in.
     fn set_admission(&self, service: u32, admission: &Admission) -> anyhow::Result<()>;
     /// All that differ from the default, by service.
@@ -116,7 +123,11 @@ pub trait Datapath: Send + Sync {
     fn drops(&self) -> anyhow::Result<Vec<u64>>;
 
     /// Passes over all flows, removing those idle past their timeout.
-    fn scan_flows(&self) -> anyhow::Result<FlowScan>;
+    fn scan_flows(&self, timeouts: &Timeouts) -> anyhow::Result<FlowScan>;
+
+    /// What SNAT takes from now on. Addresses that are not the node's own are left out, and
+    /// returned: the answers to them would go elsewhere.
+    fn set_snat(&self, pool: &SnatPool) -> anyhow::Result<Vec<IpAddr>>;
 
     /// How the node reaches `address` right now.
     fn route(&self, address: IpAddr) -> anyhow::Result<Route>;

@@ -22,16 +22,31 @@ pub(super) struct Routes {
 
 impl Routes {
     pub(super) fn route(&self, address: IpAddr) -> Result<Route> {
-        let ask = || -> io::Result<Route> {
+        self.ask(address, route)
+    }
+
+    /// Whether the address is the node's own.
+    pub(super) fn is_own(&self, address: IpAddr) -> Result<bool> {
+        self.ask(address, |socket, address| {
+            Ok(look_up(socket, address, 0)?.is_some_and(|route| is_local(&route)))
+        })
+    }
+
+    fn ask<T>(
+        &self,
+        address: IpAddr,
+        question: impl FnOnce(&Socket, IpAddr) -> io::Result<T>,
+    ) -> Result<T> {
+        let ask = || -> io::Result<T> {
             let mut kept = self.socket.lock().unwrap_or_else(PoisonError::into_inner);
             // After an error answers may be left in it, so it is not kept.
             let socket = match kept.take() {
                 Some(socket) => socket,
                 None => Socket::open(libc::NETLINK_ROUTE)?,
             };
-            let route = route(&socket, address)?;
+            let answer = question(&socket, address)?;
             *kept = Some(socket);
-            Ok(route)
+            Ok(answer)
         };
         ask().with_context(|| format!("asking the kernel for the route to {address}"))
     }

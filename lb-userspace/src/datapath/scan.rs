@@ -6,11 +6,11 @@ use std::{
 };
 
 use anyhow::Result;
-use lb_common::abi::{Address, Flow, FlowKey, Pod};
+use lb_common::abi::{Address, Backend, Flow, FlowKey, Pod, backend_state};
 
 use super::{
     FlowScan, MapFill,
-    flows::{self, Now, Verdict},
+    flows::{self, Age, Verdict},
     maps::{Hash, Maps},
 };
 
@@ -35,12 +35,12 @@ impl Scanner {
     /// Counts connections that were answered. Entries of connections that were not are left out of
     /// `present`: they leave their map by themselves, and one that outlives its slot is refused by
     /// its generation.
-    pub(super) fn scan(&self, maps: &Maps, now: Now) -> Result<FlowScan> {
+    pub(super) fn scan(&self, maps: &Maps, age: Age) -> Result<FlowScan> {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let before = counts(maps, &state.slots)?;
         let mut scan = FlowScan::default();
-        family(&maps.flows4, now, &mut scan)?;
-        family(&maps.flows6, now, &mut scan)?;
+        family(&maps.flows4, &age, &mut scan)?;
+        family(&maps.flows6, &age, &mut scan)?;
         correct(maps, &before, &scan)?;
         state.slots.extend(scan.present.keys());
         if state.passes % COUNT_EVERY == 0 {
@@ -59,7 +59,7 @@ impl Scanner {
 
 /// What the packet path counted of the slots, and of their services, by index of `ACTIVE`.
 struct Counts {
-    /// Each slot's service's index, where it has one.
+    /// Each slot's service's index, where it has one and the slot's connections count for it.
     services: BTreeMap<u32, u32>,
     /// Connections opened and closed.
     active: BTreeMap<u32, [u32; 2]>,
@@ -71,12 +71,13 @@ fn counts(maps: &Maps, slots: &BTreeSet<u32>) -> Result<Counts> {
         active: BTreeMap::new(),
     };
     for slot in slots {
-        let service = maps.backends.get(*slot)?.service;
+        let Backend { service, state, .. } = maps.backends.get(*slot)?;
         let counter = match service < maps.admission.len() {
             true => maps.admission.get(service)?.counter,
             false => 0,
         };
-        if counter != 0 {
+        // Connections whose backend's time to drain is over have ended, and only wait to age.
+        if counter != 0 && state != backend_state::CLOSED {
             counts.services.insert(*slot, counter);
         }
         for index in [*slot, counter] {
@@ -132,7 +133,7 @@ fn correction(active: u32, before: [u32; 2], after: [u32; 2], now: u32) -> u32 {
     }
 }
 
-fn family<A: Address>(map: &Hash<FlowKey<A>, Flow<A>>, now: Now, scan: &mut FlowScan) -> Result<()>
+fn family<A: Address>(map: &Hash<FlowKey<A>, Flow<A>>, age: &Age, scan: &mut FlowScan) -> Result<()>
 where
     FlowKey<A>: Pod,
     Flow<A>: Pod,
@@ -140,8 +141,8 @@ where
     let mut left = 0;
     map.for_each_chunk(|chunk| {
         for (key, flow) in chunk {
-            if flows::is_idle(now, key.protocol(), &flow) {
-                if let Some(removed) = remove_if_over(map, now, &key, &flow)? {
+            if flows::is_idle(age, key.protocol(), &flow) {
+                if let Some(removed) = remove_if_over(map, age, &key, &flow)? {
                     scan.aged += removed;
                     continue;
                 }
@@ -164,7 +165,7 @@ where
 /// `None` if the entry stays, else how many this call removed: none if it went with its opposite.
 fn remove_if_over<A: Address>(
     map: &Hash<FlowKey<A>, Flow<A>>,
-    now: Now,
+    age: &Age,
     key: &FlowKey<A>,
     flow: &Flow<A>,
 ) -> Result<Option<u64>>
@@ -178,7 +179,7 @@ where
     let Some(fresh) = map.get(key)? else {
         return Ok(Some(0));
     };
-    Ok(match flows::judge(now, key, &fresh, other.as_ref()) {
+    Ok(match flows::judge(age, key, &fresh, other.as_ref()) {
         Verdict::Keep => None,
         Verdict::Remove => Some(u64::from(map.remove(key)?)),
         Verdict::RemovePair => {
@@ -199,12 +200,12 @@ fn fill<K: Pod, V: Pod>(map: &Hash<K, V>, entries: u64) -> MapFill {
 mod tests {
     use std::cell::Cell;
 
-    use lb_common::abi::{Be16, NextHop, V4, flow_state, protocol};
+    use lb_common::abi::{Admission, Be16, NextHop, V4, flow_state, protocol};
 
     use super::*;
     use crate::{
-        datapath::{OBJECT, load, testing::isolated},
-        model::Limits,
+        datapath::{OBJECT, flows::Now, load, testing::isolated},
+        model::{Limits, Timeouts},
     };
 
     const HZ: u32 = 100;
@@ -263,11 +264,12 @@ mod tests {
         (key, opposite)
     }
 
-    fn now(second: u32) -> Now {
-        Now {
+    fn age(second: u32) -> Age {
+        let now = Now {
             jiffies: second * HZ,
             hz: HZ,
-        }
+        };
+        Age::new(now, &Timeouts::default())
     }
 
     #[test]
@@ -282,7 +284,7 @@ mod tests {
             maps.flows4.remove(&orphan).unwrap();
             let scanner = Scanner::default();
 
-            let scan = scanner.scan(maps, now(7540)).unwrap();
+            let scan = scanner.scan(maps, age(7540)).unwrap();
             // Client 1 went (7440 s), so did 4 (10 s after its reset) and the half of 5.
             assert_eq!(scan.aged, 5);
             assert_eq!(scan.present, [(1, 1), (2, 1)].into());
@@ -292,7 +294,7 @@ mod tests {
             assert_eq!((fill.entries, fill.capacity), (4, 200_000));
             assert_eq!(maps.flows4.count().unwrap(), 4);
 
-            let scan = scanner.scan(maps, now(7540)).unwrap();
+            let scan = scanner.scan(maps, age(7540)).unwrap();
             assert_eq!((scan.aged, scan.fill.len()), (0, 6));
         });
     }
@@ -325,12 +327,49 @@ mod tests {
             }
             let scanner = Scanner::default();
             // The first scan learns of the slot.
-            scanner.scan(maps, now(7100)).unwrap();
-            scanner.scan(maps, now(7100)).unwrap();
+            scanner.scan(maps, age(7100)).unwrap();
+            scanner.scan(maps, age(7100)).unwrap();
             assert_eq!(open(3), 5);
             // Aged by the daemon, which the path does not see.
-            scanner.scan(maps, now(7000 + 7440)).unwrap();
+            scanner.scan(maps, age(7000 + 7440)).unwrap();
             assert_eq!(open(3), 0);
+        });
+    }
+
+    #[test]
+    fn what_a_drain_has_ended_counts_for_no_service() {
+        with_maps(|maps| {
+            const COUNTER: u32 = 11;
+            let open = |index| {
+                let active = maps.active.get(index).unwrap();
+                active.open(maps.counted.get(index).unwrap())
+            };
+            let set = |state| {
+                let backend = Backend {
+                    generation: 1,
+                    service: 1,
+                    state,
+                    ..Backend::default()
+                };
+                maps.backends.set(3, &backend).unwrap();
+            };
+            let admission = Admission {
+                counter: COUNTER,
+                ..Admission::default()
+            };
+            maps.admission.set(1, &admission).unwrap();
+            set(backend_state::DRAINING);
+            for client in 0..5 {
+                connect(maps, client, 3, (0, 7000, 7000));
+            }
+            let scanner = Scanner::default();
+            // The first scan learns of the slot.
+            scanner.scan(maps, age(7100)).unwrap();
+            scanner.scan(maps, age(7100)).unwrap();
+            assert_eq!(open(COUNTER), 5);
+            set(backend_state::CLOSED);
+            scanner.scan(maps, age(7100)).unwrap();
+            assert_eq!((open(3), open(COUNTER)), (5, 0));
         });
     }
 
@@ -341,9 +380,9 @@ mod tests {
                 connect(maps, client, client % 3, (0, client, client));
             }
             let scanner = Scanner::default();
-            let scan = scanner.scan(maps, now(0)).unwrap();
+            let scan = scanner.scan(maps, age(0)).unwrap();
             assert_eq!(scan.active.values().sum::<u64>(), 10_000);
-            let scan = scanner.scan(maps, now(7440 + 4999)).unwrap();
+            let scan = scanner.scan(maps, age(7440 + 4999)).unwrap();
             assert_eq!((scan.aged, scan.present.values().sum()), (10_000, 5000));
         });
     }

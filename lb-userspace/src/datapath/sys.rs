@@ -29,6 +29,7 @@ enum Command {
     MapUpdate = 2,
     MapDelete = 3,
     MapNextKey = 4,
+    ProgLoad = 5,
     ObjGet = 7,
     ProgTestRun = 10,
     MapGetFdById = 14,
@@ -420,6 +421,41 @@ pub(super) fn has_tcx() -> bool {
     // SAFETY: `Attr` is the head of `union bpf_attr` for this command; without a buffer for
     // numbers only their count is written.
     unsafe { bpf(Command::ProgQuery, &mut attr) }.is_ok()
+}
+
+/// Whether XDP programs may take frames in several buffers (Linux 5.18), without which a driver
+/// refuses them on devices with an MTU beyond a page. Asked by loading the smallest one.
+pub(super) fn has_xdp_frags() -> bool {
+    /// `return XDP_PASS`.
+    const PASS: [u64; 2] = [0x0000_0002_0000_00b7, 0x0000_0000_0000_0095];
+    const PROG_TYPE_XDP: u32 = 6;
+    const XDP_HAS_FRAGS: u32 = 1 << 5;
+    #[repr(C)]
+    struct Attr {
+        prog_type: u32,
+        instructions: u32,
+        code: u64,
+        license: u64,
+        log_level: u32,
+        log_size: u32,
+        log: u64,
+        kernel_version: u32,
+        flags: u32,
+    }
+    let attr = Attr {
+        prog_type: PROG_TYPE_XDP,
+        instructions: PASS.len() as u32,
+        code: PASS.as_ptr() as u64,
+        license: c"GPL".as_ptr() as u64,
+        log_level: 0,
+        log_size: 0,
+        log: 0,
+        kernel_version: 0,
+        flags: XDP_HAS_FRAGS,
+    };
+    // SAFETY: `Attr` is the head of `union bpf_attr` for this command; code and licence outlive the
+    // call.
+    unsafe { bpf_fd(Command::ProgLoad, attr) }.is_ok()
 }
 
 fn open_pin(path: &Path) -> io::Result<OwnedFd> {

@@ -1,5 +1,6 @@
 use std::{
-    collections::{BTreeMap, HashSet},
+    collections::{BTreeMap, BTreeSet, HashSet},
+    net::IpAddr,
     sync::Arc,
 };
 
@@ -55,12 +56,19 @@ pub enum Change {
     RemoveService {
         listen: Listen,
     },
+    SetEcho {
+        address: IpAddr,
+    },
+    RemoveEcho {
+        address: IpAddr,
+    },
 }
 
 /// The maps as they should be.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Target<'a> {
     pub services: BTreeMap<Listen, Service>,
+    pub echoes: BTreeSet<IpAddr>,
     /// In order of the slots; free ones may be left out.
     pub backends: Vec<(u32, Backend)>,
     pub tables: BTreeMap<u32, Table>,
@@ -78,6 +86,7 @@ pub struct Target<'a> {
 pub fn changes(from: &Installed, to: Target<'_>) -> Vec<Change> {
     let Target {
         services,
+        echoes,
         backends,
         tables,
         ports,
@@ -106,7 +115,9 @@ pub fn changes(from: &Installed, to: Target<'_>) -> Vec<Change> {
         match backend.state {
             backend_state::FREE => freed.push(set),
             backend_state::DOWN if is_same && !retired.contains(slot) => failed.push(set),
-            backend_state::DRAINING | backend_state::DOWN if is_same => drained.push(set),
+            backend_state::DRAINING | backend_state::DOWN | backend_state::CLOSED if is_same => {
+                drained.push(set);
+            }
             _ if is_same => started.push(set),
             _ => {
                 let service = backend.service;
@@ -140,6 +151,9 @@ pub fn changes(from: &Installed, to: Target<'_>) -> Vec<Change> {
 
     let mut changes = failed;
     changes.extend(gone_services.map(|listen| Change::RemoveService { listen: *listen }));
+    let address = |address: &IpAddr| *address;
+    let gone_echoes = from.echoes.difference(&echoes).map(address);
+    changes.extend(gone_echoes.map(|address| Change::RemoveEcho { address }));
     changes.extend(admission::changes(&from.admissions, &admissions));
     changes.extend(started);
     changes.extend(more_ports);
@@ -159,6 +173,8 @@ pub fn changes(from: &Installed, to: Target<'_>) -> Vec<Change> {
                 service: *service,
             }),
     );
+    let new_echoes = echoes.difference(&from.echoes).map(address);
+    changes.extend(new_echoes.map(|address| Change::SetEcho { address }));
     changes.extend(drained);
     changes.extend(gone_tables);
     changes.extend(freed);

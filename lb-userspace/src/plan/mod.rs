@@ -14,7 +14,7 @@ mod tables;
 mod tests;
 
 use std::{
-    collections::{BTreeMap, HashMap, HashSet},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     net::{IpAddr, SocketAddr},
 };
 
@@ -22,7 +22,7 @@ use lb_common::abi::{Backend, Service};
 
 use crate::{
     datapath::{Capacity, Listen},
-    model::{Admission, BackendRef, NoBackend, Policy, Protocol, Sources},
+    model::{Admission, BackendRef, NoBackend, OnBackendDown, Policy, Protocol, Sources},
 };
 
 pub use admission::{Admissions, edited};
@@ -44,6 +44,7 @@ pub struct DesiredService {
     pub protocol: Protocol,
     pub policy: Policy,
     pub no_backend: NoBackend,
+    pub on_backend_down: OnBackendDown,
     pub admission: Admission,
     /// [`Admission::sources`].
     pub sources: Sources,
@@ -56,8 +57,11 @@ pub struct DesiredBackend {
     /// Effective weight; 0 takes no new connections.
     pub weight: u32,
     pub admit: Admit,
-    /// Source address for SNAT, `None` to keep the client's.
-    pub snat: Option<IpAddr>,
+    /// Address of the node that connections come from: all with `snat`, else those of the backend to
+    /// itself.
+    pub source: Option<IpAddr>,
+    /// Whether clients' addresses are replaced; without `source` they are not.
+    pub snat: bool,
     /// 0 for no limit.
     pub max_connections: u32,
 }
@@ -68,12 +72,16 @@ pub enum Admit {
     Active,
     Draining,
     Down,
+    /// Its time to drain is over.
+    Closed,
 }
 
 /// What the kernel holds, as last written or read back.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Installed {
     pub services: BTreeMap<Listen, Service>,
+    /// The addresses whose echo requests are answered: those of all services.
+    pub echoes: BTreeSet<IpAddr>,
     /// Every slot that was ever used: a free one keeps its generation, from which the next one
     /// follows.
     pub backends: BTreeMap<u32, Backend>,
@@ -134,6 +142,7 @@ pub fn plan(input: Input<'_>) -> Plan {
         input.installed,
         Target {
             services: placed.iter().flat_map(|s| s.entries()).collect(),
+            echoes: placed.iter().flat_map(|s| s.addresses()).collect(),
             backends: slots.backends,
             tables,
             ports,

@@ -48,6 +48,8 @@ pub fn plan_part(
     let tables = tables::tables(input, &placed, &slots);
     let target = Target {
         services: placed.iter().flat_map(|s| s.entries()).collect(),
+        // The same services have the same addresses.
+        echoes: BTreeSet::new(),
         backends: slots.backends,
         tables,
         // The same backends have the same ports.
@@ -58,7 +60,8 @@ pub fn plan_part(
     Some(changes(&installed, target))
 }
 
-/// What is installed for some services; slots of their former backends, and ports, left out.
+/// What is installed for some services; slots of their former backends, ports, and
+/// addresses that answer echo requests, left out.
 fn excerpt(all: &Installed, desired: &Desired, placement: &Placement) -> Option<Installed> {
     let mut some = Installed::default();
     for service in &desired.services {

@@ -40,6 +40,11 @@ impl Placed<'_> {
             (*listen, service)
         })
     }
+
+    /// The addresses at which the service listens.
+    pub(super) fn addresses(&self) -> impl Iterator<Item = IpAddr> {
+        self.listens.iter().map(|listen| listen.address.ip())
+    }
 }
 
 /// Table of a service's backends of the family of `address`.

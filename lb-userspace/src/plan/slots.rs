@@ -7,7 +7,7 @@ use lb_common::abi::{Address, Backend, Be16, V4, V6, backend_flag, backend_state
 
 use super::{Admit, DesiredBackend, Input, services::Placed};
 use crate::{
-    model::{BackendRef, Protocol, is_v6},
+    model::{BackendRef, OnBackendDown, Protocol, is_v6},
     select::Member,
 };
 
@@ -131,10 +131,12 @@ pub(super) fn emptied(backend: &Backend) -> Backend {
     }
 }
 
-/// TCP connections of a removed backend go on until they end; UDP flows move at once.
+/// TCP connections of a removed backend go on until they end, unless they were ending already; UDP
+/// flows move at once.
 fn retire(backend: &Backend) -> Backend {
     let state = match backend.protocol {
         protocol::UDP => backend_state::DOWN,
+        _ if backend.ends_flows(false) => backend.state,
         _ => backend_state::DRAINING,
     };
     Backend { state, ..*backend }
@@ -144,14 +146,17 @@ fn retire(backend: &Backend) -> Backend {
 fn entry(service: &Placed<'_>, desired: &DesiredBackend) -> Backend {
     // A packet cannot come from another family's address.
     let source = desired
-        .snat
+        .source
         .filter(|s| is_v6(*s) == is_v6(desired.address.ip()));
+    let resets = service.desired.on_backend_down == OnBackendDown::Reset;
+    let flag = |is_set: bool, bit: u32| if is_set { bit } else { 0 };
     Backend {
         generation: 0,
         state: match desired.admit {
             Admit::Active => backend_state::ACTIVE,
             Admit::Draining => backend_state::DRAINING,
             Admit::Down => backend_state::DOWN,
+            Admit::Closed => backend_state::CLOSED,
         },
         address: words(desired.address.ip()),
         source: source.map(words).unwrap_or_default(),
@@ -159,7 +164,8 @@ fn entry(service: &Placed<'_>, desired: &DesiredBackend) -> Backend {
         family: if is_v6(desired.address.ip()) { 6 } else { 4 },
         protocol: protocol_number(service.desired.protocol),
         service: service.id,
-        flags: source.map_or(0, |_| backend_flag::SNAT),
+        flags: flag(source.is_some() && desired.snat, backend_flag::SNAT)
+            | flag(resets, backend_flag::RESET_WHEN_DOWN),
         max_connections: desired.max_connections,
         ..Backend::default()
     }

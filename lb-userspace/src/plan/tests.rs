@@ -1,4 +1,4 @@
-use lb_common::abi::{Admission, admission_flag, backend_state, policy};
+use lb_common::abi::{Admission, admission_flag, backend_flag, backend_state, policy};
 
 use crate::select::Builder;
 
@@ -17,6 +17,7 @@ fn service(name: &str, listen: &[&str], policy: Policy, backends: u8) -> Desired
         protocol: Protocol::Tcp,
         policy,
         no_backend: NoBackend::Drop,
+        on_backend_down: Default::default(),
         admission: Default::default(),
         sources: Default::default(),
         backends: (1..=backends)
@@ -24,7 +25,8 @@ fn service(name: &str, listen: &[&str], policy: Policy, backends: u8) -> Desired
                 address: SocketAddr::from(([10, 0, 0, i], 8080)),
                 weight: 10,
                 admit: Admit::Active,
-                snat: Some("10.9.9.9".parse().unwrap()),
+                source: Some("10.9.9.9".parse().unwrap()),
+                snat: true,
                 max_connections: 0,
             })
             .collect(),
@@ -78,6 +80,8 @@ fn carried_out(mut installed: Installed, plan: &Plan) -> Installed {
                 installed.services.insert(listen, service);
             }
             Change::RemoveService { listen } => drop(installed.services.remove(&listen)),
+            Change::SetEcho { address } => assert!(installed.echoes.insert(address)),
+            Change::RemoveEcho { address } => assert!(installed.echoes.remove(&address)),
         }
     }
     installed
@@ -218,6 +222,33 @@ fn known_recipes_are_not_cooked_again() {
 }
 
 #[test]
+fn an_address_answers_echo_requests_as_long_as_any_service_has_it() {
+    let web = service(
+        "web",
+        &["192.0.2.1:80", "[2001:db8::1]:80"],
+        Policy::Random,
+        1,
+    );
+    let mut dns = service("dns", &["192.0.2.1:53", "192.0.2.2:53"], Policy::Random, 0);
+    dns.protocol = Protocol::Udp;
+    let echoes = |installed: &Installed| -> Vec<String> {
+        installed.echoes.iter().map(|a| a.to_string()).collect()
+    };
+    let both = fresh(&[web.clone(), dns.clone()]);
+    assert_eq!(echoes(&both), ["192.0.2.1", "192.0.2.2", "2001:db8::1"]);
+    let plan = plan_for(std::slice::from_ref(&dns), &both);
+    let one = carried_out(both, &plan);
+    assert_eq!(echoes(&one), ["192.0.2.1", "192.0.2.2"]);
+    assert_eq!(plan_for(&[dns], &one).changes, []);
+    let none = carried_out(one.clone(), &plan_for(&[], &one));
+    assert!(none.echoes.is_empty());
+    // A listen that is refused is no service's.
+    let thief = service("thief", &["192.0.2.1:80"], Policy::Random, 1);
+    let refused = fresh(&[web, thief]);
+    assert_eq!(echoes(&refused), ["192.0.2.1", "2001:db8::1"]);
+}
+
+#[test]
 fn one_listen_belongs_to_one_service() {
     let plan = plan_for(
         &[
@@ -233,6 +264,34 @@ fn one_listen_belongs_to_one_service() {
         "service api: 192.0.2.1:80/tcp belongs to service web; choose another address or port"
     );
     assert_eq!(plan.placement.services.len(), 2);
+}
+
+#[test]
+fn what_ends_with_its_backend_does_not_go_on_when_that_is_removed() {
+    let mut web = service("web", &["192.0.2.1:80"], Policy::Maglev, 4);
+    web.on_backend_down = OnBackendDown::Reset;
+    web.backends[1].admit = Admit::Down;
+    web.backends[2].admit = Admit::Closed;
+    web.backends[3].admit = Admit::Draining;
+    let installed = fresh(&[web.clone()]);
+    let states = |installed: &Installed| -> Vec<u32> {
+        installed.backends.values().map(|b| b.state).collect()
+    };
+    use backend_state::{ACTIVE, CLOSED, DOWN, DRAINING};
+    assert_eq!(states(&installed), [ACTIVE, DOWN, CLOSED, DRAINING]);
+    let resets = |b: &Backend| b.flags & backend_flag::RESET_WHEN_DOWN != 0;
+    assert!(installed.backends.values().all(resets));
+
+    let mut emptied = web.clone();
+    emptied.backends.clear();
+    let removed = carried_out(installed.clone(), &plan_for(&[emptied], &installed));
+    assert_eq!(states(&removed), [DRAINING, DOWN, CLOSED, DRAINING]);
+
+    // The policy changes in place.
+    web.on_backend_down = OnBackendDown::Keep;
+    let kept = carried_out(installed.clone(), &plan_for(&[web], &installed));
+    assert_eq!(states(&kept), states(&installed));
+    assert!(!kept.backends.values().any(resets));
 }
 
 fn allowing(prefixes: &[&str]) -> DesiredService {

@@ -69,7 +69,9 @@ impl Reconciler {
     /// Ids of the services that rely on a change.
     fn concerned(&self, change: &Change) -> Vec<u32> {
         match change {
-            Change::SetPortWord { .. } => Vec::new(),
+            Change::SetPortWord { .. } | Change::SetEcho { .. } | Change::RemoveEcho { .. } => {
+                Vec::new()
+            }
             Change::ClearCounters { service, .. }
             | Change::AddSources { service, .. }
             | Change::SetAdmission { service, .. }
@@ -160,6 +162,14 @@ impl Reconciler {
             Change::RemoveService { listen } => {
                 datapath.remove_service(listen)?;
                 installed.services.remove(&listen);
+            }
+            Change::SetEcho { address } => {
+                datapath.set_echo(address)?;
+                installed.echoes.insert(address);
+            }
+            Change::RemoveEcho { address } => {
+                datapath.remove_echo(address)?;
+                installed.echoes.remove(&address);
             }
         }
         Ok(())

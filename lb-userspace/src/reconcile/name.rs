@@ -45,6 +45,9 @@ impl Names {
             Change::RemoveService { listen } => {
                 self.listen(*listen, installed.services.get(listen).map(|s| s.id))
             }
+            Change::SetEcho { address } | Change::RemoveEcho { address } => {
+                format!("echo entry of {address}")
+            }
         }
     }
 
@@ -62,7 +65,9 @@ impl Names {
                     false => format!("{object}: not ours, removed"),
                 };
             }
-            Change::RemoveTable { .. } | Change::RemoveService { .. } => {
+            Change::RemoveTable { .. }
+            | Change::RemoveService { .. }
+            | Change::RemoveEcho { .. } => {
                 return format!("{object}: not ours, removed");
             }
             Change::RemoveSources { .. } => return format!("{object}: not ours, removed"),
@@ -71,6 +76,7 @@ impl Names {
             Change::SetBackend { slot, .. } => found.backends.contains_key(slot),
             Change::SetTable { table, .. } => found.tables.contains_key(table),
             Change::SetService { listen, .. } => found.services.contains_key(listen),
+            Change::SetEcho { address } => found.echoes.contains(address),
             Change::SetPortWord { .. } | Change::ClearCounters { .. } => true,
         };
         let what = if was_there {

@@ -29,7 +29,8 @@ fn backend(address: &str) -> DesiredBackend {
         address: address.parse().unwrap(),
         weight: 100,
         admit: Admit::Active,
-        snat: None,
+        source: None,
+        snat: false,
         max_connections: 0,
     }
 }
@@ -41,6 +42,7 @@ fn service(name: &str, listen: &str, backends: &[&str]) -> DesiredService {
         protocol: Protocol::Tcp,
         policy: Policy::RoundRobin,
         no_backend: NoBackend::Reject,
+        on_backend_down: Default::default(),
         admission: Default::default(),
         sources: Default::default(),
         backends: backends.iter().map(|b| backend(b)).collect(),
@@ -299,6 +301,7 @@ mod verification {
                     ..Service::default()
                 },
             );
+            maps.echoes = ["192.0.2.98".parse().unwrap()].into();
             maps.tables.remove(&0);
             maps.tables.insert(7, vec![1]);
             maps.backends.get_mut(&1).unwrap().state = backend_state::DOWN;
@@ -319,9 +322,11 @@ mod verification {
             said,
             [
                 "service number 5 (192.0.2.99:80/udp): not ours, removed",
+                "echo entry of 192.0.2.98: not ours, removed",
                 "backend web/10.0.0.2:80 (slot 1): was changed, written again",
                 "IPv4 table of service web: was missing, written again",
                 "service web (192.0.2.10:80/tcp): was missing, written again",
+                "echo entry of 192.0.2.10: was missing, written again",
                 "IPv6 table of service number 3: not ours, removed",
                 "backend 0.0.0.0:0 (slot 9): not ours, removed",
                 "port bitmaps, word 3: was changed, written again",
@@ -382,7 +387,7 @@ mod verification {
         reconciler.apply(&desired, None).unwrap();
         let right = memory.maps();
         memory.tamper(|maps| maps.tables.clear());
-        let reads = 5 + 2 * u64::from(CAPACITY.services);
+        let reads = 6 + 2 * u64::from(CAPACITY.services);
         memory.fail_call(reads + 1);
         verify(&mut reconciler).unwrap_err();
         reconciler.apply(&desired, None).unwrap();

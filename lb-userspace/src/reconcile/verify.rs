@@ -44,6 +44,7 @@ pub(super) fn read_tables(datapath: &dyn Datapath) -> anyhow::Result<Tables> {
 fn read_small(datapath: &dyn Datapath) -> anyhow::Result<Installed> {
     Ok(Installed {
         services: datapath.services()?.into_iter().collect(),
+        echoes: datapath.echoes()?.into_iter().collect(),
         backends: datapath.backends()?.into_iter().collect(),
         tables: Default::default(),
         ports: datapath.port_words()?,
@@ -88,6 +89,7 @@ impl Reconciler {
             &found,
             Target {
                 services: wanted.services,
+                echoes: wanted.echoes,
                 backends: wanted.backends.into_iter().collect(),
                 tables: tables.collect(),
                 ports: wanted.ports,

@@ -95,6 +95,7 @@ mod tests {
                 Override {
                     weight: Some(WeightOverride::Percent(50)),
                     mode: Some(Mode::Drain),
+                    deadline_ms: Some(1_735_689_599_000),
                 },
             )]
             .into(),

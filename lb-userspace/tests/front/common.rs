@@ -137,6 +137,7 @@ pub(crate) fn service(name: &str) -> ServiceItem {
         policy: "maglev".to_owned(),
         snat: "auto".to_owned(),
         no_backend: "reject".to_owned(),
+        on_backend_down: "keep".to_owned(),
         backends: 2,
         healthy_backends: 1,
         active_connections: 5,

@@ -206,6 +206,7 @@ fn changes(network: &Network, services: u32, backends: u32) -> anyhow::Result<Ve
                     address: address.into(),
                 },
                 mode: Mode::Drain,
+                deadline: None,
             };
             let client = client.clone();
             let began = Instant::now();

@@ -24,6 +24,8 @@ pub struct Packet {
     pub fragment: u16,
     /// IPv4 options, a multiple of 4 bytes.
     pub options: Vec<u8>,
+    /// IPv6 extension headers: number, and bytes, a multiple of 8, whose first is filled in.
+    pub extensions: Vec<(u8, Vec<u8>)>,
     pub transport: Transport,
     pub payload: Vec<u8>,
     /// Bytes behind the packet (Ethernet padding).
@@ -45,6 +47,14 @@ pub enum Transport {
     Icmp(u8, u8, u32),
     /// Protocol number and nothing of ours behind it.
     Other(u8),
+}
+
+/// An IPv6 fragment header for what belongs at byte `start`.
+pub fn fragment_header(id: u32, start: u16, more: bool) -> (u8, Vec<u8>) {
+    let mut bytes = vec![0, 0];
+    bytes.extend((start | u16::from(more)).to_be_bytes());
+    bytes.extend(id.to_be_bytes());
+    (44, bytes)
 }
 
 /// Sum of big-endian 16-bit words, odd byte padded.
@@ -82,6 +92,7 @@ impl Packet {
             id: 0x1234,
             fragment: 0x4000,
             options: Vec::new(),
+            extensions: Vec::new(),
             transport: Transport::Tcp {
                 flags,
                 sequence: 0x0102_0304,
@@ -145,6 +156,39 @@ impl Packet {
         bytes
     }
 
+    /// Bytes of the IP header with options or extension headers.
+    pub fn header_length(&self) -> usize {
+        match self.src.ip() {
+            IpAddr::V4(_) => 20 + self.options.len(),
+            IpAddr::V6(_) => 40 + self.extensions.iter().map(|e| e.1.len()).sum::<usize>(),
+        }
+    }
+
+    /// This packet in fragments of so many bytes each, a multiple of 8, and one with the rest.
+    pub fn fragments(&self, id: u32, sizes: &[usize]) -> Vec<Self> {
+        let segment = self.segment();
+        let mut sizes = sizes.to_vec();
+        sizes.push(segment.len() - sizes.iter().sum::<usize>());
+        let mut start = 0;
+        let mut fragments = Vec::new();
+        for size in sizes {
+            let more = start + size < segment.len();
+            let mut fragment = self.clone();
+            fragment.transport = Transport::Other(self.protocol());
+            fragment.payload = segment[start..start + size].to_vec();
+            fragment.id = id as u16;
+            fragment.fragment = u16::from(more) << 13 | (start / 8) as u16;
+            if self.src.is_ipv6() {
+                fragment
+                    .extensions
+                    .push(fragment_header(id, start as u16, more));
+            }
+            fragments.push(fragment);
+            start += size;
+        }
+        fragments
+    }
+
     fn protocol(&self) -> u8 {
         match self.transport {
             Transport::Tcp { .. } => 6,
@@ -177,12 +221,19 @@ impl Packet {
     }
 
     fn ipv6_header(&self, payload: usize) -> Vec<u8> {
-        let length = self.total_length.unwrap_or(payload as u16);
+        let extended = self.header_length() - 40 + payload;
+        let length = self.total_length.unwrap_or(extended as u16);
+        let numbers: Vec<u8> = self.extensions.iter().map(|e| e.0).collect();
+        let mut next = numbers.into_iter().chain([self.protocol()]);
         let mut header = vec![0x60 | self.tos >> 4, self.tos << 4, 0, 0];
         header.extend(length.to_be_bytes());
-        header.extend([self.protocol(), self.ttl]);
+        header.extend([next.next().unwrap_or(0), self.ttl]);
         header.extend(octets(self.src.ip()));
         header.extend(octets(self.dst.ip()));
+        for (_, bytes) in &self.extensions {
+            header.extend(next.next());
+            header.extend(&bytes[1..]);
+        }
         header
     }
 

@@ -1,7 +1,11 @@
 //! The table. Every case exists for IPv4 and IPv6.
 
 mod admission;
+pub mod echo;
+mod extensions;
 mod foreign;
+mod fragments;
+mod icmp;
 mod refuse;
 mod tcp;
 mod udp;
@@ -21,6 +25,10 @@ pub fn all() -> Vec<Case> {
         udp::cases(&mut table);
         refuse::cases(&mut table);
         foreign::cases(&mut table);
+        icmp::cases(&mut table);
+        echo::cases(&mut table);
+        extensions::cases(&mut table);
+        fragments::cases(&mut table);
         admission::cases(&mut table);
     }
     table.cases
@@ -185,11 +193,8 @@ fn reset_of(packet: &Packet) -> Vec<u8> {
 
 /// The "port unreachable" that answers `packet`.
 fn unreachable_of(packet: &Packet) -> Vec<u8> {
-    let (kind, code, header) = if packet.src.is_ipv6() {
-        (1, 4, 40)
-    } else {
-        (3, 3, 20 + packet.options.len())
-    };
+    let (kind, code) = if packet.src.is_ipv6() { (1, 4) } else { (3, 3) };
+    let header = packet.header_length();
     let quoted = packet.bytes()[14..14 + header + 8].to_vec();
     let macs = (packet.macs.1, packet.macs.0);
     Packet::tcp(macs, packet.dst, packet.src, 0)

@@ -3,8 +3,8 @@
 
 use std::{
     io,
-    net::{IpAddr, SocketAddr},
-    os::fd::{AsFd as _, AsRawFd as _, RawFd},
+    net::{IpAddr, SocketAddr, TcpListener, UdpSocket},
+    os::fd::{AsFd as _, AsRawFd as _, OwnedFd, RawFd},
     process::Command,
 };
 
@@ -21,7 +21,7 @@ use aya::{
 };
 use lb_common::abi::{
     Address as _, Backend, Be16, Config, Drop, SOURCE_SERVICE_BITS, Service, ServiceKey,
-    TableChunk, V4, V6, as_bytes, map, protocol, table_chunks,
+    TableChunk, V4, V6, as_bytes, map, protocol, source_slot, table_chunks,
 };
 
 use super::world::{self, Addresses, Mac};
@@ -44,6 +44,8 @@ pub struct Kernel {
     client_side: u32,
     backend_side: u32,
     config: Config,
+    /// The node's own.
+    sockets: Vec<OwnedFd>,
 }
 
 impl Kernel {
@@ -68,6 +70,7 @@ impl Kernel {
             client_side,
             backend_side,
             config: world::CONFIG,
+            sockets: Vec::new(),
         };
         kernel.install()?;
         Ok(kernel)
@@ -124,6 +127,17 @@ impl Kernel {
     }
 
     fn install_services(&mut self, addresses: Addresses) -> Result<()> {
+        let vip = world::words(addresses.vip(0).ip());
+        let echo: [u8; 32] = bytes(&Service::default())?;
+        if addresses.v6 {
+            let key = ServiceKey::echo(V6::from_words(&vip), protocol::ICMPV6);
+            self.map::<BpfHashMap<_, [u8; 20], [u8; 32]>>(map::SERVICES6)?
+                .insert(&bytes(&key)?, &echo, 0)?;
+        } else {
+            let key = ServiceKey::echo(V4::from_words(&vip), protocol::ICMP);
+            self.map::<BpfHashMap<_, [u8; 8], [u8; 32]>>(map::SERVICES4)?
+                .insert(&bytes(&key)?, &echo, 0)?;
+        }
         for listen in world::listens() {
             let protocol = if listen.udp {
                 protocol::UDP
@@ -138,14 +152,20 @@ impl Kernel {
             let port = Be16::new(listen.port);
             let words = world::words(addresses.vip(0).ip());
             let value: [u8; 32] = bytes(&service)?;
-            if addresses.v6 {
-                let key = bytes::<_, 20>(&ServiceKey::new(V6::from_words(&words), port, protocol))?;
-                self.map::<BpfHashMap<_, [u8; 20], [u8; 32]>>(map::SERVICES6)?
-                    .insert(&key, &value, 0)?;
-            } else {
-                let key = bytes::<_, 8>(&ServiceKey::new(V4::from_words(&words), port, protocol))?;
-                self.map::<BpfHashMap<_, [u8; 8], [u8; 32]>>(map::SERVICES4)?
-                    .insert(&key, &value, 0)?;
+            // Under port 0 and ICMP stands the address itself.
+            let icmp = if addresses.v6 { 58 } else { 1 };
+            for (port, protocol) in [(port, protocol), (Be16(0), icmp)] {
+                if addresses.v6 {
+                    let key = ServiceKey::new(V6::from_words(&words), port, protocol);
+                    let key = bytes::<_, 20>(&key)?;
+                    self.map::<BpfHashMap<_, [u8; 20], [u8; 32]>>(map::SERVICES6)?
+                        .insert(&key, &value, 0)?;
+                } else {
+                    let key = ServiceKey::new(V4::from_words(&words), port, protocol);
+                    let key = bytes::<_, 8>(&key)?;
+                    self.map::<BpfHashMap<_, [u8; 8], [u8; 32]>>(map::SERVICES4)?
+                        .insert(&key, &value, 0)?;
+                }
             }
             if let Some(slots) = listen.table {
                 let offset = if addresses.v6 { world::V6_SLOTS } else { 0 };
@@ -174,11 +194,11 @@ impl Kernel {
             if address.is_ipv6() {
                 let [a, b, c, d] = words;
                 let key = LpmKey::new(bits, [*service, a, b, c, d]);
-                self.map::<LpmTrie<_, [u32; 5], u32>>(map::SOURCES6)?
+                self.map::<LpmTrie<_, [u32; 5], u32>>(map::SOURCE_LISTS6)?
                     .insert(&key, value, 0)?;
             } else {
                 let key = LpmKey::new(bits, [*service, words[0]]);
-                self.map::<LpmTrie<_, [u32; 2], u32>>(map::SOURCES4)?
+                self.map::<LpmTrie<_, [u32; 2], u32>>(map::SOURCE_LISTS4)?
                     .insert(&key, value, 0)?;
             }
         }
@@ -212,6 +232,10 @@ impl Kernel {
         self.empty::<16, 64>(map::FLOWS4)?;
         self.empty::<40, 88>(map::FLOWS6)?;
         self.forget_handshakes()?;
+        self.empty::<16, 16>(map::FRAGMENTS4)?;
+        self.empty::<40, 16>(map::FRAGMENTS6)?;
+        self.empty::<20, 2056>(map::HELD4)?;
+        self.empty::<44, 2056>(map::HELD6)?;
         for listen in world::listens() {
             let service = u32::from(listen.port);
             let cursors = PerCpuValues::try_from(vec![0_u32; cpus()?])?;
@@ -256,7 +280,12 @@ impl Kernel {
             .collect()
     }
 
-    fn run_program(&mut self, from_client: bool, packet: &[u8]) -> Result<(Action, Vec<u8>)> {
+    fn run_program(
+        &mut self,
+        from_client: bool,
+        packet: &[u8],
+        summed: bool,
+    ) -> Result<(Action, Vec<u8>)> {
         let ingress = if from_client {
             self.client_side
         } else {
@@ -304,7 +333,7 @@ impl Kernel {
                 let mut context = vec![0; 192];
                 context[40..44].copy_from_slice(&ingress.to_ne_bytes());
                 let program = program.fd()?.as_fd().as_raw_fd();
-                let (action, length) = run_summed(program, packet, &mut out, &context)?;
+                let (action, length) = run_tc(program, packet, &mut out, &context, summed)?;
                 let action = match action {
                     // TC_ACT_UNSPEC: the next program's turn.
                     u32::MAX => Action::Pass,
@@ -316,22 +345,11 @@ impl Kernel {
             }
         }
     }
-}
 
-impl Runner for Kernel {
-    fn reset(&mut self) {
-        self.config = world::CONFIG;
-        let done = self
-            .write_config()
-            .and_then(|()| self.write_backends())
-            .and_then(|()| self.forget());
-        done.expect("resetting the kernel's maps");
-    }
-
-    fn run(&mut self, from_client: bool, packet: &[u8]) -> Outcome {
+    fn outcome(&mut self, from_client: bool, packet: &[u8], summed: bool) -> Outcome {
         let before = self.drops().expect("reading the drop counters");
         let (action, packet) = self
-            .run_program(from_client, packet)
+            .run_program(from_client, packet, summed)
             .unwrap_or_else(|error| panic!("{} bytes: {error:?}", packet.len()));
         let after = self.drops().expect("reading the drop counters");
         let rose = |reason: &Drop| after[*reason as usize] > before[*reason as usize];
@@ -341,6 +359,28 @@ impl Runner for Kernel {
             packet,
             counted,
         }
+    }
+}
+
+impl Runner for Kernel {
+    fn reset(&mut self) {
+        self.config = world::CONFIG;
+        self.sockets.clear();
+        let done = self
+            .write_config()
+            .and_then(|()| self.write_backends())
+            .and_then(|()| self.forget());
+        done.expect("resetting the kernel's maps");
+    }
+
+    fn run(&mut self, from_client: bool, packet: &[u8]) -> Outcome {
+        self.outcome(from_client, packet, true)
+    }
+
+    /// Without a hardware checksum, which the kernel compares even if another packet stands in the
+    /// buffer by then.
+    fn run_reused(&mut self, from_client: bool, packet: &[u8]) -> Outcome {
+        self.outcome(from_client, packet, false)
     }
 
     fn set_backend(&mut self, slot: u32, state: u32, generation: u32) {
@@ -381,8 +421,39 @@ impl Runner for Kernel {
         assert!(done.expect("opening the handshakes"), "removing one");
     }
 
+    fn listen(&mut self, local: SocketAddr, udp: bool) {
+        let socket: io::Result<OwnedFd> = match udp {
+            true => UdpSocket::bind(local).map(Into::into),
+            false => TcpListener::bind(local).map(Into::into),
+        };
+        self.sockets
+            .push(socket.unwrap_or_else(|error| panic!("{local}: {error}")));
+    }
+
+    fn close_sockets(&mut self) {
+        self.sockets.clear();
+    }
+
+    fn set_sources(&mut self, sources: &[IpAddr]) {
+        self.config.sources = world::source_counts(sources);
+        let mut write = || -> Result<()> {
+            let mut map = self.map::<Array<_, [u32; 4]>>(map::SOURCES)?;
+            for (number, source) in (0..).zip(sources) {
+                let slot = source_slot(source.is_ipv6(), number);
+                map.set(slot, &world::words(*source), 0)?;
+            }
+            self.write_config()
+        };
+        write().expect("writing SNAT's addresses");
+    }
+
     fn wait_second(&mut self) {
         std::thread::sleep(std::time::Duration::from_millis(1100));
+    }
+
+    fn make_stale(&mut self) {
+        self.config.hz = 0;
+        self.write_config().expect("writing the config");
     }
 
     fn set_rejects(&mut self, per_second: u32) {
@@ -417,8 +488,8 @@ pub fn load_logging(level: u8) -> Result<Ebpf> {
         (map::RATES, world::SERVICES),
         (map::ACTIVE, world::slot::COUNT + world::SERVICES),
         (map::COUNTED, world::slot::COUNT + world::SERVICES),
-        (map::SOURCES4, 1 << 17),
-        (map::SOURCES6, 1 << 17),
+        (map::SOURCE_LISTS4, 1 << 17),
+        (map::SOURCE_LISTS6, 1 << 17),
         (map::SOURCE_RATES, 1 << 16),
         (map::AFFINITY4, 1 << 16),
         (map::AFFINITY6, 1 << 16),
@@ -434,7 +505,7 @@ pub fn load_logging(level: u8) -> Result<Ebpf> {
             .try_into()?;
         program.load().with_context(|| name.to_owned())?;
     }
-    for name in ["lbd_tc", "lbd_handover"] {
+    for name in ["lbd_tc", "lbd_handover", "lbd_egress"] {
         let program: &mut SchedClassifier = ebpf
             .program_mut(name)
             .with_context(|| format!("no {name}"))?
@@ -444,14 +515,15 @@ pub fn load_logging(level: u8) -> Result<Ebpf> {
     Ok(ebpf)
 }
 
-/// Runs a TC program on a buffer with a hardware checksum over the whole packet
+/// Runs a TC program on a buffer that, if `summed`, has a hardware checksum over the whole packet
 /// (`CHECKSUM_COMPLETE`), and asks the kernel whether that is still right afterwards. Where the
 /// kernel is older than 6.17 the buffer has none. Returns the action and the packet's length.
-fn run_summed(
+fn run_tc(
     program: RawFd,
     packet: &[u8],
     out: &mut [u8],
     context: &[u8],
+    summed: bool,
 ) -> Result<(u32, usize)> {
     const TEST_RUN: libc::c_long = 10;
     const CHECKSUM_COMPLETE: u32 = 1 << 2;
@@ -505,6 +577,9 @@ fn run_summed(
             Err(io::Error::last_os_error())
         }
     };
+    if !summed {
+        return run(0).context("test run");
+    }
     match run(CHECKSUM_COMPLETE) {
         Err(error) if error.raw_os_error() == Some(libc::EINVAL) => run(0).context("test run"),
         // Cutting a buffer takes its hardware checksum away, which the kernel then compares
@@ -569,7 +644,9 @@ fn build_namespace() -> Result<(u32, u32)> {
     for v6 in [false, true] {
         let a = Addresses { v6 };
         let length = if v6 { "64 nodad" } else { "24" };
-        ip(&format!("addr add {}/{length} dev b0", a.node(0).ip()))?;
+        for node in [a.node(0), a.second_node(0)] {
+            ip(&format!("addr add {}/{length} dev b0", node.ip()))?;
+        }
         for client in [a.client(0), a.neighbour_of_clients(0)] {
             let to = mac(world::CLIENT_MAC);
             ip(&format!(

@@ -7,7 +7,7 @@ pub mod kernel;
 pub mod slice;
 pub mod world;
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use lb_common::abi::{Address, Be16, Drop, FlowKey, protocol};
 
@@ -32,8 +32,16 @@ pub enum Step {
     },
     /// Routes changed: the epoch goes up.
     Epoch,
+    /// What fragments told of others is too old from now on.
+    Stale,
     /// Rate limit of answers, per second and CPU.
     Rejects(u32),
+    /// The node opens a socket of its own that listens there.
+    Listen { local: SocketAddr, udp: bool },
+    /// It closes all of them.
+    CloseSockets,
+    /// SNAT takes these node addresses, of one family.
+    Sources(Vec<IpAddr>),
     /// A second and a bit passes.
     Second,
     /// The table of handshakes loses the entry of this tuple, as under a flood.
@@ -58,6 +66,11 @@ pub enum Expect {
     /// Given to the kernel, which resolves the neighbour.
     Resolve(Vec<u8>),
     Dropped(Drop),
+    /// Put aside, where the hook can do so, else left to the kernel.
+    Held,
+    /// Lets those go on that were put aside, where the hook can do so, else is sent out of the
+    /// other device.
+    Released(Vec<u8>),
 }
 
 /// A place where cases run.
@@ -65,9 +78,17 @@ pub trait Runner {
     /// Forgets all flows and installs the standard world ([`world`]).
     fn reset(&mut self);
     fn run(&mut self, from_client: bool, packet: &[u8]) -> Outcome;
+    /// As [`Self::run`], for a packet whose buffer may be used for others.
+    fn run_reused(&mut self, from_client: bool, packet: &[u8]) -> Outcome {
+        self.run(from_client, packet)
+    }
     fn set_backend(&mut self, slot: u32, state: u32, generation: u32);
     fn next_epoch(&mut self);
+    fn make_stale(&mut self);
     fn set_rejects(&mut self, per_second: u32);
+    fn listen(&mut self, local: SocketAddr, udp: bool);
+    fn close_sockets(&mut self);
+    fn set_sources(&mut self, sources: &[IpAddr]);
     fn wait_second(&mut self);
     fn evict(&mut self, src: SocketAddr, dst: SocketAddr, udp: bool);
 }
@@ -109,12 +130,18 @@ impl Expect {
     /// Says how `outcome` differs from what is expected of `sent`; `None` if it does not.
     pub fn difference(&self, sent: &[u8], outcome: &Outcome) -> Option<String> {
         use Action::{Pass, Redirect, Resolve, Send, Transmit};
+        let dropped_for =
+            |reason| outcome.action == Action::Drop && outcome.counted.contains(&reason);
         let (actions, packet): (&[Action], Option<&[u8]>) = match self {
             Self::Pass => (&[Pass], Some(sent)),
             Self::Transmit(packet) => (&[Transmit, Send], Some(packet)),
             Self::Redirect(packet) => (&[Redirect, Send], Some(packet)),
             Self::Stack(packet) => (&[Pass], Some(packet)),
             Self::Resolve(packet) => (&[Resolve, Pass, Send], Some(packet)),
+            Self::Held if dropped_for(Drop::FragmentHeld) => return None,
+            Self::Held => (&[Pass], Some(sent)),
+            Self::Released(_) if dropped_for(Drop::FragmentResumed) => return None,
+            Self::Released(packet) => (&[Redirect, Send], Some(packet)),
             Self::Dropped(reason) => {
                 if outcome.action == Action::Drop && outcome.counted.last() == Some(reason) {
                     return None;
@@ -169,6 +196,22 @@ pub fn run(case: &Case, runner: &mut dyn Runner) -> Result<(), String> {
                 runner.evict(*src, *dst, *udp);
                 continue;
             }
+            Step::Stale => {
+                runner.make_stale();
+                continue;
+            }
+            Step::Listen { local, udp } => {
+                runner.listen(*local, *udp);
+                continue;
+            }
+            Step::CloseSockets => {
+                runner.close_sockets();
+                continue;
+            }
+            Step::Sources(sources) => {
+                runner.set_sources(sources);
+                continue;
+            }
             Step::Second => {
                 runner.wait_second();
                 continue;
@@ -178,7 +221,10 @@ pub fn run(case: &Case, runner: &mut dyn Runner) -> Result<(), String> {
                 continue;
             }
         };
-        let outcome = runner.run(from_client, packet);
+        let outcome = match expect {
+            Expect::Released(_) => runner.run_reused(from_client, packet),
+            _ => runner.run(from_client, packet),
+        };
         if let Some(difference) = expect.difference(packet, &outcome) {
             return Err(format!("{}, step {}: {difference}", case.name, number + 1));
         }

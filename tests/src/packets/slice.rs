@@ -3,18 +3,19 @@
 use std::{
     cell::{Cell, RefCell},
     collections::HashMap,
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
 };
 
 use lb_common::{
     abi::{
         Active, Address, Admission, Affinity, AffinityKey, Backend, Be16, Bucket, Config, Drop,
-        Flow, FlowKey, NextHop, Pod, RateKey, SOURCE_SERVICE_BITS, Service, ServiceKey, SourceKey,
-        V4, V6, as_bytes, from_bytes, protocol,
+        Flow, FlowKey, FragmentKey, Fragmented, Held, HeldKey, NextHop, Pod, RateKey,
+        SOURCE_SERVICE_BITS, Service, ServiceKey, SourceKey, V4, V6, as_bytes, from_bytes,
+        protocol,
     },
     path::{
-        self, Attempt, Count, Covered, Delta, FamilyTables, Frame, Handover, InsertError,
-        Milestone, Route, Tables, Verdict, Work,
+        self, Attempt, Candidate, Count, Covered, Delta, FamilyTables, Frame, Handover,
+        InsertError, Milestone, Route, Tables, Verdict, Work,
     },
 };
 
@@ -38,6 +39,12 @@ impl Frame for SliceFrame {
 
     fn ingress(&self) -> u32 {
         self.ingress
+    }
+
+    fn reach(&mut self, _: usize) {}
+
+    fn extension(&self, offset: usize, kind: u8) -> u64 {
+        path::extension(self, offset, kind)
     }
 
     fn load<T: Pod>(&self, offset: usize) -> Option<T> {
@@ -74,6 +81,10 @@ impl Frame for SliceFrame {
         Some(false)
     }
 
+    fn pull(&mut self, _: usize) -> Option<()> {
+        Some(())
+    }
+
     fn grow_head(&mut self, by: usize) -> Option<()> {
         self.bytes.splice(0..0, std::iter::repeat_n(0, by));
         Some(())
@@ -91,8 +102,9 @@ struct Family<A: Address> {
     services: HashMap<ServiceKey<A>, Service>,
     flows: RefCell<HashMap<FlowKey<A>, &'static Flow<A>>>,
     handshakes: RefCell<HashMap<FlowKey<A>, &'static Flow<A>>>,
-    sources: Vec<(SourceKey<A>, u32)>,
+    listed: Vec<(SourceKey<A>, u32)>,
     affinity: RefCell<HashMap<AffinityKey<A>, &'static Affinity>>,
+    fragments: RefCell<HashMap<FragmentKey<A>, &'static Fragmented>>,
     work: *mut Work<A>,
 }
 
@@ -107,8 +119,9 @@ where
             services: HashMap::new(),
             flows: RefCell::default(),
             handshakes: RefCell::default(),
-            sources: Vec::new(),
+            listed: Vec::new(),
             affinity: RefCell::default(),
+            fragments: RefCell::default(),
             work: Box::into_raw(Box::new(work)),
         }
     }
@@ -128,6 +141,9 @@ pub struct Memory {
     random: Cell<u32>,
     now: u32,
     full: Cell<u32>,
+    /// Where the node's own sockets listen, and whether by UDP.
+    sockets: Vec<(SocketAddr, bool)>,
+    sources: Vec<IpAddr>,
     admissions: HashMap<u32, Admission>,
     rates: RefCell<HashMap<u32, &'static Bucket>>,
     source_rates: RefCell<HashMap<RateKey, &'static Bucket>>,
@@ -148,6 +164,8 @@ impl Memory {
             rejects: Cell::new(0),
             now: 1000,
             full: Cell::new(0),
+            sockets: Vec::new(),
+            sources: Vec::new(),
             admissions: world::admissions().into_iter().collect(),
             rates: RefCell::default(),
             source_rates: RefCell::default(),
@@ -166,11 +184,19 @@ impl Memory {
             let words = world::words(address);
             if addresses.v6 {
                 let key = SourceKey::new(service, V6::from_words(&words), length);
-                self.v6.sources.push((key, value));
+                self.v6.listed.push((key, value));
             } else {
                 let key = SourceKey::new(service, V4::from_words(&words), length);
-                self.v4.sources.push((key, value));
+                self.v4.listed.push((key, value));
             }
+        }
+        let vip = world::words(addresses.vip(0).ip());
+        if addresses.v6 {
+            let key = ServiceKey::echo(V6::from_words(&vip), protocol::ICMPV6);
+            self.v6.services.insert(key, Service::default());
+        } else {
+            let key = ServiceKey::echo(V4::from_words(&vip), protocol::ICMP);
+            self.v4.services.insert(key, Service::default());
         }
         for listen in world::listens() {
             let protocol = if listen.udp {
@@ -183,11 +209,20 @@ impl Memory {
             let service = Service { table, ..service };
             let port = lb_common::abi::Be16::new(listen.port);
             let words = world::words(addresses.vip(0).ip());
+            // Under port 0 and ICMP stands the address itself.
             if addresses.v6 {
-                let key = ServiceKey::new(V6::from_words(&words), port, protocol);
+                let vip = V6::from_words(&words);
+                self.v6
+                    .services
+                    .insert(ServiceKey::new(vip, Be16(0), 58), service);
+                let key = ServiceKey::new(vip, port, protocol);
                 self.v6.services.insert(key, service);
             } else {
-                let key = ServiceKey::new(V4::from_words(&words), port, protocol);
+                let vip = V4::from_words(&words);
+                self.v4
+                    .services
+                    .insert(ServiceKey::new(vip, Be16(0), 1), service);
+                let key = ServiceKey::new(vip, port, protocol);
                 self.v4.services.insert(key, service);
             }
             if let Some(slots) = listen.table {
@@ -345,7 +380,7 @@ macro_rules! family_tables {
                 self.$field.handshakes.borrow_mut().remove(key);
             }
 
-            fn source(&self, key: &SourceKey<$family>) -> Option<u32> {
+            fn listed(&self, key: &SourceKey<$family>) -> Option<u32> {
                 let covers = |prefix: &SourceKey<$family>| {
                     let length = prefix.bits - SOURCE_SERVICE_BITS;
                     let number = |a: &$family| {
@@ -358,7 +393,7 @@ macro_rules! family_tables {
                 };
                 let found = self
                     .$field
-                    .sources
+                    .listed
                     .iter()
                     .filter(|(prefix, _)| covers(prefix));
                 found
@@ -375,8 +410,38 @@ macro_rules! family_tables {
                 self.$field.affinity.borrow_mut().insert(*key, affinity);
             }
 
-            fn take_source(&self, port: Be16) -> Attempt {
-                path::take_source::<$family, _>(self, port)
+            fn fragmented(&self, key: &FragmentKey<$family>) -> Option<&Fragmented> {
+                self.$field.fragments.borrow().get(key).copied()
+            }
+
+            fn insert_fragmented(&self, key: &FragmentKey<$family>, value: &Fragmented) {
+                let value = Box::leak(Box::new(*value));
+                self.$field.fragments.borrow_mut().insert(*key, value);
+            }
+
+            /// Nothing is put aside here.
+            fn held(&self, _: &HeldKey<$family>) -> Option<&Held> {
+                None
+            }
+
+            fn take_source(&self, candidate: Candidate) -> Attempt {
+                path::take_source::<$family, _>(self, candidate)
+            }
+
+            fn source(&self, number: u32) -> Option<$family> {
+                let words = world::words(*self.sources.get(number as usize)?);
+                Some(<$family>::from_words(&words))
+            }
+
+            fn has_socket(&self, key: &FlowKey<$family>) -> bool {
+                let udp = key.protocol() == protocol::UDP;
+                let gets = |(local, by_udp): &(SocketAddr, bool)| {
+                    let ip = local.ip();
+                    let here = ip == key.dst.ip()
+                        || ip.is_unspecified() && ip.is_ipv6() == <$family>::IS_V6;
+                    here && *by_udp == udp && local.port() == key.dst_port.get()
+                };
+                self.sockets.iter().any(gets)
             }
 
             fn work(&self) -> Option<&mut Work<$family>> {
@@ -410,7 +475,7 @@ fn route(dst: std::net::IpAddr) -> Route {
         if same(a.black_hole(0)) {
             return Route::Refused;
         }
-        if same(a.node(0)) {
+        if same(a.node(0)) || same(a.second_node(0)) {
             return Route::Stack;
         }
         if same(a.backend(99, 0)) {
@@ -520,8 +585,25 @@ impl Runner for Slice {
         }
     }
 
+    fn listen(&mut self, local: SocketAddr, udp: bool) {
+        self.memory.sockets.push((local, udp));
+    }
+
+    fn close_sockets(&mut self) {
+        self.memory.sockets.clear();
+    }
+
+    fn set_sources(&mut self, sources: &[IpAddr]) {
+        self.memory.sources = sources.to_vec();
+        self.memory.config.sources = world::source_counts(sources);
+    }
+
     fn wait_second(&mut self) {
         self.memory.now += self.memory.config.hz + 1;
+    }
+
+    fn make_stale(&mut self) {
+        self.memory.config.hz = 0;
     }
 
     fn set_rejects(&mut self, per_second: u32) {

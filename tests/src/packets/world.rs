@@ -56,6 +56,11 @@ impl Addresses {
         SocketAddr::new(self.pick("10.1.0.254", "2001:db8:b::fe"), port)
     }
 
+    /// Another one.
+    pub fn second_node(self, port: u16) -> SocketAddr {
+        SocketAddr::new(self.pick("10.1.0.253", "2001:db8:b::fd"), port)
+    }
+
     pub fn backend(self, last: u8, port: u16) -> SocketAddr {
         let text = if self.v6 {
             format!("2001:db8:b::{last:x}")
@@ -203,7 +208,8 @@ pub const CONFIG: Config = Config {
     rejects_per_second: 1000,
     snat_first: SNAT_PORT,
     snat_count: 1,
-    reserved: [0; 4],
+    sources: [0; 2],
+    reserved: [0; 2],
 };
 
 pub fn listens() -> Vec<Listen> {
@@ -549,4 +555,10 @@ pub fn port_words() -> Vec<(u32, u64)> {
         set(kind, Be16(backend.port).get());
     }
     words.into_iter().collect()
+}
+
+/// How many of SNAT's addresses are of each family.
+pub fn source_counts(sources: &[IpAddr]) -> [u32; 2] {
+    let v6 = sources.iter().filter(|ip| ip.is_ipv6()).count() as u32;
+    [sources.len() as u32 - v6, v6]
 }

@@ -29,6 +29,7 @@ pub(super) enum Item {
     /// One outside services, by its keys: `admin.http`.
     Setting(&'static str),
     Interface(usize),
+    SnatAddress(usize),
     Service(usize),
     Name(usize),
     Listens(usize),
@@ -36,6 +37,7 @@ pub(super) enum Item {
     Backends(usize),
     Backend(usize, usize),
     Labels(usize, usize),
+    OnBackendDown(usize),
     /// Of the service, whether it is on the list of the denied, its place in its list.
     Source(usize, bool, usize),
     Affinity(usize),
@@ -49,10 +51,12 @@ impl Item {
         match self {
             Self::Setting(_) => None,
             Self::Interface(_) => Some(Self::Setting("node.interfaces")),
+            Self::SnatAddress(_) => Some(Self::Setting("node.snat_addresses")),
             Self::Service(_) => Some(Self::Setting("services")),
             Self::Name(service)
             | Self::Listens(service)
             | Self::Backends(service)
+            | Self::OnBackendDown(service)
             | Self::Source(service, ..)
             | Self::Affinity(service)
             | Self::Health(service, "") => Some(Self::Service(service)),
@@ -65,7 +69,7 @@ impl Item {
 
     fn service(self) -> Option<usize> {
         match self {
-            Self::Setting(_) | Self::Interface(_) => None,
+            Self::Setting(_) | Self::Interface(_) | Self::SnatAddress(_) => None,
             Self::Service(service)
             | Self::Name(service)
             | Self::Listens(service)
@@ -73,6 +77,7 @@ impl Item {
             | Self::Backends(service)
             | Self::Backend(service, _)
             | Self::Labels(service, _)
+            | Self::OnBackendDown(service)
             | Self::Source(service, ..)
             | Self::Affinity(service)
             | Self::Health(service, _) => Some(service),

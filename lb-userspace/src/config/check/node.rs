@@ -2,14 +2,19 @@
 
 use std::{
     collections::HashMap,
+    net::IpAddr,
+    ops::RangeInclusive,
     os::unix::ffi::OsStrExt,
     path::{Component, Path},
+    time::Duration,
 };
+
+use lb_common::abi::MAX_SOURCES;
 
 use super::{Item, Remarks};
 use crate::{
     config::suggest::quoted,
-    model::{Admin, Config, Interfaces, Limits, Node, Protocol},
+    model::{Admin, Config, Interfaces, Limits, Node, Protocol, SnatPool, Timeouts, duration_text},
 };
 
 /// Highest `limits.connections` and `limits.handshakes`; beyond it a
@@ -23,7 +28,12 @@ pub(in crate::config) const MAX_SERVICES: u32 = 1 << 16;
 pub(in crate::config) const MAX_BACKENDS: u32 = 1 << 20;
 
 /// Highest `limits.sources`.
-pub(in crate::config) const MAX_SOURCES: u32 = 1 << 20;
+pub(in crate::config) const MAX_PREFIXES: u32 = 1 << 20;
+
+/// Shortest and longest timeout of a connection. The packet path's clock of 32 bits tells 24 days
+/// apart at 1000 Hz.
+const TIMEOUTS: RangeInclusive<Duration> =
+    Duration::from_secs(1)..=Duration::from_secs(20 * 86_400);
 
 /// Longest device name: IFNAMSIZ less its final NUL.
 const MAX_INTERFACE: usize = 15;
@@ -37,6 +47,8 @@ pub(super) fn node(node: &Node, remarks: &mut Remarks) {
     }
     absolute("node.state_dir", &node.state_dir, remarks);
     absolute("node.bpffs", &node.bpffs, remarks);
+    timeouts(&node.timeouts, remarks);
+    snat(&node.snat, remarks);
     let Limits {
         connections,
         handshakes,
@@ -50,11 +62,82 @@ pub(super) fn node(node: &Node, remarks: &mut Remarks) {
         ("node.limits.handshakes", handshakes, MAX_FLOWS),
         ("node.limits.services", services, MAX_SERVICES),
         ("node.limits.backends", backends, MAX_BACKENDS),
-        ("node.limits.sources", sources, MAX_SOURCES),
+        ("node.limits.sources", sources, MAX_PREFIXES),
         ("node.limits.clients", clients, MAX_FLOWS),
     ] {
         if !(1..=max).contains(&value) {
             let message = format!("`{item}` must be a number from 1 to {max}, not {value}");
+            remarks.fault(Item::Setting(item), message);
+        }
+    }
+}
+
+/// Whether an address is the node's own is asked where the daemon runs.
+fn snat(pool: &SnatPool, remarks: &mut Remarks) {
+    let SnatPool { addresses, ports } = pool;
+    let mut seen = HashMap::new();
+    for (index, address) in addresses.iter().enumerate() {
+        let item = Item::SnatAddress(index);
+        let link_local = matches!(address, IpAddr::V6(v6) if v6.is_unicast_link_local());
+        if address.is_unspecified() || address.is_multicast() || address.is_loopback() || link_local
+        {
+            let message = format!(
+                "`snat_addresses`: backends cannot answer to {address}; write an address of this \
+                 node that they reach"
+            );
+            remarks.fault(item, message);
+        } else if let Some(&first) = seen.get(address) {
+            let message = format!("`snat_addresses`: {address} is listed twice");
+            remarks.conflict(item, Item::SnatAddress(first), message);
+        } else {
+            seen.insert(address, index);
+        }
+    }
+    for is_v6 in [false, true] {
+        let count = addresses.iter().filter(|a| a.is_ipv6() == is_v6).count();
+        if count > MAX_SOURCES as usize {
+            let message = format!(
+                "`snat_addresses`: {count} addresses of one family, at most {MAX_SOURCES} are \
+                 used; leave some out"
+            );
+            remarks.fault(Item::Setting("node.snat_addresses"), message);
+        }
+    }
+    let item = Item::Setting("node.snat_ports");
+    match *ports {
+        Some((first, last)) if first > last => {
+            let message = format!("`snat_ports`: {first} is behind {last}; write {last}-{first}");
+            remarks.fault(item, message);
+        }
+        Some((0, _)) => remarks.fault(item, "`snat_ports`: there is no port 0; begin at 1"),
+        _ => {}
+    }
+}
+
+/// Which timeouts the daemon can keep.
+fn timeouts(timeouts: &Timeouts, remarks: &mut Remarks) {
+    let Timeouts {
+        tcp_established,
+        tcp_closing,
+        tcp_closed,
+        udp,
+    } = *timeouts;
+    for (item, value) in [
+        ("node.timeouts.tcp_established", tcp_established),
+        ("node.timeouts.tcp_closing", tcp_closing),
+        ("node.timeouts.tcp_closed", tcp_closed),
+        ("node.timeouts.udp", udp),
+    ] {
+        if !TIMEOUTS.contains(&value) {
+            let (least, most) = (
+                duration_text::format(*TIMEOUTS.start()),
+                duration_text::format(*TIMEOUTS.end()),
+            );
+            let message = format!(
+                "`{item}` must be from {least} to {most}, not {}; connections are looked at once \
+                 a second",
+                duration_text::format(value)
+            );
             remarks.fault(Item::Setting(item), message);
         }
     }

@@ -8,7 +8,7 @@ use super::{
 };
 use crate::{
     config::suggest::quoted,
-    model::{Config, ServiceSpec},
+    model::{Config, OnBackendDown, Protocol, ServiceSpec},
 };
 
 /// Longest service name and label key, as in DNS labels.
@@ -37,6 +37,11 @@ pub(super) fn service(spec: &ServiceSpec, index: usize, remarks: &mut Remarks) {
                 format!("`listen` {listen} {fault}"),
             );
         }
+    }
+    if spec.on_backend_down == OnBackendDown::Reset && spec.protocol == Protocol::Udp {
+        let message = "`on_backend_down: reset` does nothing for UDP, whose flows move to another \
+                       backend at once; remove it";
+        remarks.warn(Item::OnBackendDown(index), message);
     }
     backends(spec, index, remarks);
     families(spec, index, remarks);

@@ -25,7 +25,7 @@ services:
         faults(text),
         [
             "3:3: unknown key `xpd` in node; did you mean `xdp`? (allowed: interfaces, xdp, \
-             state_dir, bpffs or limits)",
+             state_dir, bpffs, limits, timeouts, snat_addresses or snat_ports)",
             "7:15: unknown value `tpc` for `protocol`; did you mean `tcp`? (allowed: tcp or udp)",
             "8:13: `least-connections` is not supported by this version; use `maglev`, \
              `round-robin` or `random`",
@@ -49,7 +49,7 @@ fn faults_show_the_file() {
     assert_eq!(
         faults.to_string(),
         "/etc/lbd/lbd.yaml:1:7: `node` must be a mapping with the keys interfaces, xdp, \
-         state_dir, bpffs, limits, not `1`\n\
+         state_dir, bpffs, limits, timeouts, snat_addresses, snat_ports, not `1`\n\
          /etc/lbd/lbd.yaml:2:8: `admin` must be a mapping with the keys socket, http, not `2`"
     );
 }
@@ -283,8 +283,8 @@ fn services_left_incomplete() {
             "2:5: the service has no `listen`; write e.g. `listen: \"192.0.2.10:80\"`",
             "4:13: `listen` is empty; write at least one IP:PORT",
             "5:5: `service` must be a mapping with the keys name, listen, protocol, forwarding, \
-             snat, policy, no_backend, health, backends, allow_sources, deny_sources, \
-             max_connections, rate, source_rate, affinity, not `web`",
+             snat, policy, no_backend, on_backend_down, health, backends, allow_sources, \
+             deny_sources, max_connections, rate, source_rate, affinity, not `web`",
         ]
     );
 }
@@ -347,6 +347,10 @@ fn one_service() {
             "no_backend: rejct",
             "4:17: unknown value `rejct` for `no_backend`; did you mean `reject`? \
              (allowed: reject or drop)",
+        ),
+        (
+            "on_backend_down: rst",
+            "4:22: unknown value `rst` for `on_backend_down`; allowed: keep or reset",
         ),
         (
             "backends: [{weight: 1}]",
@@ -451,8 +455,8 @@ fn a_faulty_value_is_reported_once() {
             "1:1: unknown key `servces` in the file; did you mean `services`? \
              (allowed: node, admin or services)",
             "1:12: unknown key `nmae` in service; did you mean `name`? (allowed: name, listen, \
-             protocol, forwarding, snat, policy, no_backend, health, backends, allow_sources, deny_sources, \
-             max_connections, rate, source_rate or affinity)",
+             protocol, forwarding, snat, policy, no_backend, on_backend_down, health, backends, \
+             allow_sources, deny_sources, max_connections, rate, source_rate or affinity)",
             "1:31: `listen` 0.0.0.0:80 is the unspecified address; write the address of one host",
         ]
     );
@@ -467,6 +471,53 @@ fn limits_bound_what_is_configured() {
     assert_eq!(
         faults(&format!("{two}node: {{limits: {{services: 1}}}}")),
         ["4:27: 2 services, but `node.limits.services` is 1; raise it"]
+    );
+}
+
+#[test]
+fn sources_that_nobody_could_answer() {
+    let with = |node: &str| {
+        faults(&format!(
+            "services: [{{name: a, listen: 192.0.2.1:80}}]\nnode: {{{node}}}"
+        ))
+    };
+    assert_eq!(
+        with("snat_addresses: [10.0.0.1, 10.0.0, 127.0.0.1, 10.0.0.1], snat_ports: 9-1"),
+        [
+            "2:35: `snat_addresses`: `10.0.0` is no IP address; write e.g. 10.0.0.1",
+            "2:43: `snat_addresses`: backends cannot answer to 127.0.0.1; write an address of \
+             this node that they reach",
+            "2:54: `snat_addresses`: 10.0.0.1 is listed twice; first defined at line 2",
+            "2:77: `snat_ports`: 9 is behind 1; write 1-9",
+        ]
+    );
+    assert_eq!(
+        with("snat_ports: 20000"),
+        ["2:20: `snat_ports` must be the first and the last port, e.g. 20000-29999, not `20000`"]
+    );
+    let many: Vec<_> = (1..=17).map(|n| format!("10.0.0.{n}")).collect();
+    let many = with(&format!("snat_addresses: [{}]", many.join(", ")));
+    assert!(many[0].contains("at most 16"), "{many:?}");
+}
+
+#[test]
+fn timeouts_within_what_the_daemon_can_keep() {
+    let with = |timeouts: &str| {
+        let services = "services: [{name: a, listen: 192.0.2.1:80}]";
+        faults(&format!("{services}\nnode: {{timeouts: {{{timeouts}}}}}"))
+    };
+    for wrong in ["2h4", "4m2h", "2h2h", "h", "2hm", "2h-4m"] {
+        assert_eq!(with(&format!("udp: {wrong}")).len(), 1, "{wrong}");
+    }
+    assert_eq!(
+        with("udp: 500ms, tcp_closed: 21d, tcp_closing: 10"),
+        [
+            "2:24: `node.timeouts.udp` must be from 1s to 20d, not 500ms; connections are looked \
+             at once a second",
+            "2:43: `node.timeouts.tcp_closed` must be from 1s to 20d, not 21d; connections are \
+             looked at once a second",
+            "2:61: `tcp_closing`: `10` has no unit; write e.g. 5s",
+        ]
     );
 }
 

@@ -13,8 +13,8 @@ use crate::{
     config::{check, parse, render},
     model::{
         Admin, Admission, Affinity, AutoWord, BackendSpec, Config, Forwarding, Health, HealthCheck,
-        Interfaces, Limits, NoBackend, Node, Policy, Prefix, Prefixes, Protocol, Rate, ServiceSpec,
-        Snat, XdpMode,
+        Interfaces, Limits, NoBackend, Node, OnBackendDown, Policy, Prefix, Prefixes, Protocol,
+        Rate, ServiceSpec, Snat, SnatPool, Timeouts, XdpMode,
     },
 };
 
@@ -25,6 +25,12 @@ node:
   interfaces:
   - eth0
   xdp: off
+  timeouts:
+    tcp_established: 3h
+  snat_addresses:
+  - 10.0.0.1
+  - 2001:db8::1
+  snat_ports: 20000-29999
 services:
 - name: web
   listen: 192.0.2.10:80
@@ -52,6 +58,7 @@ services:
   snat: always
   policy: random
   no_backend: drop
+  on_backend_down: reset
   backends: []
 ";
     assert_eq!(render(&accepted(text).config), text);
@@ -99,6 +106,9 @@ prop_compose! {
         state_dir in path(),
         bpffs in path(),
         connections in 1..=1u32 << 24,
+        closing in 1..=86_400u64,
+        addresses in prop::collection::hash_set(1..=250u8, 0..3),
+        ports in prop::option::of((1..=9000u16, 9000..=u16::MAX)),
     ) -> Node {
         Node {
             interfaces,
@@ -106,6 +116,14 @@ prop_compose! {
             state_dir: state_dir.into(),
             bpffs: bpffs.into(),
             limits: Limits { connections, ..Limits::default() },
+            snat: SnatPool {
+                addresses: addresses.into_iter().map(|n| [10, 0, 0, n].into()).collect(),
+                ports,
+            },
+            timeouts: Timeouts {
+                tcp_closing: Duration::from_secs(closing),
+                ..Timeouts::default()
+            },
         }
     }
 }
@@ -129,6 +147,7 @@ prop_compose! {
         snat in prop::sample::select(vec![Snat::Auto, Snat::Always, Snat::Never]),
         policy in prop::sample::select(vec![Policy::Maglev, Policy::RoundRobin, Policy::Random]),
         no_backend in prop::sample::select(vec![NoBackend::Reject, NoBackend::Drop]),
+        on_backend_down in prop::sample::select(vec![OnBackendDown::Keep, OnBackendDown::Reset]),
         admission in admission(),
         health in health(),
         backends in prop::collection::vec(backend(), 0..4),
@@ -141,6 +160,7 @@ prop_compose! {
             snat,
             policy,
             no_backend,
+            on_backend_down,
             admission,
             health,
             backends,

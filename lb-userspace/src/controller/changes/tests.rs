@@ -31,6 +31,7 @@ fn overridden(backend: &str) -> (BackendRef, Override) {
     let said = Override {
         weight: Some(WeightOverride::Absolute(1)),
         mode: Some(Mode::Drain),
+        deadline_ms: Some(5),
     };
     (reference(backend), said)
 }
@@ -122,7 +123,7 @@ fn faults_say_what_where_and_what_to_do() {
             &["1001%", "at most 1000%"],
         ),
         (
-            set_mode(&old, &reference("web/10.0.0.7:80"), Mode::Drain),
+            set_mode(&old, &reference("web/10.0.0.7:80"), Mode::Drain, None),
             C::NotFound,
             &["10.0.0.7:80"],
         ),
@@ -189,13 +190,45 @@ fn overrides_are_set_and_unset_one_by_one() {
     let one = reference("web/10.0.0.1:80");
     let half = set_weight(&layers(), &one, WeightOverride::Percent(50)).unwrap();
     assert_eq!(half.message, "weight of web/10.0.0.1:80 set to 50% of 100");
-    let both = set_mode(&half.layers, &one, Mode::Drain).unwrap();
+    let both = set_mode(&half.layers, &one, Mode::Drain, Some(7000)).unwrap();
+    assert!(
+        both.message
+            .ends_with("until 1970-01-01T00:00:07Z, then end"),
+        "{}",
+        both.message
+    );
     let said = |change: &Change| change.layers.state.overrides.get(&one).cloned();
     let weight = Some(WeightOverride::Percent(50));
     let mode = Some(Mode::Drain);
-    assert_eq!(said(&both), Some(Override { weight, mode }));
+    assert_eq!(
+        said(&both),
+        Some(Override {
+            weight,
+            mode,
+            deadline_ms: Some(7000)
+        })
+    );
+    let without = set_mode(&both.layers, &one, Mode::Drain, None).unwrap();
+    assert_eq!(said(&without).unwrap().deadline_ms, None);
+    let faulty = set_mode(&both.layers, &one, Mode::Ready, Some(7000));
+    assert_eq!(faulty.unwrap_err().code, FaultCode::Invalid);
+    assert_eq!(
+        said(&set_mode(&both.layers, &one, Mode::Ready, None).unwrap()),
+        Some(Override {
+            weight,
+            mode: Some(Mode::Ready),
+            deadline_ms: None
+        })
+    );
     let drained = unset(&both.layers, &one, UnsetWhat::Weight).unwrap();
-    assert_eq!(said(&drained), Some(Override { weight: None, mode }));
+    assert_eq!(
+        said(&drained),
+        Some(Override {
+            weight: None,
+            mode,
+            deadline_ms: Some(7000)
+        })
+    );
     let nothing = unset(&drained.layers, &one, UnsetWhat::Mode).unwrap();
     assert_eq!(said(&nothing), None);
     let again = unset(&nothing.layers, &one, UnsetWhat::All).unwrap();
@@ -206,7 +239,7 @@ fn overrides_are_set_and_unset_one_by_one() {
 fn overrides_of_backends_long_gone_can_be_unset() {
     let mut old = layers();
     old.state.overrides.extend([overridden("gone/10.0.0.1:80")]);
-    let kept = set_mode(&old, &reference("web/10.0.0.1:80"), Mode::Ready).unwrap();
+    let kept = set_mode(&old, &reference("web/10.0.0.1:80"), Mode::Ready, None).unwrap();
     assert!(
         kept.layers
             .state
@@ -311,7 +344,7 @@ fn carry_out(old: &Layers, (verb, name, host, number): (u8, usize, u8, u16)) -> 
         2 => add_backend(old, name, backend(&address, number)),
         3 => remove_backend(old, &at),
         4 => set_weight(old, &at, WeightOverride::Percent(number)),
-        5 => set_mode(old, &at, Mode::Drain),
+        5 => set_mode(old, &at, Mode::Drain, None),
         6 => unset(old, &at, UnsetWhat::All),
         7 => apply(old, vec![spec]),
         _ => reload(old, config([spec])),

@@ -3,6 +3,7 @@ use tokio::net::TcpListener;
 
 use super::*;
 use crate::{
+    api::types::UnsetWhat,
     datapath::{FlowScan, Route, memory::Write},
     model::{BackendState, Mode, Override},
     state::{State, Store},
@@ -53,6 +54,7 @@ async fn health_decides_who_takes_connections() {
     let request = Request::SetMode {
         backend: reference(&name),
         mode: Mode::Ready,
+        deadline: None,
     };
     done(&handle, request).await;
     let item = backend(&handle, &name).await;
@@ -78,6 +80,7 @@ async fn a_restart_moves_nobody() {
     let request = Request::SetMode {
         backend: reference(&format!("web/{}", addresses[1])),
         mode: Mode::Drain,
+        deadline: None,
     };
     done(&handle, request).await;
     let states = || -> Vec<u32> {
@@ -117,7 +120,7 @@ async fn a_change_saved_before_a_crash_is_made_after_it() {
         let (store, _) = Store::open(&bed.state()).unwrap();
         let said = Override {
             mode: Some(Mode::Drain),
-            weight: None,
+            ..Override::default()
         };
         let state = State {
             services: vec![trusted("dns", "192.0.2.1:53", &["10.0.0.3:53"])],
@@ -197,11 +200,71 @@ async fn a_drain_ends_with_the_last_connection() {
     let request = Request::SetMode {
         backend: reference(one),
         mode: Mode::Drain,
+        deadline: None,
     };
     done(&handle, request).await;
     bed.memory.set_flows(flows(0));
     let drained = async || told(&handle).await == ["OverrideSet", "Drained"];
     until("drained", drained).await;
+}
+
+#[tokio::test]
+async fn a_drain_ends_at_its_deadline_also_across_a_restart() {
+    let bed = Bed::new();
+    bed.memory.set_flows(FlowScan {
+        active: [(0, 3)].into(),
+        present: [(0, 3)].into(),
+        ..FlowScan::default()
+    });
+    let web = || trusted("web", "192.0.2.1:80", &["10.0.0.1:80"]);
+    let one = "web/10.0.0.1:80";
+    let drain = |time: Duration| Request::SetMode {
+        backend: reference(one),
+        mode: Mode::Drain,
+        deadline: Some(time.into()),
+    };
+    let state = || bed.memory.maps().backends[&0].state;
+    let handle = bed.start([web()]).await;
+    until("counted", async || {
+        backend(&handle, one).await.active_connections == 3
+    })
+    .await;
+    done(&handle, drain(Duration::from_secs(3600))).await;
+    assert_eq!(state(), backend_state::DRAINING);
+    done(&handle, drain(Duration::from_millis(300))).await;
+    assert_eq!(state(), backend_state::DRAINING);
+    until("deadline", async || state() == backend_state::CLOSED).await;
+    until("no connection counts", async || {
+        backend(&handle, one).await.active_connections == 0
+    })
+    .await;
+    let events = told(&handle).await;
+    assert_eq!(
+        events[..3],
+        ["OverrideSet", "OverrideSet", "DrainDeadline"],
+        "{events:?}"
+    );
+
+    let ready = Request::SetMode {
+        backend: reference(one),
+        mode: Mode::Ready,
+        deadline: None,
+    };
+    done(&handle, ready).await;
+    assert_eq!(state(), backend_state::ACTIVE);
+    // It passes while no daemon runs.
+    done(&handle, drain(Duration::from_millis(300))).await;
+    handle.stop().await;
+    tokio::time::sleep(Duration::from_millis(400)).await;
+    assert_eq!(state(), backend_state::DRAINING);
+    let handle = bed.start([web()]).await;
+    assert_eq!(state(), backend_state::CLOSED);
+    let unset = Request::Unset {
+        backend: reference(one),
+        what: UnsetWhat::Mode,
+    };
+    done(&handle, unset).await;
+    assert_eq!(state(), backend_state::ACTIVE);
 }
 
 #[tokio::test]

@@ -30,6 +30,7 @@ async fn an_acknowledged_change_is_in_the_kernel_and_on_disk() {
         Request::SetMode {
             backend: reference(two),
             mode: Mode::Drain,
+            deadline: None,
         },
     )
     .await;
@@ -225,6 +226,7 @@ async fn what_cannot_be_saved_is_not_done() {
     let request = Request::SetMode {
         backend: reference("web/10.0.0.1:80"),
         mode: Mode::Drain,
+        deadline: None,
     };
     let refused = fault(&handle, request).await;
     assert_eq!(refused.code, FaultCode::Failed);

@@ -12,7 +12,7 @@ const ONE: &str = "web/10.0.0.1:80";
 fn layers(modes: &[(&str, Mode)]) -> Layers {
     let said = |mode| Override {
         mode: Some(mode),
-        weight: None,
+        ..Override::default()
     };
     Layers {
         file: Arc::new(config([service(
@@ -205,8 +205,12 @@ fn routes_decide_on_source_addresses() {
     let transitions = world.reroute([(one, far)].into());
     assert_eq!(transitions.len(), 1);
     assert_eq!(transitions[0].before, transitions[0].after);
-    let snat = |world: &World, place: usize| world.desired().services[0].backends[place].snat;
-    assert_eq!((snat(&world, 0), snat(&world, 1)), (Some(source), None));
+    let snat = |world: &World, place: usize| {
+        let backend = &world.desired().services[0].backends[place];
+        (backend.snat, backend.source)
+    };
+    assert_eq!(snat(&world, 0), (true, Some(source)));
+    assert!(!snat(&world, 1).0);
 
     let transitions = world.reroute([(one, lost)].into());
     assert_eq!(transitions.len(), 1);
@@ -229,4 +233,43 @@ fn overrides_without_a_backend_are_told_of() {
     let world = world(&[("web/10.0.0.9:80", Mode::Drain)]);
     assert_eq!(world.conflicts().len(), 1, "{:?}", world.conflicts());
     assert!(world.conflicts()[0].contains("lbctl unset web/10.0.0.9:80"));
+}
+
+#[test]
+fn a_drain_is_over_at_its_deadline_and_only_a_new_word_takes_that_back() {
+    let until = |deadline_ms| {
+        let mut layers = layers(&[(ONE, Mode::Drain)]);
+        let said = layers.state.overrides.values_mut().next().unwrap();
+        said.deadline_ms = deadline_ms;
+        layers
+    };
+    let mut world = World::new(until(Some(5000)), &HashMap::new(), near);
+    let admit = |world: &World| world.desired().services[0].backends[0].admit;
+    assert_eq!(world.pass_time(4999), []);
+    assert_eq!(
+        (admit(&world), world.next_deadline()),
+        (Admit::Draining, Some(5000))
+    );
+    let one: BackendRef = ONE.parse().unwrap();
+    assert_eq!(world.pass_time(5000), std::slice::from_ref(&one));
+    assert_eq!(
+        (admit(&world), world.next_deadline()),
+        (Admit::Closed, None)
+    );
+    // Told once; and a clock that is set back changes nothing.
+    assert_eq!(world.pass_time(1000), []);
+    assert_eq!(admit(&world), Admit::Closed);
+
+    world.relayer(until(Some(9000)), near);
+    assert_eq!(
+        (admit(&world), world.next_deadline()),
+        (Admit::Draining, Some(9000))
+    );
+    assert_eq!(world.pass_time(9000), [one]);
+    world.relayer(until(None), near);
+    assert_eq!(
+        (admit(&world), world.next_deadline()),
+        (Admit::Draining, None)
+    );
+    assert_eq!(world.pass_time(u64::MAX), []);
 }

@@ -46,7 +46,8 @@ proptest! {
             for backend in &mut service.backends {
                 if let Some(Some((weight, admit, snat))) = others.next() {
                     touched.insert(place);
-                    (backend.weight, backend.admit, backend.snat) = (weight, admit, snat);
+                    (backend.weight, backend.admit, backend.source) = (weight, admit, snat);
+                    backend.snat = snat.is_some();
                 }
             }
         }
@@ -331,7 +332,14 @@ fn essence(maps: &Maps) -> impl PartialEq + std::fmt::Debug {
     let sources = maps.sources.iter();
     let sources = sources.map(|((id, p), is)| format!("{:?} {p} {is}", listens[id]));
     let admissions: BTreeSet<String> = rules.chain(sources).collect();
-    (services, backends, tables, maps.ports.clone(), admissions)
+    (
+        services,
+        maps.echoes.clone(),
+        backends,
+        tables,
+        maps.ports.clone(),
+        admissions,
+    )
 }
 
 #[derive(Clone, Debug)]
@@ -364,7 +372,8 @@ fn desired_service(name: &'static str) -> impl Strategy<Value = DesiredService> 
         |(address, (weight, admit, snat))| DesiredBackend {
             weight,
             admit,
-            snat,
+            source: snat,
+            snat: snat.is_some(),
             ..super::backend(address)
         },
     );

@@ -17,6 +17,15 @@ async fn verbs_become_requests() {
             Request::SetMode {
                 backend: web(),
                 mode: Mode::Drain,
+                deadline: None,
+            },
+        ),
+        (
+            "drain web/10.0.0.1:80 --timeout 5m",
+            Request::SetMode {
+                backend: web(),
+                mode: Mode::Drain,
+                deadline: Some(Duration::from_secs(300).into()),
             },
         ),
         (
@@ -24,6 +33,7 @@ async fn verbs_become_requests() {
             Request::SetMode {
                 backend: web(),
                 mode: Mode::Maintenance,
+                deadline: None,
             },
         ),
         (

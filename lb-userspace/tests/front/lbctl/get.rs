@@ -57,6 +57,7 @@ async fn overrides_and_events_as_tables() {
             value: Override {
                 weight: Some(WeightOverride::Percent(50)),
                 mode: None,
+                deadline_ms: None,
             },
         }];
         match request {
@@ -131,6 +132,7 @@ async fn describe_shows_everything() {
                 snat: Default::default(),
                 policy: Policy::RoundRobin,
                 no_backend: Default::default(),
+                on_backend_down: Default::default(),
                 admission: Default::default(),
                 health: Health::default(),
                 backends: vec![],
@@ -144,17 +146,18 @@ async fn describe_shows_everything() {
     let output = lbctl(&daemon.socket, "describe service web").await;
     assert_eq!(
         stdout(&output),
-        "Name:         web\n\
-         Listen:       192.0.2.10:80\n\
-         Protocol:     tcp\n\
-         Forwarding:   nat\n\
-         SNAT:         auto\n\
-         Policy:       round-robin\n\
-         No backend:   reject\n\
-         Health:       tcp every 5s (1s while changing), timeout 2s, rise 2, fall 3\n\
-         Source:       file\n\
-         Backends:     1 of 2 healthy\n\
-         Connections:  5 active, 120 in total\n\
+        "Name:          web\n\
+         Listen:        192.0.2.10:80\n\
+         Protocol:      tcp\n\
+         Forwarding:    nat\n\
+         SNAT:          auto\n\
+         Policy:        round-robin\n\
+         No backend:    reject\n\
+         Backend down:  keep\n\
+         Health:        tcp every 5s (1s while changing), timeout 2s, rise 2, fall 3\n\
+         Source:        file\n\
+         Backends:      1 of 2 healthy\n\
+         Connections:   5 active, 120 in total\n\
          \n\
          Backends:\n  \
          ADDRESS            STATE       WEIGHT   EFFECTIVE   ACTIVE   TOTAL   FAILED   REASON\n  \

@@ -1,7 +1,7 @@
 //! Whom services let in: source lists, rates, limits, affinity.
 
 use super::{Connection, Table, reset_of};
-use crate::packets::build::{ACK, RST, SYN};
+use crate::packets::build::{ACK, FIN, RST, SYN};
 use crate::packets::world::{port, slot};
 use crate::packets::{Expect, Step};
 use lb_common::abi::{Drop, V4, V6, backend_state};
@@ -121,7 +121,20 @@ fn rates(table: &mut Table) {
             refused(&dns(41_002), Drop::RateLimited),
         ],
     );
+    let invalid = |connection: &Connection| {
+        let packet = connection.request(SYN | FIN).bytes();
+        Step::FromClient(packet, Expect::Dropped(Drop::InvalidFlags))
+    };
     let from = |client| Connection::new(client, a.vip(port::SOURCE_RATE), a.backend(43, 8080));
+    table.add(
+        "invalid_flags_take_nothing_of_a_rate",
+        vec![
+            invalid(&rate(41_001)),
+            begun(&rate(41_001)),
+            invalid(&from(a.client(41_001))),
+            begun(&from(a.client(41_001))),
+        ],
+    );
     let limited = Drop::SourceRateLimited;
     table.add(
         "source_rate_is_each_client's",

@@ -58,18 +58,6 @@ fn protocols(table: &mut Table, web: &Connection) {
         });
         table.add(&format!("{name}_to_vip"), vec![passes(packet)]);
     }
-    let (request, reply) = if table.addresses.v6 {
-        (128, 129)
-    } else {
-        (8, 0)
-    };
-    for (name, kind) in [("request", request), ("reply", reply)] {
-        let ping = web.request(SYN).with(|packet| {
-            packet.transport = Transport::Icmp(kind, 0, 0x1234_0001);
-            packet.payload = b"abcdefgh".to_vec();
-        });
-        table.add(&format!("icmp_echo_{name}_to_vip"), vec![passes(ping)]);
-    }
     if table.addresses.v6 {
         let neighbour = web.request(SYN).with(|packet| {
             packet.transport = Transport::Icmp(135, 0, 0);
@@ -77,27 +65,11 @@ fn protocols(table: &mut Table, web: &Connection) {
             packet.ttl = 255;
         });
         table.add("neighbour_solicitation", vec![passes(neighbour)]);
-        for (name, header) in [
-            ("hop_by_hop", 0),
-            ("routing", 43),
-            ("fragment", 44),
-            ("options", 60),
-        ] {
-            let packet = web.request(SYN).with(|packet| {
-                packet.transport = Transport::Other(header);
-                packet.payload = [&[6, 0, 1, 4, 0, 0, 0, 0][..], &[0; 20]].concat();
-            });
-            table.add(&format!("{name}_header"), vec![passes(packet)]);
-        }
     } else {
         let mut arp = [world::FROM_CLIENT.0, world::FROM_CLIENT.1].concat();
         arp.extend([8, 6, 0, 1, 8, 0, 6, 4, 0, 1]);
         arp.extend([0; 20]);
         table.add("arp", vec![Step::FromClient(arp, Expect::Pass)]);
-        for (name, fragment) in [("first", 0x2000), ("middle", 0x2010), ("last", 0x0020)] {
-            let packet = web.request(SYN).with(|packet| packet.fragment = fragment);
-            table.add(&format!("{name}_fragment"), vec![passes(packet)]);
-        }
     }
     let mut llc = [world::FROM_CLIENT.0, world::FROM_CLIENT.1].concat();
     llc.extend([0, 38, 0x42, 0x42, 3]);

@@ -1,5 +1,7 @@
 //! TCP connections: beginnings, life, ends.
 
+use std::net::SocketAddr;
+
 use super::{Connection, Table, passes};
 use crate::packets::build::{ACK, FIN, PSH, Packet, RST, SYN, Transport};
 use crate::packets::world::{self, port, slot};
@@ -255,6 +257,7 @@ fn sources(table: &mut Table) {
         Expect::Dropped(Drop::SourcePortsExhausted),
     ));
     table.add("tcp_snat_port_of_half_closed_connection_is_kept", steps);
+    node_sources(table, &first, &second);
     // Two services, one backend, one client port: the second gets another source port.
     let web = web(table);
     let again = Connection::new(web.client, a.vip(port::WEB_AGAIN), web.backend)
@@ -278,6 +281,70 @@ fn sources(table: &mut Table) {
     steps.push(web.returns(web.reply(ACK)));
     steps.push(other.returns(other.reply(ACK)));
     table.add("tcp_two_clients_with_one_port", steps);
+}
+
+/// Which sources SNAT may take; `first` and `second` want the only port of the pool.
+fn node_sources(table: &mut Table, first: &Connection, second: &Connection) {
+    let a = table.addresses;
+    let port = world::SNAT_PORT;
+    let listen = |local, udp| Step::Listen { local, udp };
+    let exhausted = |connection: &Connection| {
+        let packet = connection.request(SYN).bytes();
+        Step::FromClient(packet, Expect::Dropped(Drop::SourcePortsExhausted))
+    };
+    let anywhere = |port| {
+        let any = if a.v6 { "::" } else { "0.0.0.0" };
+        SocketAddr::new(any.parse().expect("an address"), port)
+    };
+    for (name, local) in [("node", a.node(port)), ("any_address", anywhere(port))] {
+        table.add(
+            &format!("tcp_snat_port_of_a_socket_on_{name}_is_not_taken"),
+            vec![listen(local, false), exhausted(first)],
+        );
+    }
+    for (name, local, udp) in [
+        ("another_address", a.second_node(port), false),
+        ("another_port", a.node(port + 1), false),
+        ("udp", a.node(port), true),
+    ] {
+        let mut steps = vec![listen(local, udp)];
+        steps.extend(first.opened());
+        table.add(&format!("tcp_snat_port_beside_a_socket_on_{name}"), steps);
+    }
+    // The socket came later: the connection goes on.
+    let mut steps = first.opened();
+    steps.push(listen(a.node(port), false));
+    steps.push(first.forwards(first.request(ACK)));
+    steps.push(first.returns(first.reply(ACK)));
+    table.add("tcp_snat_port_of_a_live_connection_stays", steps);
+    // The client's own address and port are no business of the node's sockets.
+    let web = web(table);
+    let mut steps = vec![listen(anywhere(web.client.port()), false)];
+    steps.extend(web.opened());
+    table.add("tcp_client_port_beside_a_socket_on_any_address", steps);
+
+    // Two addresses, one port: two connections, and live ones stay when there is no third.
+    let both = Step::Sources(vec![a.node(0).ip(), a.second_node(0).ip()]);
+    let by_second = first.clone().seen_as(a.second_node(port));
+    let third = Connection {
+        client: a.neighbour_of_clients(43_003),
+        ..second.clone()
+    };
+    let mut steps = vec![both.clone(), listen(a.node(port), false)];
+    steps.extend(by_second.opened());
+    steps.push(exhausted(second));
+    steps.push(Step::CloseSockets);
+    steps.extend(second.opened());
+    steps.push(exhausted(&third));
+    for connection in [&by_second, second] {
+        steps.push(connection.forwards(connection.request(ACK)));
+        steps.push(connection.returns(connection.reply(ACK)));
+    }
+    table.add("tcp_snat_of_two_addresses_has_twice_the_ports", steps);
+    let mut steps = vec![both, listen(a.second_node(port), false)];
+    steps.extend(first.opened());
+    steps.push(exhausted(second));
+    table.add("tcp_snat_of_two_addresses_tries_both", steps);
 }
 
 fn draws(table: &mut Table) {
@@ -501,11 +568,36 @@ fn shapes(table: &mut Table) {
     let mut steps = web.opened();
     steps.push(passes(web.request(ACK).with(|packet| packet.ttl = 1)));
     table.add("tcp_established_ttl_1_goes_to_kernel", steps);
-    for (name, flags) in [("null", 0), ("xmas", 0x29)] {
+    for (name, flags) in [
+        ("null", 0),
+        ("xmas", 0x29),
+        ("fin", FIN),
+        ("syn_fin", SYN | FIN),
+        ("syn_rst", SYN | RST),
+    ] {
+        let dropped =
+            |reason| Step::FromClient(web.request(flags).bytes(), Expect::Dropped(reason));
+        // To an address of ours where nobody listens it is not ours to drop.
+        let a = table.addresses;
+        let foreign = Packet::tcp(world::FROM_CLIENT, web.client, a.node(port::WEB), flags);
+        let reason = match flags & RST {
+            0 => Drop::InvalidFlags,
+            _ => Drop::ResetWithoutFlow,
+        };
         table.add(
-            &format!("tcp_{name}_flags_are_drawn"),
-            vec![web.forwards(web.request(flags))],
+            &format!("tcp_{name}_flags_open_nothing"),
+            vec![
+                dropped(reason),
+                Step::FromBackend(web.reply(ACK).bytes(), Expect::Pass),
+                passes(foreign),
+            ],
         );
+        if flags & (SYN | FIN) != 0 {
+            let mut steps = web.opened();
+            steps.push(dropped(Drop::InvalidFlags));
+            steps.push(web.forwards(web.request(ACK)));
+            table.add(&format!("tcp_{name}_flags_change_no_connection"), steps);
+        }
     }
     // Every value of one address and port moves the checksum differently.
     let a = table.addresses;

@@ -48,6 +48,21 @@ pub(super) fn cases(table: &mut Table) {
     ));
     steps.extend(answered(&snat));
     table.add("udp_snat_both_ways", steps);
+    let listen = |udp| Step::Listen {
+        local: a.node(world::SNAT_PORT),
+        udp,
+    };
+    let refused = Step::FromClient(
+        snat.request(0).bytes(),
+        Expect::Dropped(Drop::SourcePortsExhausted),
+    );
+    table.add(
+        "udp_snat_port_of_a_socket_is_not_taken",
+        vec![listen(true), refused],
+    );
+    let mut steps = vec![listen(false)];
+    steps.extend(answered(&snat));
+    table.add("udp_snat_port_beside_a_socket_on_tcp", steps);
     table.add(
         "udp_ttl_1_goes_to_kernel",
         vec![passes(dns.request(0).with(|p| p.ttl = 1))],
