@@ -19,9 +19,7 @@ use lb_common::{
         FlowKey, FragmentKey, Fragmented, Held, HeldKey, NO_SLOT, NextHop, RateKey, Service,
         ServiceKey, SourceKey, TABLE_LANES, V4, V6, protocol, source_slot,
     },
-    path::{
-        self, Attempt, Candidate, Count, FamilyTables, InsertError, Milestone, Route, Tables, Work,
-    },
+    path::{self, Attempt, Candidate, FamilyTables, InsertError, Milestone, Route, Tables, Work},
 };
 
 use crate::maps;
@@ -198,8 +196,8 @@ impl<C> Tables for Kernel<C> {
     }
 
     #[inline(always)]
-    fn count_active(&self, slot: u32, generation: u32, what: Count) {
-        count_active(slot, generation, what as u32);
+    fn count_active(&self, slot: u32, generation: u32, before: u32, after: u32) {
+        count_active(slot, generation, before, after);
     }
 
     #[inline(always)]
@@ -543,16 +541,12 @@ extern "C" fn draw(table: u32, service: u32, place: u32) -> u32 {
     }
 }
 
-/// [`path::count_active`]: `closed` is a [`Count`] by number.
+/// [`path::count_active`].
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn count_active(slot: u32, generation: u32, closed: u32) -> u32 {
+extern "C" fn count_active(slot: u32, generation: u32, before: u32, after: u32) -> u32 {
     let kernel = Kernel::new(core::ptr::null_mut::<xdp_md>());
-    let what = match closed {
-        0 => Count::Opened,
-        _ => Count::Closed,
-    };
-    path::count_active(&kernel, slot, generation, what);
+    path::count_active(&kernel, slot, generation, before, after);
     0
 }
 

@@ -7,18 +7,15 @@
 use super::Tables;
 use crate::abi::{Address, Flow, flow_state};
 
-/// What becomes of an established connection.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-#[repr(u32)]
-pub enum Count {
-    Opened = 0,
-    Closed = 1,
-}
-
-/// Counts a connection of the backend in `slot`, and of its service. Behind
-/// [`Tables::count_active`], which keeps it off the stack of its callers.
+/// Counts what a flow's state changed from and to: of the backend in `slot`, and of its service.
+/// Behind [`Tables::count_active`], which keeps it off the stack of its callers, and its branches
+/// out of what the verifier walks behind them.
 #[inline(always)]
-pub fn count_active<T: Tables>(tables: &T, slot: u32, generation: u32, what: Count) {
+pub fn count_active<T: Tables>(tables: &T, slot: u32, generation: u32, before: u32, after: u32) {
+    let (was_open, opens) = (is_open(before), is_open(after));
+    if was_open == opens {
+        return;
+    }
     let Some(backend) = tables.backend(slot) else {
         return;
     };
@@ -28,9 +25,9 @@ pub fn count_active<T: Tables>(tables: &T, slot: u32, generation: u32, what: Cou
     }
     let count = |index| {
         if let Some(active) = tables.active(index) {
-            tables.add(match what {
-                Count::Opened => &active.opened,
-                Count::Closed => &active.closed,
+            tables.add(match opens {
+                true => &active.opened,
+                false => &active.closed,
             });
         }
     };
@@ -42,6 +39,12 @@ pub fn count_active<T: Tables>(tables: &T, slot: u32, generation: u32, what: Cou
     }
 }
 
+/// Whether a flow of this state is of the `FLOWS` tables and has not ended.
+#[inline(always)]
+const fn is_open(state: u32) -> bool {
+    state & flow_state::ESTABLISHED != 0 && !flow_state::is_closed(state)
+}
+
 /// Open connections of a slot, or of an [`crate::abi::Admission::counter`].
 #[inline(always)]
 pub(super) fn open<T: Tables>(tables: &T, index: u32) -> u32 {
@@ -51,10 +54,8 @@ pub(super) fn open<T: Tables>(tables: &T, index: u32) -> u32 {
     }
 }
 
-/// Counts a flow of the `FLOWS` tables that is about to be removed.
+/// Counts a flow that is about to be removed.
 #[inline(always)]
 pub(super) fn forget<A: Address, T: Tables>(tables: &T, flow: &Flow<A>) {
-    if !flow_state::is_closed(flow.state.get()) {
-        tables.count_active(flow.slot, flow.generation, Count::Closed);
-    }
+    tables.count_active(flow.slot, flow.generation, flow.state.get(), 0);
 }

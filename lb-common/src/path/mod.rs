@@ -32,7 +32,7 @@ use crate::abi::{
     SourceKey,
 };
 
-pub use active::{Count, count_active};
+pub use active::count_active;
 pub use admit::admit;
 pub use allocate::{Attempt, Candidate, take_source};
 pub use checksum::{Delta, Sum};
@@ -221,7 +221,7 @@ pub trait Tables {
     fn add(&self, count: &Cell<u32>);
 
     /// [`count_active`], which see.
-    fn count_active(&self, slot: u32, generation: u32, what: Count);
+    fn count_active(&self, slot: u32, generation: u32, before: u32, after: u32);
 
     /// Jiffies of the last packet that found no room in the tables of established flows; 0 if none
     /// ever did.

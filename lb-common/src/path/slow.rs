@@ -1,7 +1,7 @@
 //! Packets of known connections that need more than the fast path: answers to a first packet,
 //! ends, failures, new routes.
 
-use super::active::{self, Count};
+use super::active;
 use super::allocate;
 use super::parse::Packet;
 use super::wire::tcp;
@@ -143,13 +143,13 @@ fn known<A: Family, F: Frame, T: FamilyTables<A>>(
             tables.count_drop(Drop::FlowTableFull);
             return Ok(Step::Answer);
         }
-        if proven {
-            tables.count_active(flow.slot, flow.generation, Count::Opened);
-        }
     }
     let verdict = translate::send(frame, packet, flow, &way)?;
     // Not before: what is removed may be another connection's at once.
     if proven {
+        let state = flow.state.get();
+        let established = state | flow_state::ESTABLISHED;
+        tables.count_active(flow.slot, flow.generation, state, established);
         tables.remove_handshake(&work.opposite);
         tables.remove_handshake(&work.key);
     }
@@ -248,10 +248,9 @@ fn forgive<A: Family, T: FamilyTables<A>>(
     found: Found,
 ) {
     let before = flow.state.get();
-    flow.state.set(before & !flow_state::RESET);
-    if found == Found::Established && !flow_state::is_closed(before & !flow_state::RESET) {
-        tables.count_active(flow.slot, flow.generation, Count::Opened);
-    }
+    let after = before & !flow_state::RESET;
+    flow.state.set(after);
+    tables.count_active(flow.slot, flow.generation, before, after);
     let other = match found {
         Found::Established => tables.flow(opposite),
         Found::Handshake => tables.handshake(opposite),
@@ -284,12 +283,7 @@ fn note_end<A: Family, T: FamilyTables<A>>(
     }
     let before = flow.state.get();
     flow.state.set(before | bits);
-    if found == Found::Established
-        && !flow_state::is_closed(before)
-        && flow_state::is_closed(before | bits)
-    {
-        tables.count_active(flow.slot, flow.generation, Count::Closed);
-    }
+    tables.count_active(flow.slot, flow.generation, before, before | bits);
     let other = match found {
         Found::Established => tables.flow(opposite),
         Found::Handshake => tables.handshake(opposite),

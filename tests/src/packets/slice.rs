@@ -14,8 +14,8 @@ use lb_common::{
         protocol,
     },
     path::{
-        self, Attempt, Candidate, Count, Covered, Delta, FamilyTables, Frame, Handover,
-        InsertError, Milestone, Route, Tables, Verdict, Work,
+        self, Attempt, Candidate, Covered, Delta, FamilyTables, Frame, Handover, InsertError,
+        Milestone, Route, Tables, Verdict, Work,
     },
 };
 
@@ -304,8 +304,8 @@ impl Tables for Memory {
         count.set(count.get() + 1);
     }
 
-    fn count_active(&self, slot: u32, generation: u32, what: Count) {
-        path::count_active(self, slot, generation, what);
+    fn count_active(&self, slot: u32, generation: u32, before: u32, after: u32) {
+        path::count_active(self, slot, generation, before, after);
     }
 
     fn last_full(&self) -> Option<&Cell<u32>> {
