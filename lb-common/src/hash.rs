@@ -22,3 +22,9 @@ pub fn five_tuple<A: Address>(key: &FlowKey<A>) -> u64 {
     let sides = spread(key.src.mix() ^ 0x6c62_272e_07bb_0142).wrapping_add(key.dst.mix());
     spread(sides ^ ports.wrapping_mul(0x9e37_79b9_7f4a_7c15))
 }
+
+/// Hash of a client's address alone, for services that keep a client on one backend.
+#[inline(always)]
+pub fn client<A: Address>(address: A) -> u64 {
+    spread(address.mix() ^ 0x517c_c1b7_2722_0a95)
+}

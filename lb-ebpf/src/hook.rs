@@ -26,14 +26,15 @@ pub(crate) trait Hook: Frame + Sized {
 
 /// No actions of the kernel's: the next part of the path is to take the packet.
 pub(crate) const SLOW: u32 = 0x10000;
-pub(crate) const OPEN: u32 = 0x10001;
-pub(crate) const ENCAPSULATE: u32 = 0x10002;
-pub(crate) const ANSWER: u32 = 0x10003;
-pub(crate) const ICMP: u32 = 0x10004;
-pub(crate) const ODD: u32 = 0x10005;
-pub(crate) const SEGMENT: u32 = 0x10006;
-pub(crate) const HOLD: u32 = 0x10007;
-pub(crate) const RELEASE: u32 = 0x10008;
+pub(crate) const ADMIT: u32 = 0x10001;
+pub(crate) const OPEN: u32 = 0x10002;
+pub(crate) const ENCAPSULATE: u32 = 0x10003;
+pub(crate) const ANSWER: u32 = 0x10004;
+pub(crate) const ICMP: u32 = 0x10005;
+pub(crate) const ODD: u32 = 0x10006;
+pub(crate) const SEGMENT: u32 = 0x10007;
+pub(crate) const HOLD: u32 = 0x10008;
+pub(crate) const RELEASE: u32 = 0x10009;
 
 #[inline(always)]
 fn finish<H: Hook>(context: *mut H::Context, result: Result<Verdict, Drop>) -> u32 {
@@ -58,6 +59,7 @@ fn step<H: Hook>(context: *mut H::Context, result: Result<Step, Drop>) -> u32 {
         Ok(Step::Release) if H::HOLDS => RELEASE,
         Ok(Step::Hold | Step::Release) => finish::<H>(context, Ok(Verdict::Pass)),
         Ok(Step::Slow) => SLOW,
+        Ok(Step::Admit) => ADMIT,
         Ok(Step::Open) => OPEN,
         Ok(Step::Encapsulate) => ENCAPSULATE,
         Ok(Step::Answer) => ANSWER,
@@ -132,6 +134,18 @@ where
 }
 
 #[inline(always)]
+pub(crate) fn admit<H: Hook, A: Family>() -> u32
+where
+    Kernel<H::Context>: FamilyTables<A>,
+{
+    // It passes packets and drops them, for which no hook needs its context. An argument that is
+    // not used would be left undefined, which the verifier refuses.
+    let context = core::ptr::null_mut();
+    let kernel = Kernel::new(context);
+    step::<H>(context, path::admit::<A, _>(&kernel))
+}
+
+#[inline(always)]
 pub(crate) fn open<H: Hook, A: Family>(context: *mut H::Context) -> u32
 where
     Kernel<H::Context>: FamilyTables<A>,
@@ -190,10 +204,11 @@ pub(crate) fn logged<H: Hook>(action: u32) -> u32 {
     action
 }
 
-/// Parts of the path as subprograms of the kernel's, each with a stack of its own. Only `fast` of
-/// IPv4 lies in the programs themselves.
+/// Parts of the path as subprograms of the kernel's, each with a stack of its own: what lies in the
+/// programs themselves takes from the stack of all parts.
 macro_rules! subprograms {
-    ($hook:ty: $($name:ident = $part:ident::<$family:ty>($($network:ident)?);)+) => {$(
+    ($hook:ty: $($name:ident = $part:ident::<$family:ty>($($network:ident)?);)+
+        @without context: $($bare:ident = $bare_part:ident::<$bare_family:ty>();)+) => {$(
         #[unsafe(no_mangle)]
         #[inline(never)]
         extern "C" fn $name(
@@ -201,6 +216,13 @@ macro_rules! subprograms {
             $(, $network: u32)?
         ) -> u32 {
             $crate::hook::$part::<$hook, $family>(context $(, $network as usize & $crate::hook::NETWORK)?)
+        }
+    )+
+    $(
+        #[unsafe(no_mangle)]
+        #[inline(never)]
+        extern "C" fn $bare() -> u32 {
+            $crate::hook::$bare_part::<$hook, $bare_family>()
         }
     )+};
 }
@@ -215,7 +237,8 @@ pub(crate) const OFFSETS: usize = 0x3ff;
 macro_rules! walk {
     (
         $hook:ty, $context:ident, $fast:expr,
-        $odd:ident($network:expr), $segment:ident, $slow:ident, $open:ident, $encapsulate:ident,
+        $odd:ident($network:expr), $segment:ident, $slow:ident, $admit:ident, $open:ident,
+        $encapsulate:ident,
         $answer:ident, $icmp:ident
         $(, $hold:ident, $release:ident)?
     ) => {{
@@ -239,6 +262,9 @@ macro_rules! walk {
         )?
         if action == $crate::hook::SLOW {
             action = $slow($context);
+        }
+        if action == $crate::hook::ADMIT {
+            action = $admit();
         }
         if action == $crate::hook::OPEN {
             action = $open($context);

@@ -1,6 +1,6 @@
 //! [`Tables`] over the kernel's maps and helpers.
 
-use core::{cell::Cell, ffi::c_void};
+use core::{arch::asm, cell::Cell, ffi::c_void};
 
 use aya_ebpf::{
     bindings::{
@@ -15,8 +15,9 @@ use aya_ebpf::{
 };
 use lb_common::{
     abi::{
-        Address, Backend, Config, Drop, Flow, FlowKey, FragmentKey, Fragmented, Held, HeldKey,
-        NO_SLOT, NextHop, Service, ServiceKey, TABLE_LANES, V4, V6, link, protocol, source_slot,
+        Active, Address, Admission, Affinity, AffinityKey, Backend, Bucket, Config, Drop, Flow,
+        FlowKey, FragmentKey, Fragmented, Held, HeldKey, NO_SLOT, NextHop, RateKey, Service,
+        ServiceKey, SourceKey, TABLE_LANES, V4, V6, link, protocol, source_slot,
     },
     path::{
         self, Attempt, Candidate, FamilyTables, InsertError, Milestone, Query, Route, Tables, Work,
@@ -124,9 +125,78 @@ impl<C> Tables for Kernel<C> {
     }
 
     #[inline(always)]
-    fn draw(&self, table: u32, service: u32, place: u32) -> Option<u32> {
-        let slot = draw(table, service, place);
-        (slot != NO_SLOT).then_some(slot)
+    fn draw(&self, table: u32, service: u32, place: u32) -> Result<u32, Drop> {
+        match draw(table, service, place) {
+            NO_SLOT => Err(Drop::NoBackend),
+            AT_LIMIT => Err(Drop::ConnectionLimit),
+            slot => Ok(slot),
+        }
+    }
+
+    #[inline(always)]
+    fn admission(&self, service: u32) -> Option<&Admission> {
+        maps::ADMISSION.get(service)
+    }
+
+    #[inline(always)]
+    fn rate(&self, service: u32) -> Option<&Bucket> {
+        maps::RATES.get(service)
+    }
+
+    #[inline(always)]
+    fn source_rate(&self, key: &RateKey, full: &Bucket) -> Option<&Bucket> {
+        let map = &maps::SOURCE_RATES;
+        // SAFETY: preallocated, and its words are cells; in a recycled entry at worst a token of
+        // another client is taken.
+        if let Some(bucket) = unsafe { map.get(key) } {
+            return Some(bucket);
+        }
+        // Another CPU may be first: then its bucket is the client's.
+        let _ = map.insert(key, full, BPF_NOEXIST as u64);
+        // SAFETY: as above.
+        unsafe { map.get(key) }
+    }
+
+    #[inline(always)]
+    fn take_token(&self, bucket: &Bucket) {
+        // SAFETY: the cell is an aligned word of a map's value. This form of the instruction, which
+        // gives nothing back, is older than 5.10.
+        unsafe {
+            asm!(
+                "lock *(u64 *)({word} + 0) += {one}",
+                word = in(reg) bucket.0.as_ptr(),
+                one = in(reg) 1_u64,
+                options(nostack),
+            );
+        }
+    }
+
+    #[inline(always)]
+    fn active(&self, index: u32) -> Option<&Active> {
+        maps::ACTIVE.get(index)
+    }
+
+    #[inline(always)]
+    fn counted(&self, index: u32) -> u32 {
+        maps::COUNTED.get(index).copied().unwrap_or(0)
+    }
+
+    #[inline(always)]
+    fn add(&self, count: &Cell<u32>) {
+        // SAFETY: as in `take_token`.
+        unsafe {
+            asm!(
+                "lock *(u32 *)({word} + 0) += {one}",
+                word = in(reg) count.as_ptr(),
+                one = in(reg) 1_u64,
+                options(nostack),
+            );
+        }
+    }
+
+    #[inline(always)]
+    fn count_active(&self, slot: u32, generation: u32, before: u32, after: u32) {
+        count_active(slot, generation, before, after);
     }
 
     #[inline(always)]
@@ -319,7 +389,7 @@ fn lookup(context: *mut c_void, ingress: u32, query: &Query, hop: &mut NextHop) 
 }
 
 macro_rules! family_tables {
-    ($family:ty, $services:ident, $flows:ident, $handshakes:ident, $fragments:ident, $held:ident, $work:ident, $take_source:ident) => {
+    ($family:ty, $services:ident, $flows:ident, $handshakes:ident, $sources:ident, $affinity:ident, $fragments:ident, $held:ident, $work:ident, $take_source:ident) => {
         impl<C: Context> FamilyTables<$family> for Kernel<C> {
             #[inline(always)]
             fn service(&self, key: &ServiceKey<$family>) -> Option<&Service> {
@@ -379,6 +449,26 @@ macro_rules! family_tables {
             }
 
             #[inline(always)]
+            fn listed(&self, key: &SourceKey<$family>) -> Option<u32> {
+                // SAFETY: the same bytes under another name, whose alignment is less.
+                maps::$sources
+                    .get(unsafe { &*(&raw const *key).cast() })
+                    .copied()
+            }
+
+            #[inline(always)]
+            fn affinity(&self, key: &AffinityKey<$family>) -> Option<&Affinity> {
+                // SAFETY: preallocated; a recycled entry names a backend that is checked.
+                unsafe { maps::$affinity.get(key) }
+            }
+
+            #[inline(always)]
+            fn set_affinity(&self, key: &AffinityKey<$family>, affinity: &Affinity) {
+                // Without room the client is drawn anew.
+                let _ = maps::$affinity.insert(key, affinity, BPF_ANY as u64);
+            }
+
+            #[inline(always)]
             fn fragmented(&self, key: &FragmentKey<$family>) -> Option<&Fragmented> {
                 // SAFETY: preallocated; an entry that is replaced meanwhile costs one fragment.
                 unsafe { maps::$fragments.get(key) }
@@ -431,6 +521,8 @@ family_tables!(
     SERVICES4,
     FLOWS4,
     HANDSHAKES4,
+    SOURCE_LISTS4,
+    AFFINITY4,
     FRAGMENTS4,
     HELD4,
     WORK4,
@@ -441,6 +533,8 @@ family_tables!(
     SERVICES6,
     FLOWS6,
     HANDSHAKES6,
+    SOURCE_LISTS6,
+    AFFINITY6,
     FRAGMENTS6,
     HELD6,
     WORK6,
@@ -458,13 +552,28 @@ fn note_neighbour(fib: &bpf_fib_lookup, neighbour: &mut bpf_redir_neigh) {
     // SAFETY: the family says which variant was filled in, and the other words of it are zero.
     neighbour.__bindgen_anon_1.ipv6_nh = unsafe { fib.__bindgen_anon_4.ipv6_dst };
 }
+/// [`path::draw`]'s [`Drop::ConnectionLimit`]; no slot has that number.
+const AT_LIMIT: u32 = NO_SLOT - 1;
 
 /// [`path::draw`], [`NO_SLOT`] for none. Subprograms that touch no packet serve all hooks.
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn draw(table: u32, service: u32, place: u32) -> u32 {
     let kernel = Kernel::new(core::ptr::null_mut::<xdp_md>());
-    path::draw(&kernel, table, service, place).unwrap_or(NO_SLOT)
+    match path::draw(&kernel, table, service, place) {
+        Ok(slot) => slot,
+        Err(Drop::ConnectionLimit) => AT_LIMIT,
+        Err(_) => NO_SLOT,
+    }
+}
+
+/// [`path::count_active`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn count_active(slot: u32, generation: u32, before: u32, after: u32) -> u32 {
+    let kernel = Kernel::new(core::ptr::null_mut::<xdp_md>());
+    path::count_active(&kernel, slot, generation, before, after);
+    0
 }
 
 macro_rules! context {

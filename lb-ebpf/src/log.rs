@@ -46,6 +46,10 @@ extern "C" fn log_event(event: u32) -> u32 {
         e if is(e, Drop::InvalidFlags) => info!((), "dropped: invalid_flags"),
         e if is(e, Drop::TinyFragment) => info!((), "dropped: tiny_fragment"),
         e if is(e, Drop::FragmentUnknown) => info!((), "dropped: fragment_unknown"),
+        e if is(e, Drop::SourceDenied) => info!((), "dropped: source_denied"),
+        e if is(e, Drop::RateLimited) => info!((), "dropped: rate_limited"),
+        e if is(e, Drop::SourceRateLimited) => info!((), "dropped: source_rate_limited"),
+        e if is(e, Drop::ConnectionLimit) => info!((), "dropped: connection_limit"),
         other => info!((), "dropped: reason {}", other),
     }
     0

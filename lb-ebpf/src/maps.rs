@@ -3,11 +3,12 @@
 use core::cell::Cell;
 
 use aya_ebpf::bindings::{bpf_fib_lookup, bpf_redir_neigh};
-use aya_ebpf::btf_maps::{Array, ArrayOfMaps, HashMap, LruHashMap, PerCpuArray};
+use aya_ebpf::btf_maps::{Array, ArrayOfMaps, HashMap, LpmTrie, LruHashMap, PerCpuArray};
 use aya_ebpf::macros::btf_map;
 use lb_common::abi::{
-    Backend, BackendCounters, Config, Drop, Flow, FlowKey, FragmentKey, Fragmented, Held, HeldKey,
-    PORT_WORDS, SOURCE_SLOTS, Service, ServiceKey, TableChunk, V4, V6,
+    Active, Admission, Affinity, AffinityKey, Backend, BackendCounters, Bucket, Config, Drop, Flow,
+    FlowKey, FragmentKey, Fragmented, Held, HeldKey, PORT_WORDS, RateKey, SOURCE_SLOTS, Service,
+    ServiceKey, TableChunk, V4, V6,
 };
 use lb_common::path::Work;
 
@@ -52,6 +53,45 @@ pub(crate) static COUNTERS: PerCpuArray<BackendCounters, 1> = PerCpuArray::new()
 /// Round-robin cursors by [`Service::id`]. Writer: the packet path.
 #[btf_map]
 pub(crate) static CURSORS: PerCpuArray<u32, 1> = PerCpuArray::new();
+
+/// Whom services let in, by [`Service::id`]. Writer: the daemon.
+#[btf_map]
+pub(crate) static ADMISSION: Array<Admission, 1> = Array::new();
+
+/// What follows the prefix length in a [`lb_common::abi::SourceKey`]: service, then address.
+pub(crate) type Source<const WORDS: usize> = [u32; WORDS];
+
+/// Source lists of all services. Writer: the daemon.
+#[btf_map]
+pub(crate) static SOURCE_LISTS4: LpmTrie<Source<2>, u32, 1> = LpmTrie::new();
+
+/// As [`SOURCE_LISTS4`].
+#[btf_map]
+pub(crate) static SOURCE_LISTS6: LpmTrie<Source<5>, u32, 1> = LpmTrie::new();
+
+/// New connections by [`Service::id`]. Writer: the packet path.
+#[btf_map]
+pub(crate) static RATES: Array<Bucket, 1> = Array::new();
+
+/// New connections by service and client. Writer: the packet path.
+#[btf_map]
+pub(crate) static SOURCE_RATES: LruHashMap<RateKey, Bucket, 1> = LruHashMap::new();
+
+/// Open connections by slot, behind these by [`Admission::counter`]. Writer: the packet path.
+#[btf_map]
+pub(crate) static ACTIVE: Array<Active, 1> = Array::new();
+
+/// What the packet path's count lacks, by the same index. Writer: the daemon.
+#[btf_map]
+pub(crate) static COUNTED: Array<u32, 1> = Array::new();
+
+/// Clients that keep their backend. Writer: the packet path.
+#[btf_map]
+pub(crate) static AFFINITY4: LruHashMap<AffinityKey<V4>, Affinity, 1> = LruHashMap::new();
+
+/// As [`AFFINITY4`].
+#[btf_map]
+pub(crate) static AFFINITY6: LruHashMap<AffinityKey<V6>, Affinity, 1> = LruHashMap::new();
 
 /// Connections of clients that are no strangers; never evicted. Writer: the packet path; the daemon removes the aged.
 #[btf_map]

@@ -85,6 +85,11 @@ impl Frame for TcFrame {
     }
 
     #[inline(always)]
+    fn sum(&self, offset: usize, bytes: usize) -> u64 {
+        tc_sum(self.context, offset as u32, bytes as u32)
+    }
+
+    #[inline(always)]
     fn load<T: Pod>(&self, offset: usize) -> Option<T> {
         // SAFETY: `at` checked the bounds, and any bytes are a valid `T`.
         self.at::<T>(offset)
@@ -263,6 +268,7 @@ impl Hook for TcFrame {
 
 subprograms! {
     TcFrame:
+    tc_fast4 = fast::<V4>(network);
     tc_fast6 = fast::<V6>(network);
     tc_depart6 = depart::<V6>(network);
     tc_odd4 = odd::<V4>(network);
@@ -279,6 +285,9 @@ subprograms! {
     tc_answer6 = answer::<V6>();
     tc_icmp4 = icmp::<V4>();
     tc_icmp6 = icmp::<V6>();
+    @without context:
+    tc_admit4 = admit::<V4>();
+    tc_admit6 = admit::<V6>();
 }
 
 /// Egress of every device that is served: answers of backends on the node itself.
@@ -322,6 +331,14 @@ extern "C" fn tc_extension(context: *mut __sk_buff, offset: u32, kind: u32) -> u
     path::extension(&frame, offset as usize & hook::OFFSETS, kind as u8)
 }
 
+/// [`path::sum`]; `offset` lies within [`hook::OFFSETS`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn tc_sum(context: *mut __sk_buff, offset: u32, bytes: u32) -> u64 {
+    let frame = TcFrame { context };
+    path::sum(&frame, offset as usize & hook::OFFSETS, bytes as usize)
+}
+
 /// Makes the headers readable; `false` for a frame whose tag the stack took off, which is balanced
 /// on the VLAN device.
 #[inline(always)]
@@ -347,6 +364,7 @@ macro_rules! walk_tc {
                 tc_odd4(network),
                 tc_segment4,
                 tc_slow4,
+                tc_admit4,
                 tc_open4,
                 tc_encapsulate4,
                 tc_answer4,
@@ -361,6 +379,7 @@ macro_rules! walk_tc {
                 tc_odd6(network),
                 tc_segment6,
                 tc_slow6,
+                tc_admit6,
                 tc_open6,
                 tc_encapsulate6,
                 tc_answer6,
@@ -382,7 +401,7 @@ extern "C" fn lbd_tc(context: *mut __sk_buff) -> i32 {
     }
     let action = walk_tc!(
         context,
-        |network| hook::fast::<TcFrame, V4>(context, network),
+        |network: usize| tc_fast4(context, network as u32),
         |network: usize| tc_fast6(context, network as u32)
     );
     action as i32

@@ -85,6 +85,11 @@ impl Frame for XdpFrame {
     }
 
     #[inline(always)]
+    fn sum(&self, offset: usize, bytes: usize) -> u64 {
+        xdp_sum(self.context, offset as u32, bytes as u32)
+    }
+
+    #[inline(always)]
     fn load<T: Pod>(&self, offset: usize) -> Option<T> {
         // SAFETY: `at` checked the bounds, and any bytes are a valid `T`.
         self.at::<T>(offset)
@@ -242,6 +247,7 @@ impl Hook for XdpFrame {
 
 subprograms! {
     XdpFrame:
+    xdp_fast4 = fast::<V4>(network);
     xdp_fast6 = fast::<V6>(network);
     xdp_odd4 = odd::<V4>(network);
     xdp_odd6 = odd::<V6>(network);
@@ -257,6 +263,9 @@ subprograms! {
     xdp_answer6 = answer::<V6>();
     xdp_icmp4 = icmp::<V4>();
     xdp_icmp6 = icmp::<V6>();
+    @without context:
+    xdp_admit4 = admit::<V4>();
+    xdp_admit6 = admit::<V6>();
 }
 
 /// [`path::extension`]; `offset` lies within [`hook::OFFSETS`].
@@ -265,6 +274,14 @@ subprograms! {
 extern "C" fn xdp_extension(context: *mut xdp_md, offset: u32, kind: u32) -> u64 {
     let frame = XdpFrame { context };
     path::extension(&frame, offset as usize & hook::OFFSETS, kind as u8)
+}
+
+/// [`path::sum`]; `offset` lies within [`hook::OFFSETS`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn xdp_sum(context: *mut xdp_md, offset: u32, bytes: u32) -> u64 {
+    let frame = XdpFrame { context };
+    path::sum(&frame, offset as usize & hook::OFFSETS, bytes as usize)
 }
 
 /// Ingress of a device: north-south traffic.
@@ -287,10 +304,11 @@ fn balance(context: *mut xdp_md) -> u32 {
         Network::Ipv4(network) => walk!(
             XdpFrame,
             context,
-            hook::fast::<XdpFrame, V4>(context, network),
+            xdp_fast4(context, network as u32),
             xdp_odd4(network),
             xdp_segment4,
             xdp_slow4,
+            xdp_admit4,
             xdp_open4,
             xdp_encapsulate4,
             xdp_answer4,
@@ -303,6 +321,7 @@ fn balance(context: *mut xdp_md) -> u32 {
             xdp_odd6(network),
             xdp_segment6,
             xdp_slow6,
+            xdp_admit6,
             xdp_open6,
             xdp_encapsulate6,
             xdp_answer6,

@@ -1,6 +1,8 @@
 //! What an operator configures, in the daemon's own words. Shared by the config file, the socket
 //! API, the state directory and `export`, so one serialised form serves them all.
 
+mod admission;
+
 use std::{
     collections::BTreeMap,
     fmt,
@@ -10,6 +12,8 @@ use std::{
 };
 
 use serde::{Deserialize, Serialize};
+
+pub use admission::{Admission, Affinity, Prefix, Prefixes, Rate, Sources};
 
 /// Highest weight; 0 means no new connections.
 pub const MAX_WEIGHT: u16 = u16::MAX;
@@ -33,68 +37,6 @@ pub enum Forwarding {
     DsrL2,
     /// Direct server return: in an IP header of the node's.
     DsrIpip,
-}
-
-/// A range of addresses, `ADDRESS/LENGTH`.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Prefix {
-    pub address: std::net::IpAddr,
-    /// Bits that all its addresses have in common.
-    pub length: u8,
-}
-
-impl Prefix {
-    /// Bits of an address of this family.
-    pub const fn width(&self) -> u8 {
-        if is_v6(self.address) { 128 } else { 32 }
-    }
-
-    /// Whether the address has no bits behind the length.
-    pub fn is_base(&self) -> bool {
-        let bits = match self.address {
-            std::net::IpAddr::V4(v4) => u128::from(v4.to_bits()) << 96,
-            std::net::IpAddr::V6(v6) => v6.to_bits(),
-        };
-        self.length >= 128 || bits << self.length == 0
-    }
-}
-
-impl fmt::Display for Prefix {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}", self.address, self.length)
-    }
-}
-
-impl std::str::FromStr for Prefix {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let fault = || format!("`{text}` is no prefix; write e.g. 172.16.0.0/16 or fd00::/64");
-        let (address, length) = text.split_once('/').ok_or_else(fault)?;
-        let prefix = Self {
-            address: address.parse().map_err(|_| fault())?,
-            length: length.parse().map_err(|_| fault())?,
-        };
-        let decimal = length.bytes().all(|b| b.is_ascii_digit());
-        if decimal && prefix.length <= prefix.width() {
-            Ok(prefix)
-        } else {
-            Err(fault())
-        }
-    }
-}
-
-impl Serialize for Prefix {
-    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(self)
-    }
-}
-
-impl<'de> Deserialize<'de> for Prefix {
-    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let text = String::deserialize(deserializer)?;
-        text.parse().map_err(serde::de::Error::custom)
-    }
 }
 
 /// When the source of a connection becomes a node address.
@@ -207,6 +149,9 @@ impl Default for Health {
 pub struct BackendSpec {
     pub address: SocketAddr,
     pub weight: u16,
+    /// Open connections beyond which it takes no new ones.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub max_connections: Option<u32>,
     #[serde(skip_serializing_if = "BTreeMap::is_empty", default)]
     pub labels: BTreeMap<String, String>,
 }
@@ -228,6 +173,8 @@ pub struct ServiceSpec {
     pub no_backend: NoBackend,
     #[serde(default)]
     pub on_backend_down: OnBackendDown,
+    #[serde(flatten)]
+    pub admission: Admission,
     pub health: Health,
     pub backends: Vec<BackendSpec>,
 }
@@ -255,6 +202,10 @@ pub struct Limits {
     pub services: u32,
     /// (service, backend) pairs.
     pub backends: u32,
+    /// Source prefixes of all services, per address family.
+    pub sources: u32,
+    /// Clients remembered for `source_rate`, and for `affinity` per address family.
+    pub clients: u32,
 }
 
 impl Default for Limits {
@@ -264,6 +215,8 @@ impl Default for Limits {
             handshakes: 65_536,
             services: 4096,
             backends: 32_768,
+            sources: 65_536,
+            clients: 65_536,
         }
     }
 }

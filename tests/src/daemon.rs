@@ -50,6 +50,8 @@ pub struct Service {
     pub on_backend_down: &'static str,
     /// YAML.
     pub health: &'static str,
+    /// More of the service, a line of YAML each.
+    pub more: Vec<String>,
     /// Address and weight.
     pub backends: Vec<(SocketAddr, u16)>,
 }
@@ -70,6 +72,7 @@ impl Service {
             tunnel_source: "[]",
             on_backend_down: "keep",
             health: QUICK_HEALTH,
+            more: Vec::new(),
             backends: Vec::new(),
         }
     }
@@ -153,7 +156,7 @@ impl Config {
                 text,
                 "  - name: {}\n    listen: [{}]\n    protocol: {}\n    snat: {}\n    forwarding: {}\n\
                  \x20   tunnel_source: {}\n    policy: {}\n\
-                 \x20   on_backend_down: {}\n    health: {}\n    backends:\n",
+                 \x20   on_backend_down: {}\n    health: {}\n",
                 service.name,
                 listen.join(", "),
                 service.protocol,
@@ -164,6 +167,10 @@ impl Config {
                 service.on_backend_down,
                 service.health,
             );
+            for line in &service.more {
+                let _ = writeln!(text, "    {line}");
+            }
+            text += "    backends:\n";
             for (address, weight) in &service.backends {
                 let _ = writeln!(text, "      - {{address: \"{address}\", weight: {weight}}}");
             }

@@ -1,6 +1,7 @@
 //! Bytes that live in BPF maps. Layouts are part of [`ABI_VERSION`]: change one, raise the other.
 
 mod address;
+mod admission;
 mod config;
 mod flow;
 mod fragment;
@@ -10,6 +11,10 @@ mod reason;
 mod service;
 
 pub use address::{Address, Be16, V4, V6};
+pub use admission::{
+    Active, Admission, Affinity, AffinityKey, Bucket, Rate, RateKey, SOURCE_SERVICE_BITS,
+    SourceKey, admission_flag, source,
+};
 pub use config::{Config, MAX_SOURCES, PORT_WORDS, PortKind, SOURCE_SLOTS, port_bit, source_slot};
 pub use flow::{Flow, NextHop, flow_state, link};
 pub use fragment::{
@@ -48,4 +53,13 @@ pub mod map {
     pub const DROPS: &str = "DROPS";
     pub const REJECTS: &str = "REJECTS";
     pub const SOURCES: &str = "SOURCES";
+    pub const ADMISSION: &str = "ADMISSION";
+    pub const SOURCE_LISTS4: &str = "SOURCE_LISTS4";
+    pub const SOURCE_LISTS6: &str = "SOURCE_LISTS6";
+    pub const RATES: &str = "RATES";
+    pub const SOURCE_RATES: &str = "SOURCE_RATES";
+    pub const ACTIVE: &str = "ACTIVE";
+    pub const COUNTED: &str = "COUNTED";
+    pub const AFFINITY4: &str = "AFFINITY4";
+    pub const AFFINITY6: &str = "AFFINITY6";
 }

@@ -50,6 +50,7 @@ macro_rules! plain_bytes {
 
 use super::{
     address::{Be16, V4, V6},
+    admission::{Active, Admission, Affinity, AffinityKey, Bucket, Rate, RateKey, SourceKey},
     config::Config,
     flow::{Flow, NextHop},
     fragment::{FragmentKey, Fragmented, Held, HeldKey},
@@ -77,11 +78,21 @@ plain_bytes! {
     Held => size 2056, align 4;
     Packet => size 16, align 4;
     Query => size 44, align 4;
-    Work<V4> => size 236, align 4;
-    Work<V6> => size 356, align 4;
+    Work<V4> => size 240, align 4;
+    Work<V6> => size 360, align 4;
     Service => size 32, align 4;
     Backend => size 64, align 4;
     BackendCounters => size 64, align 8;
+    Rate => size 8, align 4;
+    Admission => size 32, align 4;
+    SourceKey<V4> => size 12, align 4;
+    SourceKey<V6> => size 24, align 4;
+    RateKey => size 16, align 4;
+    Bucket => size 8, align 8;
+    AffinityKey<V4> => size 8, align 4;
+    AffinityKey<V6> => size 20, align 4;
+    Affinity => size 16, align 4;
+    Active => size 8, align 4;
     Config => size 32, align 4;
     wire::Ethernet => size 14, align 2;
     wire::Ipv4 => size 20, align 4;

@@ -44,11 +44,20 @@ pub enum Drop {
     FragmentHeld = 33,
     /// A fragment that was put aside went on, because its datagram's first came. No loss.
     FragmentResumed = 34,
+    /// The service's source lists do not let this client in.
+    SourceDenied = 41,
+    /// More new connections a second than the service takes.
+    RateLimited = 42,
+    /// The same of one client.
+    SourceRateLimited = 43,
+    /// The service, or each of its backends, has as many connections as it may. Counted for
+    /// `reject` as well, where the client gets an answer.
+    ConnectionLimit = 44,
 }
 
 impl Drop {
     /// Every reason, by number.
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 21] = [
         Self::NoBackend,
         Self::RejectLimited,
         Self::FlowTableFull,
@@ -66,6 +75,10 @@ impl Drop {
         Self::FragmentUnknown,
         Self::FragmentHeld,
         Self::FragmentResumed,
+        Self::SourceDenied,
+        Self::RateLimited,
+        Self::SourceRateLimited,
+        Self::ConnectionLimit,
     ];
 
     /// Elements of the `DROPS` array; leaves room for later reasons without a new layout.
@@ -91,6 +104,10 @@ impl Drop {
             Self::FragmentUnknown => "fragment_unknown",
             Self::FragmentHeld => "fragment_held",
             Self::FragmentResumed => "fragment_resumed",
+            Self::SourceDenied => "source_denied",
+            Self::RateLimited => "rate_limited",
+            Self::SourceRateLimited => "source_rate_limited",
+            Self::ConnectionLimit => "connection_limit",
         }
     }
 }

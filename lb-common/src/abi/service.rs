@@ -122,7 +122,9 @@ pub struct Backend {
     /// Bits of the source's last word, as it stands in a packet, that a tunnel fills with the
     /// flow's hash.
     pub spread: u32,
-    pub reserved: [u32; 2],
+    /// Open connections beyond which it takes no new ones, 0 for no limit.
+    pub max_connections: u32,
+    pub reserved: [u32; 1],
 }
 
 impl Backend {

@@ -1,6 +1,6 @@
 //! Finds a free source for a new connection and enters its reverse direction.
 
-use super::{FamilyTables, InsertError, Sum, Work};
+use super::{FamilyTables, InsertError, Sum, Work, active};
 use crate::abi::{
     Address, Backend, Be16, Config, Drop, Flow, FlowKey, NextHop, PortKind, backend_flag,
     flow_state, port_bit, protocol,
@@ -179,6 +179,7 @@ pub fn take_source<A: Address, T: FamilyTables<A>>(tables: &T, candidate: Candid
         tables.remove_handshake(reverse);
         return Attempt::Taken;
     }
+    active::forget(tables, former);
     *other = former.opposite(key.protocol());
     tables.remove_flow(other);
     tables.remove_flow(reverse);

@@ -2,7 +2,31 @@
 //! in a header. On the path only differences are applied (RFC 1624 equation 3); whole sums are
 //! taken only of packets the path makes itself.
 
+use super::Frame;
+use super::odd::EXTENSION_BYTES;
 use crate::abi::{Address, Be16};
+
+/// What [`sum`] gives of bytes that cannot be read.
+const UNREADABLE: u64 = u64::MAX;
+
+/// The most that [`sum`] takes: an IPv6 header with all that [`super::odd`] lets pass.
+const SUMMED: usize = 40 + EXTENSION_BYTES;
+
+/// Sums up a header of `bytes`, a multiple of four, at `offset`; for [`Sum::read`].
+#[inline(always)]
+pub fn sum<F: Frame>(frame: &F, offset: usize, bytes: usize) -> u64 {
+    let mut sum = Sum::default();
+    for start in (0..SUMMED).step_by(4) {
+        if start >= bytes {
+            break;
+        }
+        let Some(words) = frame.load::<u32>(offset + start) else {
+            return UNREADABLE;
+        };
+        sum = sum.double(words);
+    }
+    sum.0 as u64
+}
 
 #[inline(always)]
 const fn fold(sum: u32) -> u16 {
@@ -15,6 +39,20 @@ const fn fold(sum: u32) -> u16 {
 pub struct Sum(u32);
 
 impl Sum {
+    /// The sum of a header that stands in the frame.
+    #[inline(always)]
+    pub fn read<F: Frame>(frame: &F, offset: usize, bytes: usize) -> Option<Self> {
+        match frame.sum(offset, bytes) {
+            UNREADABLE => None,
+            sum => Some(Self(sum as u32)),
+        }
+    }
+
+    #[inline(always)]
+    pub fn and(self, other: Self) -> Self {
+        Self(self.0 + other.0)
+    }
+
     #[inline(always)]
     pub fn address<A: Address>(self, address: A) -> Self {
         Self(self.0 + address.sum())

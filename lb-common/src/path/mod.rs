@@ -2,11 +2,13 @@
 //!
 //! Generic over [`Frame`] (where a packet lives) and [`Tables`] (what the path reads and writes),
 //! and over the address family, so that XDP, TC and the tests' byte slice run the same code.
-//! A hook calls [`network`], then [`fast`], and only where that says so [`slow`], [`open`],
-//! [`encapsulate`], [`answer`] and [`icmp`], which find the packet in [`Work`]: the parts share
-//! neither registers nor stack, which keeps the verifier's work and the established packet's cost
-//! small.
+//! A hook calls [`network`], then [`fast`], and only where that says so [`slow`], [`admit`],
+//! [`open`], [`encapsulate`], [`answer`] and [`icmp`], which find the packet in [`Work`]: the parts
+//! share neither registers nor stack, which keeps the verifier's work and the established packet's
+//! cost small.
 
+mod active;
+mod admit;
 mod allocate;
 mod checksum;
 mod depart;
@@ -27,12 +29,15 @@ pub mod wire;
 use core::cell::Cell;
 
 use crate::abi::{
-    Address, Backend, Be16, Config, Drop, Flow, FlowKey, FragmentKey, Fragmented, Held, HeldKey,
-    NextHop, Pod, Service, ServiceKey,
+    Active, Address, Admission, Affinity, AffinityKey, Backend, Be16, Bucket, Config, Drop, Flow,
+    FlowKey, FragmentKey, Fragmented, Held, HeldKey, NextHop, Pod, RateKey, Service, ServiceKey,
+    SourceKey,
 };
 
+pub use active::count_active;
+pub use admit::admit;
 pub use allocate::{Attempt, Candidate, take_source};
-pub use checksum::{Delta, Sum};
+pub use checksum::{Delta, Sum, sum};
 pub use depart::depart;
 pub use encapsulate::encapsulate;
 pub use family::Family;
@@ -85,7 +90,9 @@ pub enum Step {
     Release,
     /// The packet needs [`slow`]; it was not touched.
     Slow,
-    /// The packet is of no known flow: [`open`].
+    /// The packet is of no known flow: [`admit`].
+    Admit,
+    /// A backend was drawn for the packet: [`open`].
     Open,
     /// The packet goes into a tunnel by [`encapsulate`].
     Encapsulate,
@@ -151,6 +158,9 @@ pub trait Frame {
 
     /// [`extension`], which see: apart, so that the verifier walks it once and not for each header.
     fn extension(&self, offset: usize, kind: u8) -> u64;
+
+    /// [`sum`], which see: apart for the same reason.
+    fn sum(&self, offset: usize, bytes: usize) -> u64;
 
     fn load<T: Pod>(&self, offset: usize) -> Option<T>;
 
@@ -218,7 +228,31 @@ pub trait Tables {
     fn table_entry(&self, table: &Self::Table, index: u32) -> Option<u32>;
 
     /// [`draw`], which see.
-    fn draw(&self, table: u32, service: u32, place: u32) -> Option<u32>;
+    fn draw(&self, table: u32, service: u32, place: u32) -> Result<u32, Drop>;
+
+    /// Whom the service of this number lets in.
+    fn admission(&self, service: u32) -> Option<&Admission>;
+
+    /// The service's bucket of new connections.
+    fn rate(&self, service: u32) -> Option<&Bucket>;
+
+    /// A client's bucket; a full one where it has none yet.
+    fn source_rate(&self, key: &RateKey, full: &Bucket) -> Option<&Bucket>;
+
+    /// Adds one to a bucket's word, so that no other CPU's addition is lost.
+    fn take_token(&self, bucket: &Bucket);
+
+    /// Element of `ACTIVE`.
+    fn active(&self, index: u32) -> Option<&Active>;
+
+    /// Element of `COUNTED`, 0 if the index is out of range.
+    fn counted(&self, index: u32) -> u32;
+
+    /// Adds one to a count of `ACTIVE`, so that no other CPU's addition is lost.
+    fn add(&self, count: &Cell<u32>);
+
+    /// [`count_active`], which see.
+    fn count_active(&self, slot: u32, generation: u32, before: u32, after: u32);
 
     /// Jiffies of the last packet that found no room in the tables of established flows; 0 if none
     /// ever did.
@@ -264,8 +298,11 @@ pub struct Work<A> {
     pub held: HeldKey<A>,
     /// What [`answer`] is to tell: 0 that nobody is there, else that the packet exceeds this MTU.
     pub mtu: u32,
-    /// For [`encapsulate`]: the backend, and how the outer packet leaves.
+    /// Of the drawn backend.
     pub slot: u32,
+    /// How packets get to it, see [`crate::abi::forwarding`].
+    pub forwarding: u32,
+    /// For [`encapsulate`]: how the outer packet leaves.
     pub to: u32,
     pub hop: NextHop,
     pub query: Query,
@@ -296,6 +333,12 @@ pub trait FamilyTables<A: Address>: Tables {
         overwrite: bool,
     ) -> Result<(), InsertError>;
     fn remove_handshake(&self, key: &FlowKey<A>);
+
+    /// Value of the longest prefix that covers the client in `key`.
+    fn listed(&self, key: &SourceKey<A>) -> Option<u32>;
+
+    fn affinity(&self, key: &AffinityKey<A>) -> Option<&Affinity>;
+    fn set_affinity(&self, key: &AffinityKey<A>, affinity: &Affinity);
 
     /// What the first fragment of a datagram told.
     fn fragmented(&self, key: &FragmentKey<A>) -> Option<&Fragmented>;
@@ -354,6 +397,9 @@ fn family<A: Family, F: Frame, T: FamilyTables<A>>(
     if step == Step::Slow {
         step = slow::<A, F, T>(frame, tables)?;
     }
+    if step == Step::Admit {
+        step = admit::<A, T>(tables)?;
+    }
     if step == Step::Open {
         step = open::<A, F, T>(frame, tables)?;
     }
@@ -363,6 +409,7 @@ fn family<A: Family, F: Frame, T: FamilyTables<A>>(
         Step::Odd
         | Step::Segment
         | Step::Slow
+        | Step::Admit
         | Step::Open
         | Step::Hold
         | Step::Release

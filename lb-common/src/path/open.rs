@@ -2,10 +2,11 @@
 
 use super::allocate::{self, Drawn};
 use super::wire::tcp;
-use super::{Family, FamilyTables, Frame, Milestone, Step, Verdict, select, translate};
-use crate::abi::{Drop, FlowKey, ServiceKey, flow_state, forwarding, no_backend};
+use super::{Family, FamilyTables, Frame, Milestone, Step, Verdict, translate};
+use crate::abi::{Drop, FlowKey, flow_state, forwarding};
 
-/// Draws a backend for the packet in [`Work`], which is of no known flow, enters both directions and sends it on.
+/// Enters both directions of the connection that the packet in [`Work`] begins with the backend
+/// that [`super::admit`] left there, and sends it on.
 ///
 /// # Errors
 /// The reason why the packet is dropped; the caller counts it.
@@ -18,34 +19,12 @@ pub fn open<A: Family, F: Frame, T: FamilyTables<A>>(
     let (Some(work), Some(config)) = (tables.work(), tables.config()) else {
         return PASS;
     };
-    let packet = work.packet;
-    // Only the first fragment opens anything.
-    if packet.is_later_fragment() {
-        return Err(Drop::FragmentUnknown);
-    }
-    let listen = ServiceKey::new(work.key.dst, work.key.dst_port, packet.protocol);
-    let Some(service) = tables.service(&listen) else {
+    let (packet, slot) = (work.packet, work.slot);
+    let Some(backend) = tables.backend(slot) else {
         return PASS;
     };
-    if packet.has(tcp::RST) {
-        return Err(Drop::ResetWithoutFlow);
-    }
-    // Refused here already, while the client has nothing to lose.
-    let was_full = tables.last_full().map_or(0, |last| last.get());
-    if was_full != 0 && tables.now().wrapping_sub(was_full) < config.hz {
-        tables.count_drop(Drop::FlowTableFull);
-        return Ok(Step::Answer);
-    }
-    let place = select::place(tables, service, &work.key);
-    let drawn = tables.draw(service.table, service.id, place);
-    let Some((slot, backend)) = drawn.and_then(|slot| Some((slot, tables.backend(slot)?))) else {
-        if service.no_backend == no_backend::DROP {
-            return Err(Drop::NoBackend);
-        }
-        tables.count_drop(Drop::NoBackend);
-        return Ok(Step::Answer);
-    };
-    // Behind the answer: a host that does not listen resets these, one that does ignores them.
+    // Not in `admit`, which answers: a host that does not listen resets these, one that does
+    // ignores them.
     if packet.has_invalid_flags() {
         return Err(Drop::InvalidFlags);
     }
@@ -58,7 +37,7 @@ pub fn open<A: Family, F: Frame, T: FamilyTables<A>>(
         now: tables.now(),
         state: begun,
     };
-    let mode = match service.forwarding {
+    let mode = match work.forwarding as u8 {
         forwarding::DSR_L2 => flow_state::L2,
         forwarding::DSR_IPIP => flow_state::TUNNEL,
         _ => 0,

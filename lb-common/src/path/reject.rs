@@ -135,18 +135,8 @@ fn error<A: Family, F: Frame>(
     let mut sum = A::icmp_pseudo(src, dst, size_of::<Icmp>() + quoted)
         .port(Be16::new(u16::from_be_bytes([kind, code])))
         .double(rest);
-    let mut segment = Sum::default();
-    // The longest IP header, with all that `odd` lets pass, and a TCP header.
-    for word in 0..(A::HEADERS + size_of::<Tcp>()) / 4 {
-        if word * 4 >= quoted {
-            break;
-        }
-        let bytes = frame.load::<u32>(quote + word * 4)?;
-        sum = sum.double(bytes);
-        // All ones behind the IP header. A branch would double what the verifier walks.
-        let behind = ((headers as i32 - 1 - word as i32 * 4) >> 31) as u32;
-        segment = segment.double(bytes & behind);
-    }
+    let segment = Sum::read(frame, quote + headers, transport)?;
+    sum = sum.and(Sum::read(frame, quote, headers)?).and(segment);
     if is_left {
         // What the quoted checksum will be once the quoted bytes are summed up.
         let found = frame.load::<u16>(packet.checksum_offset() + room)?;

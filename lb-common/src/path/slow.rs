@@ -1,6 +1,7 @@
 //! Packets of known connections that need more than the fast path: answers to a first packet,
 //! ends, failures, new routes.
 
+use super::active;
 use super::allocate;
 use super::parse::Packet;
 use super::wire::tcp;
@@ -47,7 +48,7 @@ pub fn slow<A: Family, F: Frame, T: FamilyTables<A>>(
         None => match tables.handshake(&work.key) {
             Some(flow) => (flow, Found::Handshake),
             None if packet.departs() => return PASS,
-            None => return Ok(Step::Open),
+            None => return Ok(Step::Admit),
         },
     };
     // A client on the node itself: its packets are for the hooks they come in by.
@@ -65,8 +66,8 @@ pub fn slow<A: Family, F: Frame, T: FamilyTables<A>>(
     match fate(tables, &packet, flow) {
         Fate::Keep => known(frame, tables, config, work, &packet, flow, found),
         Fate::Redraw => {
-            forget(tables, work, found);
-            Ok(Step::Open)
+            forget(tables, work, flow, found);
+            Ok(Step::Admit)
         }
         Fate::Gone(reason) => {
             if flow.state.get() & flow_state::REVERSE != 0 {
@@ -165,6 +166,9 @@ fn known<A: Family, F: Frame, T: FamilyTables<A>>(
     };
     // Not before: what is removed may be another connection's at once.
     if proven {
+        let state = flow.state.get();
+        let established = state | flow_state::ESTABLISHED;
+        tables.count_active(flow.slot, flow.generation, state, established);
         tables.remove_handshake(&work.opposite);
         tables.remove_handshake(&work.key);
     }
@@ -267,7 +271,10 @@ fn forgive<A: Family, T: FamilyTables<A>>(
     flow: &Flow<A>,
     found: Found,
 ) {
-    flow.state.set(flow.state.get() & !flow_state::RESET);
+    let before = flow.state.get();
+    let after = before & !flow_state::RESET;
+    flow.state.set(after);
+    tables.count_active(flow.slot, flow.generation, before, after);
     let other = match found {
         Found::Established => tables.flow(opposite),
         Found::Handshake => tables.handshake(opposite),
@@ -298,7 +305,9 @@ fn note_end<A: Family, T: FamilyTables<A>>(
             flow_state::CLIENT_FIN
         };
     }
-    flow.state.set(flow.state.get() | bits);
+    let before = flow.state.get();
+    flow.state.set(before | bits);
+    tables.count_active(flow.slot, flow.generation, before, before | bits);
     let other = match found {
         Found::Established => tables.flow(opposite),
         Found::Handshake => tables.handshake(opposite),
@@ -353,9 +362,10 @@ fn mirror<A: Address>(flow: &mut Flow<A>, key: &FlowKey<A>) {
 }
 
 #[inline(always)]
-fn forget<A: Family, T: FamilyTables<A>>(tables: &T, work: &Work<A>, found: Found) {
+fn forget<A: Family, T: FamilyTables<A>>(tables: &T, work: &Work<A>, flow: &Flow<A>, found: Found) {
     match found {
         Found::Established => {
+            active::forget(tables, flow);
             tables.remove_flow(&work.opposite);
             tables.remove_flow(&work.key);
         }

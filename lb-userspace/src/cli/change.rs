@@ -39,6 +39,7 @@ pub(super) async fn add(daemon: &Daemon, add: Add, out: &mut dyn Write) -> Resul
             backend: BackendSpec {
                 address,
                 weight,
+                max_connections: None,
                 labels: labels.into_iter().collect(),
             },
         },
@@ -203,6 +204,7 @@ fn service_spec(args: AddService) -> Result<ServiceSpec, Failure> {
         policy,
         no_backend,
         on_backend_down,
+        admission: Default::default(),
         health: health_spec(health, protocol)?,
         backends,
     })

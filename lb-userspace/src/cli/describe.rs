@@ -13,7 +13,9 @@ use super::{
 };
 use crate::{
     api::types::{BackendItem, EventItem, HealthItem, Request, Response, ServiceItem},
-    model::{Forwarding, Health, HealthCheck, ServiceSpec, duration_text},
+    model::{
+        Admission, Affinity, Forwarding, Health, HealthCheck, Prefix, ServiceSpec, duration_text,
+    },
 };
 
 pub(super) async fn run(
@@ -73,23 +75,24 @@ fn service(
         "{} active, {} in total",
         item.active_connections, item.total_connections
     );
-    fields(
-        &[
-            ("Name", spec.name.clone()),
-            ("Listen", listen.join(", ")),
-            ("Protocol", spec.protocol.to_string()),
-            ("Forwarding", forwarding(spec)),
-            ("SNAT", spec.snat.to_string()),
-            ("Policy", spec.policy.to_string()),
-            ("No backend", spec.no_backend.to_string()),
-            ("Backend down", spec.on_backend_down.to_string()),
-            ("Health", health_words(&spec.health)),
-            ("Source", item.source.clone()),
-            ("Backends", healthy),
-            ("Connections", connections),
-        ],
-        out,
-    )?;
+    let mut rows = vec![
+        ("Name", spec.name.clone()),
+        ("Listen", listen.join(", ")),
+        ("Protocol", spec.protocol.to_string()),
+        ("Forwarding", forwarding(spec)),
+        ("SNAT", spec.snat.to_string()),
+        ("Policy", spec.policy.to_string()),
+        ("No backend", spec.no_backend.to_string()),
+        ("Backend down", spec.on_backend_down.to_string()),
+    ];
+    rows.extend(admission(spec));
+    rows.extend([
+        ("Health", health_words(&spec.health)),
+        ("Source", item.source.clone()),
+        ("Backends", healthy),
+        ("Connections", connections),
+    ]);
+    fields(&rows, out)?;
     if !backends.is_empty() {
         writeln!(out, "\nBackends:")?;
         // The first column would say the same in every row.
@@ -100,6 +103,44 @@ fn service(
         table::print(&backend_header(false)[1..], &rows, "  ", out)?;
     }
     self::events(events, out)
+}
+
+/// What is said of whom the service lets in.
+fn admission(spec: &ServiceSpec) -> Vec<(&'static str, String)> {
+    let Admission {
+        allow_sources,
+        deny_sources,
+        max_connections,
+        rate,
+        source_rate,
+        affinity,
+    } = &spec.admission;
+    let mut rows = Vec::new();
+    let mut list = |name, prefixes: &[Prefix]| {
+        const SHOWN: usize = 5;
+        let shown: Vec<_> = prefixes.iter().take(SHOWN).map(Prefix::to_string).collect();
+        let more = match prefixes.len().saturating_sub(SHOWN) {
+            0 => String::new(),
+            more => format!(" and {more} more"),
+        };
+        if !prefixes.is_empty() {
+            rows.push((name, format!("{}{more}", shown.join(", "))));
+        }
+    };
+    list("Allowed", allow_sources);
+    list("Denied", deny_sources);
+    let backends = spec.backends.iter();
+    let of_backends: Vec<_> = backends
+        .filter_map(|b| Some(format!("{} of {}", b.max_connections?, b.address)))
+        .collect();
+    let limits = max_connections.map(|limit| format!("{limit} in all"));
+    let limits: Vec<_> = limits.into_iter().chain(of_backends).collect();
+    rows.extend((!limits.is_empty()).then(|| ("Limit", limits.join(", "))));
+    rows.extend(rate.map(|rate| ("Rate", rate.to_string())));
+    rows.extend(source_rate.map(|rate| ("Source rate", rate.to_string())));
+    let keeps = |a: Affinity| format!("client IP, {}", duration_text::format(a.client_ip));
+    rows.extend(affinity.map(|a| ("Affinity", keeps(a))));
+    rows
 }
 
 fn backend(

@@ -46,6 +46,7 @@ pub(super) fn backend(text: &str) -> Result<BackendSpec, String> {
     Ok(BackendSpec {
         address: parse_address(address)?,
         weight,
+        max_connections: None,
         labels: BTreeMap::new(),
     })
 }

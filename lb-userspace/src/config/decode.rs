@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use super::{
     check::{
         Item,
-        node::{MAX_BACKENDS, MAX_FLOWS, MAX_SERVICES},
+        node::{MAX_BACKENDS, MAX_FLOWS, MAX_PREFIXES, MAX_SERVICES},
     },
     report::Report,
     service,
@@ -116,7 +116,14 @@ fn interfaces(value: &Node, report: &mut Report) -> Interfaces {
 }
 
 fn limits(value: &Node, limits: &mut Limits, report: &mut Report) {
-    let keys = ["connections", "handshakes", "services", "backends"];
+    let keys = [
+        "connections",
+        "handshakes",
+        "services",
+        "backends",
+        "sources",
+        "clients",
+    ];
     let Some(fields) = Fields::of(value, "limits", &keys, &[], report) else {
         return;
     };
@@ -144,6 +151,18 @@ fn limits(value: &Node, limits: &mut Limits, report: &mut Report) {
             "node.limits.backends",
             MAX_BACKENDS,
             &mut limits.backends,
+        ),
+        (
+            "sources",
+            "node.limits.sources",
+            MAX_PREFIXES,
+            &mut limits.sources,
+        ),
+        (
+            "clients",
+            "node.limits.clients",
+            MAX_FLOWS,
+            &mut limits.clients,
         ),
     ] {
         let Some(value) = fields.get(key) else {

@@ -1,6 +1,7 @@
 //! The config file: parsing with every fault found, and writing it back.
 
 mod address;
+mod admission;
 mod check;
 mod decode;
 mod health;

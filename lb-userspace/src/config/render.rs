@@ -6,8 +6,8 @@ use serde_yaml_ng::{Mapping, Value};
 
 use super::{decode::XDP_MODES, health};
 use crate::model::{
-    Admin, BackendSpec, Config, Forwarding, Health, HealthCheck, Interfaces, Limits, NoBackend,
-    Node, OnBackendDown, ServiceSpec, Snat, SnatPool, Timeouts,
+    Admin, Admission, BackendSpec, Config, Forwarding, Health, HealthCheck, Interfaces, Limits,
+    NoBackend, Node, OnBackendDown, Prefix, Rate, ServiceSpec, Snat, SnatPool, Timeouts,
 };
 
 /// Writes a config so that [`parse`](super::parse) reads back the same, if [`check`](super::check)
@@ -74,6 +74,8 @@ fn limits(limits: &Limits) -> Mapping {
         handshakes,
         services,
         backends,
+        sources,
+        clients,
     } = limits;
     let usual = Limits::default();
     let mut map = Mapping::new();
@@ -82,6 +84,8 @@ fn limits(limits: &Limits) -> Mapping {
         ("handshakes", *handshakes, usual.handshakes),
         ("services", *services, usual.services),
         ("backends", *backends, usual.backends),
+        ("sources", *sources, usual.sources),
+        ("clients", *clients, usual.clients),
     ] {
         if value != usual {
             put(&mut map, key, value);
@@ -136,6 +140,7 @@ fn service(spec: &ServiceSpec) -> Value {
         policy,
         no_backend,
         on_backend_down,
+        admission: admission_spec,
         health: health_spec,
         backends,
     } = spec;
@@ -172,6 +177,7 @@ fn service(spec: &ServiceSpec) -> Value {
     if *on_backend_down != OnBackendDown::default() {
         put_word(&mut map, "on_backend_down", on_backend_down);
     }
+    admission(&mut map, admission_spec);
     if *health_spec != health::default_for(*protocol) {
         put(&mut map, "health", health(health_spec));
     }
@@ -181,6 +187,56 @@ fn service(spec: &ServiceSpec) -> Value {
         backends.iter().map(backend).collect::<Vec<_>>(),
     );
     Value::Mapping(map)
+}
+
+fn admission(map: &mut Mapping, admission: &Admission) {
+    let Admission {
+        allow_sources,
+        deny_sources,
+        max_connections,
+        rate: service_rate,
+        source_rate,
+        affinity,
+    } = admission;
+    for (key, list) in [
+        ("allow_sources", allow_sources),
+        ("deny_sources", deny_sources),
+    ] {
+        if !list.is_empty() {
+            put(
+                map,
+                key,
+                list.iter().map(Prefix::to_string).collect::<Vec<_>>(),
+            );
+        }
+    }
+    if let Some(limit) = max_connections {
+        put(map, "max_connections", *limit);
+    }
+    for (key, rate) in [("rate", service_rate), ("source_rate", source_rate)] {
+        if let Some(rate) = rate {
+            put(map, key, tokens(*rate));
+        }
+    }
+    if let Some(affinity) = affinity {
+        let mut time = Mapping::new();
+        let format = crate::model::duration_text::format;
+        put(&mut time, "client_ip", format(affinity.client_ip));
+        put(map, "affinity", time);
+    }
+}
+
+fn tokens(rate: Rate) -> Mapping {
+    let Rate {
+        connections_per_second,
+        burst,
+    } = rate;
+    let mut map = Mapping::new();
+    put(&mut map, "connections_per_second", connections_per_second);
+    if burst != connections_per_second {
+        put(&mut map, "burst", burst);
+    }
+    map
 }
 
 fn health(health: &Health) -> Mapping {
@@ -242,11 +298,15 @@ fn backend(backend: &BackendSpec) -> Value {
     let BackendSpec {
         address,
         weight,
+        max_connections,
         labels,
     } = backend;
     let mut map = Mapping::new();
     put(&mut map, "address", address.to_string());
     put(&mut map, "weight", *weight);
+    if let Some(limit) = max_connections {
+        put(&mut map, "max_connections", *limit);
+    }
     let labels = labels
         .iter()
         .map(|(key, value)| (key.clone().into(), value.clone().into()))

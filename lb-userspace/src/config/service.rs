@@ -3,7 +3,8 @@
 use std::{collections::BTreeMap, net::SocketAddr};
 
 use super::{
-    check::Item,
+    admission,
+    check::{Item, node::MAX_FLOWS},
     health,
     report::Report,
     suggest::quoted,
@@ -18,7 +19,7 @@ use crate::model::{
 /// Weight of a backend whose entry names none.
 pub const DEFAULT_WEIGHT: u16 = 100;
 
-const KEYS: [&str; 11] = [
+const KEYS: [&str; 17] = [
     "name",
     "listen",
     "protocol",
@@ -30,14 +31,14 @@ const KEYS: [&str; 11] = [
     "on_backend_down",
     "health",
     "backends",
+    admission::KEYS[0],
+    admission::KEYS[1],
+    admission::KEYS[2],
+    admission::KEYS[3],
+    admission::KEYS[4],
+    admission::KEYS[5],
 ];
-const LATER_KEYS: [Later; 2] = [
-    (
-        "affinity",
-        "remove it; `policy: maglev` keeps a connection's 5-tuple on one backend",
-    ),
-    ("discovery", "list the servers under `backends` instead"),
-];
+const LATER_KEYS: [Later; 1] = [("discovery", "list the servers under `backends` instead")];
 const PROTOCOLS: [(&str, Protocol); 2] = [("tcp", Protocol::Tcp), ("udp", Protocol::Udp)];
 const FORWARDINGS: [(&str, Forwarding); 3] = [
     ("nat", Forwarding::Nat),
@@ -81,6 +82,7 @@ pub(super) fn service(value: &Node, index: usize, report: &mut Report) -> Servic
         policy: Policy::default(),
         no_backend: NoBackend::default(),
         on_backend_down: OnBackendDown::default(),
+        admission: Default::default(),
         health: health::default_for(Protocol::default()),
         backends: Vec::new(),
     };
@@ -121,6 +123,7 @@ pub(super) fn service(value: &Node, index: usize, report: &mut Report) -> Servic
     if let Some(value) = fields.get("on_backend_down") {
         report.found_at(Item::OnBackendDown(index), value.place);
     }
+    spec.admission = admission::admission(&fields, index, report);
     spec.health = match fields.get("health") {
         Some(value) => health::health(value, spec.protocol, index, report),
         None => health::default_for(spec.protocol),
@@ -171,9 +174,10 @@ fn backend(value: &Node, item: Item, report: &mut Report) -> BackendSpec {
     let mut spec = BackendSpec {
         address: SocketAddr::from(([0, 0, 0, 0], 0)),
         weight: DEFAULT_WEIGHT,
+        max_connections: None,
         labels: BTreeMap::new(),
     };
-    let keys = ["address", "weight", "labels"];
+    let keys = ["address", "weight", "max_connections", "labels"];
     let Some(fields) = Fields::of(value, "backend", &keys, &[], report) else {
         return spec;
     };
@@ -189,6 +193,9 @@ fn backend(value: &Node, item: Item, report: &mut Report) -> BackendSpec {
     {
         spec.weight = u16::try_from(weight).unwrap_or(MAX_WEIGHT);
     }
+    spec.max_connections = fields
+        .get("max_connections")
+        .and_then(|value| number(value, "max_connections", 1..=MAX_FLOWS, report));
     if let (Some(value), Item::Backend(service, at)) = (fields.get("labels"), item) {
         report.found_at(Item::Labels(service, at), value.place);
         spec.labels = labels(value, report);

@@ -1,9 +1,13 @@
 //! Differences between configurations, in words. Pure.
 
-use std::{collections::BTreeMap, fmt};
+use std::{
+    collections::{BTreeMap, HashSet},
+    fmt,
+};
 
 use crate::model::{
-    Admin, BackendSpec, Config, Health, HealthCheck, Limits, Node, ServiceSpec, duration_text,
+    Admin, Admission, Affinity, BackendSpec, Config, Health, HealthCheck, Limits, Node,
+    ServiceSpec, duration_text,
 };
 
 /// One object that differs; displays as `~ backend web/10.0.0.1:80: weight 100 → 50`.
@@ -83,6 +87,8 @@ pub(super) fn settings(old: &Config, new: &Config) -> Vec<String> {
         handshakes,
         services,
         backends,
+        sources,
+        clients,
     } = limits;
     let Admin { socket, http } = &old.admin;
     let mut out = Vec::new();
@@ -103,6 +109,8 @@ pub(super) fn settings(old: &Config, new: &Config) -> Vec<String> {
     note("node.limits.handshakes", *handshakes != limits.handshakes);
     note("node.limits.services", *services != limits.services);
     note("node.limits.backends", *backends != limits.backends);
+    note("node.limits.sources", *sources != limits.sources);
+    note("node.limits.clients", *clients != limits.clients);
     note("admin.socket", *socket != new.admin.socket);
     note("admin.http", *http != new.admin.http);
     out
@@ -140,6 +148,7 @@ fn service_fields(old: &ServiceSpec, new: &ServiceSpec) -> Vec<String> {
         policy,
         no_backend,
         on_backend_down,
+        admission,
         health,
         backends: _,
     } = old;
@@ -164,6 +173,7 @@ fn service_fields(old: &ServiceSpec, new: &ServiceSpec) -> Vec<String> {
     fields.add("policy", policy, new.policy);
     fields.add("no_backend", no_backend, new.no_backend);
     fields.add("on_backend_down", on_backend_down, new.on_backend_down);
+    admission_fields(admission, &new.admission, &mut fields);
     let Health {
         check,
         port,
@@ -194,6 +204,7 @@ fn backend_fields(old: &BackendSpec, new: &BackendSpec) -> Vec<String> {
     let BackendSpec {
         address: _,
         weight,
+        max_connections,
         labels,
     } = old;
     let mut fields = Fields::default();
@@ -202,8 +213,53 @@ fn backend_fields(old: &BackendSpec, new: &BackendSpec) -> Vec<String> {
         format!("[{}]", words.join(" "))
     };
     fields.add("weight", weight, new.weight);
+    fields.add(
+        "max_connections",
+        or_none(max_connections),
+        or_none(&new.max_connections),
+    );
     fields.add("labels", words(labels), words(&new.labels));
     fields.0
+}
+
+fn admission_fields(old: &Admission, new: &Admission, fields: &mut Fields) {
+    let Admission {
+        allow_sources,
+        deny_sources,
+        max_connections,
+        rate,
+        source_rate,
+        affinity,
+    } = old;
+    for (name, old, new) in [
+        ("allow_sources", allow_sources, &new.allow_sources),
+        ("deny_sources", deny_sources, &new.deny_sources),
+    ] {
+        let [was, is]: [HashSet<_>; 2] = [old, new].map(|list| list.iter().collect());
+        if was != is {
+            let (more, less) = (is.difference(&was).count(), was.difference(&is).count());
+            fields.0.push(format!("{name} +{more} -{less}"));
+        }
+    }
+    fields.add(
+        "max_connections",
+        or_none(max_connections),
+        or_none(&new.max_connections),
+    );
+    fields.add("rate", or_none(rate), or_none(&new.rate));
+    fields.add(
+        "source_rate",
+        or_none(source_rate),
+        or_none(&new.source_rate),
+    );
+    let time = |a: &Option<Affinity>| or_none(&a.map(|a| duration_text::format(a.client_ip)));
+    fields.add("affinity client_ip", time(affinity), time(&new.affinity));
+}
+
+fn or_none(value: &Option<impl fmt::Display>) -> String {
+    value
+        .as_ref()
+        .map_or("none".to_owned(), ToString::to_string)
 }
 
 fn check_words(check: &HealthCheck) -> String {

@@ -45,11 +45,11 @@ pub(super) fn via(spec: &ServiceSpec, address: IpAddr, route: Option<Route>) -> 
 
 /// A tunnel to `backend` from a prefix of its family, else from the node's own address `source`.
 fn tunnel(prefixes: &[Prefix], backend: IpAddr, source: IpAddr) -> Tunnel {
-    let family = |prefix: &&Prefix| is_v6(prefix.address) == is_v6(backend);
+    let family = |prefix: &&Prefix| prefix.is_v6() == is_v6(backend);
     match prefixes.iter().find(family) {
         Some(prefix) => Tunnel {
-            source: prefix.address,
-            spread: prefix.width() - prefix.length,
+            source: prefix.address(),
+            spread: prefix.width() - prefix.length(),
         },
         None => Tunnel { source, spread: 0 },
     }
@@ -119,6 +119,7 @@ pub(super) fn desired(facts: Facts<'_>) -> DesiredBackend {
             Via::Client(_) | Via::Node(_) | Via::Router | Via::Nowhere => None,
         },
         snat: matches!(facts.via, Via::Node(_)),
+        max_connections: facts.spec.max_connections.unwrap_or(0),
     }
 }
 
@@ -236,6 +237,7 @@ mod tests {
         BackendSpec {
             address: "10.1.0.11:8080".parse().unwrap(),
             weight,
+            max_connections: None,
             labels: Default::default(),
         }
     }

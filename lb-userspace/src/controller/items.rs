@@ -37,6 +37,7 @@ pub(super) fn items(
         policy,
         no_backend,
         on_backend_down,
+        admission: _,
         health: _,
         backends: _,
     } = &service.merged.spec;

@@ -6,6 +6,7 @@ pub(super) fn backend(address: &str, weight: u16) -> BackendSpec {
     BackendSpec {
         address: address.parse().unwrap(),
         weight,
+        max_connections: None,
         labels: Default::default(),
     }
 }
@@ -22,6 +23,7 @@ pub(super) fn service(name: &str, listen: &str, backends: &[&str]) -> ServiceSpe
         policy: Default::default(),
         no_backend: Default::default(),
         on_backend_down: Default::default(),
+        admission: Default::default(),
         health: Health::default(),
         backends: backends.iter().map(|a| backend(a, 100)).collect(),
     }

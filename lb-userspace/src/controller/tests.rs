@@ -30,6 +30,7 @@ impl Bed {
         let capacity = Capacity {
             services: 2048,
             backends: 32_768,
+            sources: 1000,
         };
         Self {
             memory: Arc::new(Memory::new(capacity)),

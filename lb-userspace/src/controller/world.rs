@@ -137,6 +137,8 @@ impl Service {
             policy: spec.policy,
             no_backend: spec.no_backend,
             on_backend_down: spec.on_backend_down,
+            sources: spec.admission.sources(),
+            admission: spec.admission.clone(),
             backends: self.facts().map(effective::desired).collect(),
         }
     }

@@ -8,8 +8,9 @@ use std::{
 
 use anyhow::{Result, ensure};
 use lb_common::abi::{
-    ABI_VERSION, Address, Backend, BackendCounters, Be16, Config, Pod, Service, ServiceKey, V4, V6,
-    backend_state, protocol, source_slot,
+    ABI_VERSION, Address, Admission, Backend, BackendCounters, Be16, Config, Pod,
+    SOURCE_SERVICE_BITS, Service, ServiceKey, SourceKey, V4, V6, backend_state, protocol, source,
+    source_slot,
 };
 use tracing::warn;
 
@@ -27,7 +28,7 @@ use super::{
     undo::Undo,
 };
 pub use super::{cleanup::cleanup, log::Level};
-use crate::model::{Limits, Node, Protocol, SnatPool, Timeouts};
+use crate::model::{Limits, Node, Prefix, Protocol, SnatPool, Sources, Timeouts};
 
 /// Answers (RST, ICMP) per second and CPU: enough for people, too few to be a weapon.
 const REJECTS_PER_SECOND: u32 = 1000;
@@ -192,6 +193,62 @@ impl Datapath for Kernel {
         Ok(found)
     }
 
+    fn set_admission(&self, service: u32, admission: &Admission) -> Result<()> {
+        self.maps.admission.set(service, admission)
+    }
+
+    fn admissions(&self) -> Result<Vec<(u32, Admission)>> {
+        let all = (0..).zip(self.maps.admission.all()?);
+        let is_set = |(_, admission): &(u32, Admission)| *admission != Admission::default();
+        Ok(all.filter(is_set).collect())
+    }
+
+    fn add_sources(&self, service: u32, sources: &[(Prefix, bool)]) -> Result<()> {
+        let value = |allowed| match allowed {
+            true => source::ALLOWED,
+            false => source::DENIED,
+        };
+        let key = |prefix| source_key(service, prefix);
+        let v4 = sources
+            .iter()
+            .filter_map(|(prefix, allowed)| match key(*prefix) {
+                SourceOf::V4(key) => Some((key, value(*allowed))),
+                SourceOf::V6(_) => None,
+            });
+        self.maps.source_lists4.set_all(v4)?;
+        let v6 = sources
+            .iter()
+            .filter_map(|(prefix, allowed)| match key(*prefix) {
+                SourceOf::V4(_) => None,
+                SourceOf::V6(key) => Some((key, value(*allowed))),
+            });
+        self.maps.source_lists6.set_all(v6)
+    }
+
+    fn remove_sources(&self, service: u32, prefixes: &[Prefix]) -> Result<()> {
+        for prefix in prefixes {
+            match source_key(service, *prefix) {
+                SourceOf::V4(key) => self.maps.source_lists4.remove(&key)?,
+                SourceOf::V6(key) => self.maps.source_lists6.remove(&key)?,
+            };
+        }
+        Ok(())
+    }
+
+    fn sources(&self) -> Result<BTreeMap<u32, Sources>> {
+        let mut lists = BTreeMap::new();
+        list_sources(&self.maps.source_lists4, V4::ip, &mut lists)?;
+        list_sources(&self.maps.source_lists6, V6::ip, &mut lists)?;
+        let sorted = |mut list: Vec<_>| {
+            list.sort_unstable();
+            list.into()
+        };
+        Ok(lists
+            .into_iter()
+            .map(|(id, list)| (id, sorted(list)))
+            .collect())
+    }
+
     fn set_backend(&self, slot: u32, backend: &Backend) -> Result<()> {
         self.maps.backends.set(slot, backend)
     }
@@ -273,6 +330,7 @@ impl Datapath for Kernel {
         Capacity {
             services: (self.maps.tables.len() / 2).min(self.limits.services),
             backends: self.maps.backends.len(),
+            sources: self.maps.source_lists4.capacity() / 2,
         }
     }
 
@@ -354,6 +412,41 @@ fn key(listen: Listen) -> Key {
         IpAddr::V4(ip) => Key::V4(ServiceKey::new(ip.into(), port, protocol)),
         IpAddr::V6(ip) => Key::V6(ServiceKey::new(ip.into(), port, protocol)),
     }
+}
+
+enum SourceOf {
+    V4(SourceKey<V4>),
+    V6(SourceKey<V6>),
+}
+
+fn source_key(service: u32, prefix: Prefix) -> SourceOf {
+    let length = u32::from(prefix.length());
+    match prefix.address() {
+        IpAddr::V4(ip) => SourceOf::V4(SourceKey::new(service, ip.into(), length)),
+        IpAddr::V6(ip) => SourceOf::V6(SourceKey::new(service, ip.into(), length)),
+    }
+}
+
+fn list_sources<A: Address>(
+    map: &Hash<SourceKey<A>, u32>,
+    ip: impl Fn(A) -> IpAddr,
+    lists: &mut BTreeMap<u32, Vec<(Prefix, bool)>>,
+) -> Result<()>
+where
+    SourceKey<A>: Pod,
+{
+    map.for_each_chunk(|chunk| {
+        for (key, value) in chunk {
+            let length = key.bits.saturating_sub(SOURCE_SERVICE_BITS) as u8;
+            // No daemon writes others.
+            let Ok(prefix) = Prefix::new(ip(key.address), length) else {
+                continue;
+            };
+            let list = lists.entry(key.service).or_default();
+            list.push((prefix, value == source::ALLOWED));
+        }
+        Ok(())
+    })
 }
 
 fn listens<A: Address>(

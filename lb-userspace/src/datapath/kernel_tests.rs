@@ -47,6 +47,7 @@ impl World {
                 handshakes: 1000,
                 services: 64,
                 backends: 5000,
+                ..Limits::default()
             },
             timeouts: Timeouts::default(),
             snat: SnatPool::default(),

@@ -141,18 +141,32 @@ pub(super) fn clock(ebpf: &mut Ebpf) -> Result<ProgramFd> {
 }
 
 /// Entries of the maps whose size the node's limits give.
-fn sizes(limits: &Limits) -> [(&'static str, u32); 10] {
+fn sizes(limits: &Limits) -> [(&'static str, u32); 19] {
     // Destructured, so that a new limit must find its map.
     let Limits {
         connections,
         handshakes,
         services,
         backends,
+        sources,
+        clients,
     } = *limits;
     let listens = services.saturating_mul(LISTENS_PER_SERVICE);
     // One entry per direction, one table per address family.
     let (flows, handshakes) = (connections.saturating_mul(2), handshakes.saturating_mul(2));
+    // While a list gives way to another, both are there.
+    let sources = sources.saturating_mul(2);
+    let counted = backends.saturating_add(services);
     [
+        (map::ADMISSION, services),
+        (map::RATES, services),
+        (map::ACTIVE, counted),
+        (map::COUNTED, counted),
+        (map::SOURCE_LISTS4, sources),
+        (map::SOURCE_LISTS6, sources),
+        (map::SOURCE_RATES, clients),
+        (map::AFFINITY4, clients),
+        (map::AFFINITY6, clients),
         (map::SERVICES4, listens),
         (map::SERVICES6, listens),
         (map::TABLES, services.saturating_mul(2)),

@@ -4,8 +4,8 @@ use std::{io, marker::PhantomData, path::Path};
 
 use anyhow::{Context, Result, ensure};
 use lb_common::abi::{
-    Backend, BackendCounters, Config, Flow, FlowKey, Pod, Service, ServiceKey, V4, V6, as_bytes,
-    from_bytes, map,
+    Active, Admission, Backend, BackendCounters, Config, Flow, FlowKey, Pod, Service, ServiceKey,
+    SourceKey, V4, V6, as_bytes, from_bytes, map,
 };
 
 use super::{sys, tables::Tables};
@@ -28,6 +28,11 @@ pub(super) struct Maps {
     pub(super) devices: Hash<u32, u32>,
     pub(super) drops: PerCpu<u64>,
     pub(super) sources: Array<[u32; 4]>,
+    pub(super) admission: Array<Admission>,
+    pub(super) source_lists4: Hash<SourceKey<V4>, u32>,
+    pub(super) source_lists6: Hash<SourceKey<V6>, u32>,
+    pub(super) active: Array<Active>,
+    pub(super) counted: Array<u32>,
 }
 
 impl Maps {
@@ -53,11 +58,16 @@ impl Maps {
             devices: open(map::DEVICES)?.into(),
             drops: PerCpu(open(map::DROPS)?.into()),
             sources: open(map::SOURCES)?.into(),
+            admission: open(map::ADMISSION)?.into(),
+            source_lists4: open(map::SOURCE_LISTS4)?.into(),
+            source_lists6: open(map::SOURCE_LISTS6)?.into(),
+            active: open(map::ACTIVE)?.into(),
+            counted: open(map::COUNTED)?.into(),
         })
     }
 }
 
-/// A hash map, least-recently-used or not.
+/// A hash map, least-recently-used or not, or a trie of prefixes.
 pub(super) struct Hash<K, V> {
     map: Named,
     types: PhantomData<fn() -> (K, V)>,
@@ -78,6 +88,21 @@ impl<K: Pod, V: Pod> Hash<K, V> {
 
     pub(super) fn set(&self, key: &K, value: &V) -> Result<()> {
         self.map.set(as_bytes(key), as_bytes(value))
+    }
+
+    /// Writes entries in their order, a chunk at a time.
+    pub(super) fn set_all(&self, entries: impl Iterator<Item = (K, V)>) -> Result<()> {
+        let mut entries = entries.peekable();
+        while entries.peek().is_some() {
+            let (mut keys, mut values) = (Vec::new(), Vec::new());
+            for (key, value) in entries.by_ref().take(CHUNK) {
+                keys.extend_from_slice(as_bytes(&key));
+                values.extend_from_slice(as_bytes(&value));
+            }
+            let written = self.map.inner.update_batch(&keys, &values);
+            written.with_context(|| self.map.failed("batch update"))?;
+        }
+        Ok(())
     }
 
     /// `false` if there was no such key.

@@ -7,10 +7,10 @@ use std::{
 };
 
 use anyhow::{bail, ensure};
-use lb_common::abi::{Backend, BackendCounters, Config, Drop, PORT_WORDS, Service};
+use lb_common::abi::{Admission, Backend, BackendCounters, Config, Drop, PORT_WORDS, Service};
 
 use super::{Capacity, Datapath, FlowScan, Listen, Route};
-use crate::model::{SnatPool, Timeouts};
+use crate::model::{Prefix, SnatPool, Sources, Timeouts};
 
 /// The kernel's maps.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
@@ -23,6 +23,8 @@ pub struct Maps {
     pub backends: BTreeMap<u32, Backend>,
     pub tables: BTreeMap<u32, Vec<u32>>,
     pub counters: HashMap<u32, BackendCounters>,
+    pub admissions: BTreeMap<u32, Admission>,
+    pub sources: BTreeMap<(u32, Prefix), bool>,
 }
 
 /// A write, without the value.
@@ -38,6 +40,9 @@ pub enum Write {
     Table(u32),
     RemoveTable(u32),
     ClearCounters(u32),
+    Admission(u32),
+    AddSources(u32),
+    RemoveSources(u32),
 }
 
 /// Called after every write.
@@ -214,6 +219,51 @@ impl Datapath for Memory {
     fn echoes(&self) -> anyhow::Result<Vec<IpAddr>> {
         self.read("echoes", |inner| {
             inner.maps.echoes.iter().copied().collect()
+        })
+    }
+
+    fn set_admission(&self, service: u32, admission: &Admission) -> anyhow::Result<()> {
+        self.write(Write::Admission(service), |maps| {
+            match *admission == Admission::default() {
+                true => maps.admissions.remove(&service),
+                false => maps.admissions.insert(service, *admission),
+            };
+        })
+    }
+
+    fn admissions(&self) -> anyhow::Result<Vec<(u32, Admission)>> {
+        self.read("admissions", |inner| {
+            let admissions = inner.maps.admissions.iter();
+            admissions.map(|(id, rules)| (*id, *rules)).collect()
+        })
+    }
+
+    fn add_sources(&self, service: u32, sources: &[(Prefix, bool)]) -> anyhow::Result<()> {
+        self.write(Write::AddSources(service), |maps| {
+            let sources = sources.iter();
+            maps.sources
+                .extend(sources.map(|(prefix, allowed)| ((service, *prefix), *allowed)));
+        })
+    }
+
+    fn remove_sources(&self, service: u32, prefixes: &[Prefix]) -> anyhow::Result<()> {
+        self.write(Write::RemoveSources(service), |maps| {
+            for prefix in prefixes {
+                maps.sources.remove(&(service, *prefix));
+            }
+        })
+    }
+
+    fn sources(&self) -> anyhow::Result<BTreeMap<u32, Sources>> {
+        self.read("sources", |inner| {
+            let mut lists: BTreeMap<u32, Vec<_>> = BTreeMap::new();
+            for ((service, prefix), allowed) in &inner.maps.sources {
+                lists.entry(*service).or_default().push((*prefix, *allowed));
+            }
+            lists
+                .into_iter()
+                .map(|(id, list)| (id, list.into()))
+                .collect()
         })
     }
 

@@ -32,11 +32,14 @@ mod undo;
 /// The kernel programs' object file.
 pub static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/lbd-ebpf"));
 
-use std::net::{IpAddr, SocketAddr};
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, SocketAddr},
+};
 
-use lb_common::abi::{Backend, BackendCounters, Config, Service};
+use lb_common::abi::{Admission, Backend, BackendCounters, Config, Service};
 
-use crate::model::{Protocol, SnatPool, Timeouts};
+use crate::model::{Prefix, Protocol, SnatPool, Sources, Timeouts};
 
 /// Where a service listens; a key of the kernel's service maps.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -89,6 +92,18 @@ pub trait Datapath: Send + Sync {
     /// The addresses whose echo requests are answered.
     fn echoes(&self) -> anyhow::Result<Vec<IpAddr>>;
 
+    /// Says whom the service of this number lets in.
+    fn set_admission(&self, service: u32, admission: &Admission) -> anyhow::Result<()>;
+    /// All that differ from the default, by service.
+    fn admissions(&self) -> anyhow::Result<Vec<(u32, Admission)>>;
+
+    /// Adds prefixes to a service's source lists, or changes whether they let in, in this order.
+    fn add_sources(&self, service: u32, sources: &[(Prefix, bool)]) -> anyhow::Result<()>;
+    /// In this order. Removing what is not there is no error.
+    fn remove_sources(&self, service: u32, prefixes: &[Prefix]) -> anyhow::Result<()>;
+    /// The source lists by service, in the order of [`Prefix`].
+    fn sources(&self) -> anyhow::Result<BTreeMap<u32, Sources>>;
+
     fn set_backend(&self, slot: u32, backend: &Backend) -> anyhow::Result<()>;
     /// Every slot that was ever used, i.e. whose generation is not 0, by slot: free ones included,
     /// so that the next use of a slot gets a generation that no flow left over has.
@@ -132,6 +147,8 @@ pub trait Datapath: Send + Sync {
 pub struct Capacity {
     pub services: u32,
     pub backends: u32,
+    /// Source prefixes per address family.
+    pub sources: u32,
 }
 
 /// How the node reaches an address.

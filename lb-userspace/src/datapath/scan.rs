@@ -1,9 +1,12 @@
 //! The pass over the flow tables: counts, and removes what [`super::flows`] says is over.
 
-use std::sync::{Mutex, PoisonError};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::{Mutex, PoisonError},
+};
 
 use anyhow::Result;
-use lb_common::abi::{Address, Flow, FlowKey, Pod};
+use lb_common::abi::{Address, Backend, Flow, FlowKey, Pod, backend_state};
 
 use super::{
     FlowScan, MapFill,
@@ -24,6 +27,8 @@ pub(super) struct Scanner {
 struct State {
     passes: u64,
     counted: Vec<MapFill>,
+    /// Slots that ever had a flow.
+    slots: BTreeSet<u32>,
 }
 
 impl Scanner {
@@ -31,10 +36,13 @@ impl Scanner {
     /// `present`: they leave their map by themselves, and one that outlives its slot is refused by
     /// its generation.
     pub(super) fn scan(&self, maps: &Maps, age: Age) -> Result<FlowScan> {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = counts(maps, &state.slots)?;
         let mut scan = FlowScan::default();
         family(&maps.flows4, &age, &mut scan)?;
         family(&maps.flows6, &age, &mut scan)?;
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        correct(maps, &before, &scan)?;
+        state.slots.extend(scan.present.keys());
         if state.passes % COUNT_EVERY == 0 {
             state.counted = vec![
                 fill(&maps.services4, maps.services4.count()?),
@@ -46,6 +54,82 @@ impl Scanner {
         state.passes += 1;
         scan.fill.extend(&state.counted);
         Ok(scan)
+    }
+}
+
+/// What the packet path counted of the slots, and of their services, by index of `ACTIVE`.
+struct Counts {
+    /// Each slot's service's index, where it has one and the slot's connections count for it.
+    services: BTreeMap<u32, u32>,
+    /// Connections opened and closed.
+    active: BTreeMap<u32, [u32; 2]>,
+}
+
+fn counts(maps: &Maps, slots: &BTreeSet<u32>) -> Result<Counts> {
+    let mut counts = Counts {
+        services: BTreeMap::new(),
+        active: BTreeMap::new(),
+    };
+    for slot in slots {
+        let Backend { service, state, .. } = maps.backends.get(*slot)?;
+        let counter = match service < maps.admission.len() {
+            true => maps.admission.get(service)?.counter,
+            false => 0,
+        };
+        // Connections whose backend's time to drain is over have ended, and only wait to age.
+        if counter != 0 && state != backend_state::CLOSED {
+            counts.services.insert(*slot, counter);
+        }
+        for index in [*slot, counter] {
+            if index != 0 || *slot == 0 {
+                counts.active.insert(index, counted(maps, index)?);
+            }
+        }
+    }
+    Ok(counts)
+}
+
+fn counted(maps: &Maps, index: u32) -> Result<[u32; 2]> {
+    let active = maps.active.get(index)?;
+    Ok([active.opened.get(), active.closed.get()])
+}
+
+/// Makes up for what the packet path's counts miss or have too much, now that the true numbers are
+/// known.
+fn correct(maps: &Maps, before: &Counts, scan: &FlowScan) -> Result<()> {
+    let mut truth: BTreeMap<u32, u64> = before.active.keys().map(|index| (*index, 0)).collect();
+    for (slot, active) in &scan.active {
+        for index in [Some(slot), before.services.get(slot)]
+            .into_iter()
+            .flatten()
+        {
+            truth.entry(*index).and_modify(|sum| *sum += active);
+        }
+    }
+    for (index, active) in truth {
+        let (before, after) = (before.active[&index], counted(maps, index)?);
+        let now = maps.counted.get(index)?;
+        let right = correction(active as u32, before, after, now);
+        if right != now {
+            maps.counted.set(index, &right)?;
+        }
+    }
+    Ok(())
+}
+
+/// What is to be added to `opened - closed`, given what is added now. The scan saw `active` open
+/// connections some time between `before` and `after` (each opened and closed); it may or may not
+/// have seen those opened or closed meanwhile, so all that is known is a range.
+fn correction(active: u32, before: [u32; 2], after: [u32; 2], now: u32) -> u32 {
+    let least = active.wrapping_sub(after[0]).wrapping_add(before[1]);
+    let most = active.wrapping_sub(before[0]).wrapping_add(after[1]);
+    // Counts wrap, so distances are compared.
+    if (now.wrapping_sub(least) as i32) < 0 {
+        least
+    } else if (now.wrapping_sub(most) as i32) > 0 {
+        most
+    } else {
+        now
     }
 }
 
@@ -116,7 +200,7 @@ fn fill<K: Pod, V: Pod>(map: &Hash<K, V>, entries: u64) -> MapFill {
 mod tests {
     use std::cell::Cell;
 
-    use lb_common::abi::{Be16, NextHop, V4, flow_state, protocol};
+    use lb_common::abi::{Admission, Be16, NextHop, V4, flow_state, protocol};
 
     use super::*;
     use crate::{
@@ -134,6 +218,7 @@ mod tests {
                 handshakes: 10,
                 services: 10,
                 backends: 10,
+                ..Limits::default()
             };
             load::load_maps(OBJECT, bpffs, &limits, None).unwrap();
             test(&Maps::open(bpffs).unwrap());
@@ -211,6 +296,80 @@ mod tests {
 
             let scan = scanner.scan(maps, age(7540)).unwrap();
             assert_eq!((scan.aged, scan.fill.len()), (0, 6));
+        });
+    }
+
+    #[test]
+    fn a_count_is_corrected_as_far_as_is_known() {
+        // Nothing happened meanwhile: what was seen is the truth.
+        assert_eq!(correction(5, [9, 4], [9, 4], 0), 0);
+        assert_eq!(correction(5, [9, 3], [9, 3], 0), u32::MAX);
+        assert_eq!(correction(7, [9, 4], [9, 4], 0), 2);
+        // Two were opened and one closed during the scan, which may have seen any of them.
+        for seen in 4..=7 {
+            assert_eq!(correction(seen, [9, 4], [11, 5], 0), 0, "{seen}");
+        }
+        assert_eq!(correction(3, [9, 4], [11, 5], 0), u32::MAX);
+        assert_eq!(correction(8, [9, 4], [11, 5], 0), 1);
+        // The counts wrapped.
+        assert_eq!(correction(6, [u32::MAX, 4], [1, 4], 8), 9);
+    }
+
+    #[test]
+    fn scans_make_up_for_what_the_path_did_not_count() {
+        with_maps(|maps| {
+            let open = |slot| {
+                let active = maps.active.get(slot).unwrap();
+                active.open(maps.counted.get(slot).unwrap())
+            };
+            for client in 0..5 {
+                connect(maps, client, 3, (0, 7000, 7000));
+            }
+            let scanner = Scanner::default();
+            // The first scan learns of the slot.
+            scanner.scan(maps, age(7100)).unwrap();
+            scanner.scan(maps, age(7100)).unwrap();
+            assert_eq!(open(3), 5);
+            // Aged by the daemon, which the path does not see.
+            scanner.scan(maps, age(7000 + 7440)).unwrap();
+            assert_eq!(open(3), 0);
+        });
+    }
+
+    #[test]
+    fn what_a_drain_has_ended_counts_for_no_service() {
+        with_maps(|maps| {
+            const COUNTER: u32 = 11;
+            let open = |index| {
+                let active = maps.active.get(index).unwrap();
+                active.open(maps.counted.get(index).unwrap())
+            };
+            let set = |state| {
+                let backend = Backend {
+                    generation: 1,
+                    service: 1,
+                    state,
+                    ..Backend::default()
+                };
+                maps.backends.set(3, &backend).unwrap();
+            };
+            let admission = Admission {
+                counter: COUNTER,
+                ..Admission::default()
+            };
+            maps.admission.set(1, &admission).unwrap();
+            set(backend_state::DRAINING);
+            for client in 0..5 {
+                connect(maps, client, 3, (0, 7000, 7000));
+            }
+            let scanner = Scanner::default();
+            // The first scan learns of the slot.
+            scanner.scan(maps, age(7100)).unwrap();
+            scanner.scan(maps, age(7100)).unwrap();
+            assert_eq!(open(COUNTER), 5);
+            set(backend_state::CLOSED);
+            scanner.scan(maps, age(7100)).unwrap();
+            assert_eq!((open(3), open(COUNTER)), (5, 0));
         });
     }
 

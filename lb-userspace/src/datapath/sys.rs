@@ -16,6 +16,8 @@ use std::{
 pub(super) const BPF_F_INNER_MAP: u32 = 0x1000;
 const MAP_TYPE_ARRAY: u32 = 2;
 const MAP_TYPE_PERCPU_ARRAY: u32 = 6;
+/// The kernel's own error number of a call that a kind of map does not know.
+const ENOTSUPP: i32 = 524;
 const ATTACH_TCX_INGRESS: u32 = 46;
 
 /// Numbers of `enum bpf_cmd`.
@@ -26,6 +28,7 @@ enum Command {
     MapLookup = 1,
     MapUpdate = 2,
     MapDelete = 3,
+    MapNextKey = 4,
     ProgLoad = 5,
     ObjGet = 7,
     ProgTestRun = 10,
@@ -216,6 +219,7 @@ impl Map {
             let result = unsafe { bpf(Command::MapLookupBatch, &mut attr) };
             let last = match result {
                 Ok(_) => false,
+                Err(error) if !begun && is_unknown(&error) => return self.lookup_each(each),
                 Err(error) if error.raw_os_error() == Some(libc::ENOENT) => true,
                 // One bucket holds more entries than the buffers; nothing was read of it.
                 Err(error) if error.raw_os_error() == Some(libc::ENOSPC) => {
@@ -239,6 +243,45 @@ impl Map {
         }
     }
 
+    /// As [`Self::lookup_batch`], entry by entry: before Linux 5.13 tries know no batches.
+    fn lookup_each(&self, mut each: impl FnMut(&[u8], &[u8]) -> io::Result<()>) -> io::Result<()> {
+        let mut key = vec![0; self.info.key_size as usize];
+        let mut value = vec![0; self.value_bytes];
+        let mut former: Option<Vec<u8>> = None;
+        loop {
+            let from = former.as_ref().map_or(0, |key| key.as_ptr() as u64);
+            match self.next_key(from, &mut key) {
+                Ok(()) => {}
+                Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+                Err(error) => return Err(error),
+            }
+            if self.lookup(&key, &mut value)? {
+                each(&key, &value)?;
+            }
+            former = Some(key.clone());
+        }
+    }
+
+    /// `from` is 0, or the address of a key.
+    fn next_key(&self, from: u64, next: &mut [u8]) -> io::Result<()> {
+        #[repr(C)]
+        struct Attr {
+            map_fd: u32,
+            pad: u32,
+            key: u64,
+            next: u64,
+        }
+        let mut attr = Attr {
+            map_fd: self.fd.as_raw_fd() as u32,
+            pad: 0,
+            key: from,
+            next: next.as_mut_ptr() as u64,
+        };
+        // SAFETY: `Attr` is the head of `union bpf_attr` for this command; both are as long as the
+        // map's keys.
+        unsafe { bpf(Command::MapNextKey, &mut attr) }.map(drop)
+    }
+
     /// Writes as many entries as `keys` holds in one call.
     pub(super) fn update_batch(&self, keys: &[u8], values: &[u8]) -> io::Result<()> {
         let count = keys.len() / self.info.key_size as usize;
@@ -254,7 +297,15 @@ impl Map {
             flags: 0,
         };
         // SAFETY: the buffers hold `count` keys and values, and are only read.
-        unsafe { bpf(Command::MapUpdateBatch, &mut attr) }.map(drop)
+        match unsafe { bpf(Command::MapUpdateBatch, &mut attr) } {
+            // As in `lookup_each`.
+            Err(error) if is_unknown(&error) => {
+                let keys = keys.chunks_exact(self.info.key_size as usize);
+                let mut entries = keys.zip(values.chunks_exact(self.value_bytes));
+                entries.try_for_each(|(key, value)| self.update(key, value))
+            }
+            result => result.map(drop),
+        }
     }
 
     fn check(&self, keys: &[u8], values: &[u8], count: usize) -> io::Result<()> {
@@ -266,6 +317,11 @@ impl Map {
             Err(io::ErrorKind::InvalidInput.into())
         }
     }
+}
+
+/// Whether the kernel has no such call for this kind of map.
+fn is_unknown(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(ENOTSUPP | libc::EOPNOTSUPP))
 }
 
 impl AsFd for Map {

@@ -1,12 +1,16 @@
 use std::{
     collections::{BTreeMap, BTreeSet, HashSet},
     net::IpAddr,
+    sync::Arc,
 };
 
-use lb_common::abi::{Backend, Service, backend_state};
+use lb_common::abi::{Admission, Backend, Service, backend_state};
 
-use super::{Installed, Recipe, Table, slots::emptied};
-use crate::datapath::Listen;
+use super::{Admissions, Installed, Recipe, Table, admission, slots::emptied};
+use crate::{
+    datapath::Listen,
+    model::{Prefix, Sources},
+};
 
 /// One write to the kernel.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -32,6 +36,19 @@ pub enum Change {
     RemoveTable {
         table: u32,
     },
+    /// In this order: see [`super::admission`].
+    AddSources {
+        service: u32,
+        sources: Sources,
+    },
+    SetAdmission {
+        service: u32,
+        admission: Admission,
+    },
+    RemoveSources {
+        service: u32,
+        prefixes: Arc<[Prefix]>,
+    },
     SetService {
         listen: Listen,
         service: Service,
@@ -56,13 +73,14 @@ pub struct Target<'a> {
     pub backends: Vec<(u32, Backend)>,
     pub tables: BTreeMap<u32, Table>,
     pub ports: Vec<u64>,
+    pub admissions: Admissions,
     /// Slots that nobody wants any more.
     pub retired: &'a HashSet<u32>,
 }
 
 /// What leads from what is installed to the target, in an order in which every step is safe to
 /// stop after: failed backends stop taking connections before anything else happens; nothing refers
-/// to what is not there yet, or no more; a reply's port is known before its backend is drawn; and
+/// to what is not there yet, or no more; nobody is let in before the rules say so; a reply's port is known before its backend is drawn; and
 /// backends that still work but are drained or removed stop only after others took their place, so
 /// that no connection is refused in between.
 pub fn changes(from: &Installed, to: Target<'_>) -> Vec<Change> {
@@ -72,6 +90,7 @@ pub fn changes(from: &Installed, to: Target<'_>) -> Vec<Change> {
         backends,
         tables,
         ports,
+        admissions,
         retired,
     } = to;
     let (mut failed, mut started) = (Vec::new(), Vec::new());
@@ -135,6 +154,7 @@ pub fn changes(from: &Installed, to: Target<'_>) -> Vec<Change> {
     let address = |address: &IpAddr| *address;
     let gone_echoes = from.echoes.difference(&echoes).map(address);
     changes.extend(gone_echoes.map(|address| Change::RemoveEcho { address }));
+    changes.extend(admission::changes(&from.admissions, &admissions));
     changes.extend(started);
     changes.extend(more_ports);
     let gone_tables: Vec<Change> = gone_tables

@@ -3,6 +3,7 @@
 //! Numbers are sticky: what the kernel knows under a service id or a slot keeps it, so that a
 //! restarted daemon changes nothing and a service's connections survive every other change.
 
+mod admission;
 mod change;
 mod part;
 mod ports;
@@ -21,9 +22,12 @@ use lb_common::abi::{Backend, Service};
 
 use crate::{
     datapath::{Capacity, Listen},
-    model::{BackendRef, Forwarding, NoBackend, OnBackendDown, Policy, Protocol},
+    model::{
+        Admission, BackendRef, Forwarding, NoBackend, OnBackendDown, Policy, Protocol, Sources,
+    },
 };
 
+pub use admission::{Admissions, edited};
 pub use change::{Change, Target, changes};
 pub use part::plan_part;
 pub use slots::socket_address;
@@ -44,6 +48,9 @@ pub struct DesiredService {
     pub policy: Policy,
     pub no_backend: NoBackend,
     pub on_backend_down: OnBackendDown,
+    pub admission: Admission,
+    /// [`Admission::sources`].
+    pub sources: Sources,
     pub backends: Vec<DesiredBackend>,
 }
 
@@ -60,6 +67,8 @@ pub struct DesiredBackend {
     pub snat: bool,
     /// Where a tunnel to it begins, `None` if there is none.
     pub tunnel: Option<Tunnel>,
+    /// 0 for no limit.
+    pub max_connections: u32,
 }
 
 /// The node's end of a tunnel.
@@ -92,6 +101,7 @@ pub struct Installed {
     pub tables: BTreeMap<u32, Digest>,
     /// The port bitmaps' words.
     pub ports: Vec<u64>,
+    pub admissions: Admissions,
 }
 
 /// Where things stand in the kernel after a plan.
@@ -133,6 +143,7 @@ pub fn plan(input: Input<'_>) -> Plan {
     let placed = services::place(input, &mut plan.refused);
     let slots = slots::assign(input, &placed, &mut plan.refused);
     let tables = tables::tables(input, &placed, &slots);
+    let admissions = admission::admissions(input, &placed, &mut plan.refused);
     let ports = ports::words(input, &placed, &slots.backends);
     for service in &placed {
         let name = service.desired.name.clone();
@@ -148,6 +159,7 @@ pub fn plan(input: Input<'_>) -> Plan {
             backends: slots.backends,
             tables,
             ports,
+            admissions,
             retired: &plan.retired,
         },
     );

@@ -3,7 +3,8 @@
 use std::collections::{BTreeSet, HashSet};
 
 use super::{
-    Change, Desired, Input, Installed, Placement, Target, changes, services, slots, tables,
+    Change, Desired, Input, Installed, Placement, Target, admission, changes, services, slots,
+    tables,
 };
 use crate::{datapath::Listen, model::BackendRef};
 
@@ -40,6 +41,7 @@ pub fn plan_part(
         .placement
         .iter()
         .all(|(backend, slot)| placement.slots.get(backend) == Some(slot));
+    let admissions = admission::admissions(input, &placed, &mut refused);
     if !refused.is_empty() || placed.len() != places.len() || !keeps_ids || !keeps_slots {
         return None;
     }
@@ -52,6 +54,7 @@ pub fn plan_part(
         tables,
         // The same backends have the same ports.
         ports: Vec::new(),
+        admissions,
         retired: &retired,
     };
     Some(changes(&installed, target))
@@ -74,6 +77,13 @@ fn excerpt(all: &Installed, desired: &Desired, placement: &Placement) -> Option<
             let digest = all.tables.get(&table);
             some.tables.extend(digest.map(|digest| (table, *digest)));
         }
+        let rules = all.admissions.rules.get(id);
+        some.admissions
+            .rules
+            .extend(rules.map(|rules| (*id, *rules)));
+        let sources = all.admissions.sources.get(id);
+        let sources = sources.map(|list| (*id, list.clone()));
+        some.admissions.sources.extend(sources);
         for backend in &service.backends {
             let name = BackendRef {
                 service: service.name.clone(),

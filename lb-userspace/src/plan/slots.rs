@@ -171,6 +171,7 @@ fn entry(service: &Placed<'_>, desired: &DesiredBackend) -> Backend {
             | flag(tunnel.is_some(), backend_flag::TUNNEL)
             | flag(resets, backend_flag::RESET_WHEN_DOWN),
         spread: low_bits(tunnel.map_or(0, |t| t.spread)).to_be(),
+        max_connections: desired.max_connections,
         ..Backend::default()
     }
 }

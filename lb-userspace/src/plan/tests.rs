@@ -1,4 +1,4 @@
-use lb_common::abi::{backend_flag, backend_state, policy};
+use lb_common::abi::{Admission, admission_flag, backend_flag, backend_state, policy};
 
 use crate::select::Builder;
 
@@ -7,6 +7,7 @@ use super::*;
 const CAPACITY: Capacity = Capacity {
     services: 8,
     backends: 64,
+    sources: 8,
 };
 
 fn service(name: &str, listen: &[&str], policy: Policy, backends: u8) -> DesiredService {
@@ -18,6 +19,8 @@ fn service(name: &str, listen: &[&str], policy: Policy, backends: u8) -> Desired
         policy,
         no_backend: NoBackend::Drop,
         on_backend_down: Default::default(),
+        admission: Default::default(),
+        sources: Default::default(),
         backends: (1..=backends)
             .map(|i| DesiredBackend {
                 address: SocketAddr::from(([10, 0, 0, i], 8080)),
@@ -26,6 +29,7 @@ fn service(name: &str, listen: &[&str], policy: Policy, backends: u8) -> Desired
                 source: Some("10.9.9.9".parse().unwrap()),
                 snat: true,
                 tunnel: None,
+                max_connections: 0,
             })
             .collect(),
     }
@@ -58,6 +62,22 @@ fn carried_out(mut installed: Installed, plan: &Plan) -> Installed {
                 installed.tables.insert(table, Digest::of(&slots));
             }
             Change::RemoveTable { table } => drop(installed.tables.remove(&table)),
+            Change::AddSources { service, sources } => {
+                let lists = &mut installed.admissions.sources;
+                let list = edited(lists.get(&service), &sources, &[]);
+                lists.insert(service, list);
+            }
+            Change::RemoveSources { service, prefixes } => {
+                let lists = &mut installed.admissions.sources;
+                let list = edited(lists.get(&service), &[], &prefixes);
+                lists.insert(service, list);
+                lists.retain(|_, list| !list.is_empty());
+            }
+            Change::SetAdmission { service, admission } => {
+                let rules = &mut installed.admissions.rules;
+                rules.insert(service, admission);
+                rules.retain(|_, rules| *rules != Admission::default());
+            }
             Change::SetService { listen, service } => {
                 installed.services.insert(listen, service);
             }
@@ -338,4 +358,53 @@ fn what_ends_with_its_backend_does_not_go_on_when_that_is_removed() {
     let kept = carried_out(installed.clone(), &plan_for(&[web], &installed));
     assert_eq!(states(&kept), states(&installed));
     assert!(!kept.backends.values().any(resets));
+}
+
+fn allowing(prefixes: &[&str]) -> DesiredService {
+    let admission = crate::model::Admission {
+        allow_sources: prefixes.iter().map(|p| p.parse().unwrap()).collect(),
+        ..Default::default()
+    };
+    DesiredService {
+        sources: admission.sources(),
+        admission,
+        ..service("web", &["192.0.2.1:80"], Policy::Maglev, 1)
+    }
+}
+
+#[test]
+fn nobody_gets_to_a_service_before_its_lists_are_there() {
+    let changes = plan_for(&[allowing(&["10.0.0.0/8"])], &Installed::default()).changes;
+    let at = |is: fn(&Change) -> bool| changes.iter().position(is).unwrap();
+    let added = at(|c| matches!(c, Change::AddSources { .. }));
+    let ruled = at(|c| matches!(c, Change::SetAdmission { .. }));
+    let opened = at(|c| matches!(c, Change::SetService { .. }));
+    assert!(added < ruled && ruled < opened, "{changes:?}");
+    // And it is gone before they are.
+    let changes = plan_for(&[], &fresh(&[allowing(&["10.0.0.0/8"])])).changes;
+    let at = |is: fn(&Change) -> bool| changes.iter().position(is).unwrap();
+    let closed = at(|c| matches!(c, Change::RemoveService { .. }));
+    let ruled = at(|c| matches!(c, Change::SetAdmission { .. }));
+    let removed = at(|c| matches!(c, Change::RemoveSources { .. }));
+    assert!(closed < ruled && ruled < removed, "{changes:?}");
+}
+
+#[test]
+fn lists_that_do_not_fit_open_nothing() {
+    let many: Vec<_> = (0..9).map(|i| format!("10.{i}.0.0/16")).collect();
+    let many: Vec<_> = many.iter().map(String::as_str).collect();
+    let plan = plan_for(&[allowing(&many)], &Installed::default());
+    assert!(
+        plan.refused[0].contains("node.limits.sources"),
+        "{:?}",
+        plan.refused
+    );
+    let installed = carried_out(Installed::default(), &plan);
+    let closed = admission_flag::SOURCES | admission_flag::LISTED_ONLY;
+    assert_eq!(installed.admissions.rules[&0].flags, closed);
+    assert!(installed.admissions.sources.is_empty());
+    // A service that has a list keeps it.
+    let former = fresh(&[allowing(&["10.0.0.0/8"])]);
+    let installed = carried_out(former.clone(), &plan_for(&[allowing(&many)], &former));
+    assert_eq!(installed.admissions, former.admissions);
 }

@@ -1,9 +1,10 @@
 use std::collections::HashSet;
 
 use anyhow::Context;
-use lb_common::abi::backend_state;
+use lb_common::abi::{Admission, backend_state};
 
 use super::{Change, Reconciler};
+use crate::plan::edited;
 
 impl Reconciler {
     /// Carries out `changes` and keeps `installed` true; gives the number of writes. After a
@@ -71,7 +72,10 @@ impl Reconciler {
             Change::SetPortWord { .. } | Change::SetEcho { .. } | Change::RemoveEcho { .. } => {
                 Vec::new()
             }
-            Change::ClearCounters { service, .. } => vec![*service],
+            Change::ClearCounters { service, .. }
+            | Change::AddSources { service, .. }
+            | Change::SetAdmission { service, .. }
+            | Change::RemoveSources { service, .. } => vec![*service],
             Change::SetBackend { slot, backend } => {
                 let former = self.installed.backends.get(slot);
                 let former = former.filter(|b| b.state != backend_state::FREE);
@@ -126,6 +130,30 @@ impl Reconciler {
                 datapath.remove_table(table)?;
                 installed.tables.remove(&table);
                 self.recipes.remove(&table);
+            }
+            Change::AddSources { service, sources } => {
+                self.relisted.insert(service);
+                datapath.add_sources(service, &sources)?;
+                let lists = &mut installed.admissions.sources;
+                let list = edited(lists.get(&service), &sources, &[]);
+                lists.insert(service, list);
+            }
+            Change::RemoveSources { service, prefixes } => {
+                self.relisted.insert(service);
+                datapath.remove_sources(service, &prefixes)?;
+                let lists = &mut installed.admissions.sources;
+                let list = edited(lists.get(&service), &[], &prefixes);
+                match list.is_empty() {
+                    true => lists.remove(&service),
+                    false => lists.insert(service, list),
+                };
+            }
+            Change::SetAdmission { service, admission } => {
+                datapath.set_admission(service, &admission)?;
+                match admission == Admission::default() {
+                    true => installed.admissions.rules.remove(&service),
+                    false => installed.admissions.rules.insert(service, admission),
+                };
             }
             Change::SetService { listen, service } => {
                 datapath.set_service(listen, &service)?;

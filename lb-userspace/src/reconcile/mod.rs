@@ -34,6 +34,8 @@ pub struct Reconciler {
     scans: u64,
     /// Tables written or removed, or nearly so, since verifying began.
     rewritten: HashSet<u32>,
+    /// Services whose source lists were, likewise.
+    relisted: HashSet<u32>,
     names: Names,
     builder: Builder,
 }
@@ -58,6 +60,7 @@ impl Reconciler {
             retired: HashMap::new(),
             scans: 0,
             rewritten: HashSet::new(),
+            relisted: HashSet::new(),
             names: Names::default(),
             builder: Builder::default(),
         })
@@ -123,9 +126,10 @@ impl Reconciler {
     }
 
     /// The first half of verifying, which takes most of its time and may run beside other calls:
-    /// reads the tables. [`Self::verify`] wants the result.
+    /// reads the tables and the source lists. [`Self::verify`] wants the result.
     pub fn begin_verify(&mut self) -> impl FnOnce() -> anyhow::Result<Tables> + Send + 'static {
         self.rewritten.clear();
+        self.relisted.clear();
         let datapath = self.datapath.clone();
         move || verify::read_tables(datapath.as_ref())
     }

@@ -35,6 +35,12 @@ impl Names {
                 let family = if table % 2 == 0 { "IPv4" } else { "IPv6" };
                 format!("{family} table of {}", self.service(table / 2))
             }
+            Change::AddSources { service, .. } | Change::RemoveSources { service, .. } => {
+                format!("source lists of {}", self.service(*service))
+            }
+            Change::SetAdmission { service, .. } => {
+                format!("admission rules of {}", self.service(*service))
+            }
             Change::SetService { listen, service } => self.listen(*listen, Some(service.id)),
             Change::RemoveService { listen } => {
                 self.listen(*listen, installed.services.get(listen).map(|s| s.id))
@@ -64,6 +70,9 @@ impl Names {
             | Change::RemoveEcho { .. } => {
                 return format!("{object}: not ours, removed");
             }
+            Change::RemoveSources { .. } => return format!("{object}: not ours, removed"),
+            Change::AddSources { service, .. } => found.admissions.sources.contains_key(service),
+            Change::SetAdmission { service, .. } => found.admissions.rules.contains_key(service),
             Change::SetBackend { slot, .. } => found.backends.contains_key(slot),
             Change::SetTable { table, .. } => found.tables.contains_key(table),
             Change::SetService { listen, .. } => found.services.contains_key(listen),

@@ -17,6 +17,7 @@ use crate::{
 const CAPACITY: Capacity = Capacity {
     services: 6,
     backends: 24,
+    sources: 1000,
 };
 
 fn memory() -> Arc<Memory> {
@@ -31,6 +32,7 @@ fn backend(address: &str) -> DesiredBackend {
         source: None,
         snat: false,
         tunnel: None,
+        max_connections: 0,
     }
 }
 
@@ -43,6 +45,8 @@ fn service(name: &str, listen: &str, backends: &[&str]) -> DesiredService {
         policy: Policy::RoundRobin,
         no_backend: NoBackend::Reject,
         on_backend_down: Default::default(),
+        admission: Default::default(),
+        sources: Default::default(),
         backends: backends.iter().map(|b| backend(b)).collect(),
     }
 }
@@ -222,6 +226,7 @@ mod order {
         let memory = Arc::new(Memory::new(Capacity {
             services: 1,
             backends: 2,
+            sources: 1000,
         }));
         let mut reconciler = Reconciler::new(memory).unwrap();
         let mut desired = web(&["10.0.0.1:80", "10.0.0.2:80", "10.0.0.3:80"]);
@@ -384,7 +389,7 @@ mod verification {
         reconciler.apply(&desired, None).unwrap();
         let right = memory.maps();
         memory.tamper(|maps| maps.tables.clear());
-        let reads = 4 + 2 * u64::from(CAPACITY.services);
+        let reads = 6 + 2 * u64::from(CAPACITY.services);
         memory.fail_call(reads + 1);
         verify(&mut reconciler).unwrap_err();
         reconciler.apply(&desired, None).unwrap();
@@ -398,6 +403,7 @@ fn measure_one_change_among_a_thousand_services() {
     let memory = Arc::new(Memory::new(Capacity {
         services: 4096,
         backends: 32_768,
+        sources: 1000,
     }));
     let services = (0..1000u32).map(|i| DesiredService {
         listen: vec![format!("10.1.{}.{}:80", i / 250, i % 250).parse().unwrap()],

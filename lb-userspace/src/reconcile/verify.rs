@@ -3,12 +3,16 @@ use std::collections::{BTreeMap, HashSet};
 use super::Reconciler;
 use crate::{
     datapath::Datapath,
-    plan::{self, Change, Digest, Installed, Table, Target},
+    model::Sources,
+    plan::{self, Admissions, Change, Digest, Installed, Table, Target},
 };
 
-/// The tables as the kernel holds them.
+/// The tables and source lists as the kernel holds them.
 #[derive(Debug)]
-pub struct Tables(BTreeMap<u32, Digest>);
+pub struct Tables {
+    tables: BTreeMap<u32, Digest>,
+    sources: BTreeMap<u32, Sources>,
+}
 
 /// What others made of the maps, and what undoes it.
 pub(super) struct Differences {
@@ -19,7 +23,9 @@ pub(super) struct Differences {
 /// Reads all maps.
 pub(super) fn read(datapath: &dyn Datapath) -> anyhow::Result<Installed> {
     let mut installed = read_small(datapath)?;
-    installed.tables = read_tables(datapath)?.0;
+    let large = read_tables(datapath)?;
+    installed.tables = large.tables;
+    installed.admissions.sources = large.sources;
     Ok(installed)
 }
 
@@ -30,10 +36,11 @@ pub(super) fn read_tables(datapath: &dyn Datapath) -> anyhow::Result<Tables> {
             tables.insert(table, Digest::of(&slots));
         }
     }
-    Ok(Tables(tables))
+    let sources = datapath.sources()?;
+    Ok(Tables { tables, sources })
 }
 
-/// All maps but the tables.
+/// All maps but the tables and source lists.
 fn read_small(datapath: &dyn Datapath) -> anyhow::Result<Installed> {
     Ok(Installed {
         services: datapath.services()?.into_iter().collect(),
@@ -41,6 +48,10 @@ fn read_small(datapath: &dyn Datapath) -> anyhow::Result<Installed> {
         backends: datapath.backends()?.into_iter().collect(),
         tables: Default::default(),
         ports: datapath.port_words()?,
+        admissions: Admissions {
+            rules: datapath.admissions()?.into_iter().collect(),
+            sources: Default::default(),
+        },
     })
 }
 
@@ -48,7 +59,15 @@ impl Reconciler {
     /// Compares the kernel with what was last written. Changes nothing.
     pub(super) fn differences(&self, tables: Tables) -> anyhow::Result<Differences> {
         let mut found = read_small(self.datapath.as_ref())?;
-        found.tables = tables.0;
+        found.tables = tables.tables;
+        found.admissions.sources = tables.sources;
+        for service in &self.relisted {
+            let lists = &mut found.admissions.sources;
+            match self.installed.admissions.sources.get(service) {
+                Some(list) => lists.insert(*service, list.clone()),
+                None => lists.remove(service),
+            };
+        }
         for table in &self.rewritten {
             match self.installed.tables.get(table) {
                 Some(digest) => found.tables.insert(*table, *digest),
@@ -74,6 +93,7 @@ impl Reconciler {
                 backends: wanted.backends.into_iter().collect(),
                 tables: tables.collect(),
                 ports: wanted.ports,
+                admissions: wanted.admissions,
                 retired: &HashSet::new(),
             },
         );

@@ -81,6 +81,7 @@ mod tests {
         let backend = BackendSpec {
             address: "10.1.0.11:8080".parse().unwrap(),
             weight: 100,
+            max_connections: None,
             labels: [("version".to_owned(), "v1".to_owned())].into(),
         };
         State {

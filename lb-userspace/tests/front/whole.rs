@@ -47,6 +47,7 @@ impl Node {
         let datapath = Arc::new(Memory::new(Capacity {
             services: 64,
             backends: 256,
+            sources: 1000,
         }));
         let controller = controller::start(config, Some(file.clone()), datapath).unwrap();
         let socket = directory.join("lbd.sock");

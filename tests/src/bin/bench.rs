@@ -1,7 +1,7 @@
 //! `make bench`: the cost of a packet in lbd's programs, in nanoseconds and in U (one lookup in a
 //! hash map with 16-byte keys, measured in the same run), above the floor of an empty program.
 
-use std::{fs, path::PathBuf};
+use std::{fs, net::IpAddr, path::PathBuf};
 
 use anyhow::{Context as _, Result, ensure};
 use aya::{
@@ -9,6 +9,7 @@ use aya::{
     maps::{Array, HashMap as BpfHashMap, MapData, ProgramArray},
     programs::{ProgramFd, SchedClassifier, TestRun as _, TestRunOptions, Xdp},
 };
+use lb_common::{abi::source, hash};
 use lb_tests::packets::{
     Expect, Outcome, Runner as _,
     build::{ACK, Packet, SYN},
@@ -257,6 +258,20 @@ fn measures(hook: Hook) -> Vec<Measure> {
             SENT,
             Vary::SourceAddress,
         ),
+        case(
+            "first packet, TCP/IPv4, 50,000 source prefixes",
+            None,
+            tcp(v4, port::DENIED, SYN),
+            SENT,
+            Vary::SourceAddress,
+        ),
+        case(
+            "first packet, TCP/IPv6, 50,000 source prefixes",
+            None,
+            tcp(v6, port::DENIED, SYN),
+            SENT,
+            Vary::SourceAddress,
+        ),
     ];
     if hook == Hook::Xdp {
         // A socket buffer that is in a tunnel enters no other, so TC has no such row.
@@ -299,6 +314,7 @@ struct Measured {
 fn measure_hook(hook: Hook) -> Result<Measured> {
     let mut kernel = Kernel::new(hook)?;
     kernel.reset();
+    kernel.install_sources(&crowded_list())?;
     let mut wrapper = EbpfLoader::new().load(WRAPPER)?;
     load_wrapper(&mut wrapper)?;
     open(&mut kernel, Addresses { v6: false }, false, CLIENT_PORT)?;
@@ -406,6 +422,27 @@ fn tc_fd(ebpf: &mut Ebpf, name: &str) -> Result<ProgramFd> {
         .with_context(|| name.to_owned())?
         .try_into()?;
     Ok(program.fd()?.try_clone()?)
+}
+
+/// Prefixes of every length there is in practice, all of which let in: the answer costs the same.
+fn crowded_list() -> Vec<(u32, IpAddr, u32, u32)> {
+    const PREFIXES: u64 = 50_000;
+    let service = u32::from(port::DENIED);
+    let v4 = (0..PREFIXES).map(|number| {
+        let drawn = hash::spread(number + 1);
+        let length = 12 + (drawn >> 32) as u32 % 21;
+        let address = drawn as u32 & u32::MAX << (32 - length);
+        (IpAddr::from(address.to_be_bytes()), length)
+    });
+    let v6 = (0..PREFIXES).map(|number| {
+        let drawn = hash::spread(number + 1);
+        let length = 32 + (drawn & 0x1f) as u32;
+        let network = 0x2001_0db8 << 32 | u64::from(drawn as u32);
+        let address = u128::from(network & u64::MAX << (64 - length)) << 64;
+        (IpAddr::from(address.to_be_bytes()), length)
+    });
+    let entry = |(address, length)| (service, address, length, source::ALLOWED);
+    v4.chain(v6).map(entry).collect()
 }
 
 /// Opens a connection whose established packets are measured: first packet, answer, and one more.

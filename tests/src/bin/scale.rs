@@ -234,6 +234,7 @@ fn additions(network: &Network, services: u32, backends: u32) -> anyhow::Result<
             let request = Request::AddBackend {
                 service: format!("s{}", number % services),
                 backend: BackendSpec {
+                    max_connections: None,
                     address: address(services, number, backends).into(),
                     weight: 50,
                     labels: Default::default(),

@@ -1,5 +1,6 @@
 //! The table. Every case exists for IPv4 and IPv6.
 
+mod admission;
 mod direct;
 pub mod echo;
 mod extensions;
@@ -30,6 +31,7 @@ pub fn all() -> Vec<Case> {
         extensions::cases(&mut table);
         fragments::cases(&mut table);
         direct::cases(&mut table);
+        admission::cases(&mut table);
     }
     table.cases
 }

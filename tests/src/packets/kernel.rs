@@ -13,14 +13,15 @@ use aya::{
     Ebpf, EbpfLoader,
     maps::{
         Array, HashMap as BpfHashMap, Map, MapData, PerCpuArray, PerCpuValues, RingBuf,
+        lpm_trie::{Key as LpmKey, LpmTrie},
         of_maps::ArrayOfMaps,
     },
     programs::{SchedClassifier, TestRun as _, TestRunOptions, Xdp},
     util::nr_cpus,
 };
 use lb_common::abi::{
-    Address as _, Backend, Be16, Config, Drop, Service, ServiceKey, TableChunk, V4, V6, as_bytes,
-    link, map, protocol, source_slot, table_chunks,
+    Address as _, Backend, Be16, Config, Drop, SOURCE_SERVICE_BITS, Service, ServiceKey,
+    TableChunk, V4, V6, as_bytes, link, map, protocol, source_slot, table_chunks,
 };
 
 use super::world::{self, Addresses, Mac};
@@ -116,6 +117,12 @@ impl Kernel {
         devices.insert(&backend_side, &word, 0)?;
         for v6 in [false, true] {
             self.install_services(Addresses { v6 })?;
+            self.install_sources(&world::sources(Addresses { v6 }))?;
+        }
+        for (id, admission) in world::admissions() {
+            let value: [u8; 32] = bytes(&admission)?;
+            self.map::<Array<_, [u8; 32]>>(map::ADMISSION)?
+                .set(id, &value, 0)?;
         }
         self.write_config()
     }
@@ -179,6 +186,28 @@ impl Kernel {
         Ok(())
     }
 
+    /// Adds to the source lists: service, address, prefix length, value.
+    ///
+    /// # Errors
+    /// Where the kernel refuses a call.
+    pub fn install_sources(&mut self, sources: &[(u32, IpAddr, u32, u32)]) -> Result<()> {
+        for (service, address, length, value) in sources {
+            let words = world::words(*address);
+            let bits = SOURCE_SERVICE_BITS + length;
+            if address.is_ipv6() {
+                let [a, b, c, d] = words;
+                let key = LpmKey::new(bits, [*service, a, b, c, d]);
+                self.map::<LpmTrie<_, [u32; 5], u32>>(map::SOURCE_LISTS6)?
+                    .insert(&key, value, 0)?;
+            } else {
+                let key = LpmKey::new(bits, [*service, words[0]]);
+                self.map::<LpmTrie<_, [u32; 2], u32>>(map::SOURCE_LISTS4)?
+                    .insert(&key, value, 0)?;
+            }
+        }
+        Ok(())
+    }
+
     fn write_config(&mut self) -> Result<()> {
         let value: [u8; 32] = bytes(&self.config)?;
         Ok(self
@@ -210,10 +239,21 @@ impl Kernel {
         self.empty::<40, 16>(map::FRAGMENTS6)?;
         self.empty::<20, 2056>(map::HELD4)?;
         self.empty::<44, 2056>(map::HELD6)?;
-        let cursors = PerCpuValues::try_from(vec![0_u32; cpus()?])?;
-        let service = u32::from(world::port::ROUND_ROBIN);
-        self.map::<PerCpuArray<_, u32>>(map::CURSORS)?
-            .set(service, cursors, 0)?;
+        for listen in world::listens() {
+            let service = u32::from(listen.port);
+            let cursors = PerCpuValues::try_from(vec![0_u32; cpus()?])?;
+            self.map::<PerCpuArray<_, u32>>(map::CURSORS)?
+                .set(service, cursors, 0)?;
+            self.map::<Array<_, u64>>(map::RATES)?.set(service, &0, 0)?;
+            self.map::<Array<_, u64>>(map::ACTIVE)?
+                .set(world::slot::COUNT + service, &0, 0)?;
+        }
+        for slot in 0..world::slot::COUNT {
+            self.map::<Array<_, u64>>(map::ACTIVE)?.set(slot, &0, 0)?;
+        }
+        self.empty::<16, 8>(map::SOURCE_RATES)?;
+        self.empty::<8, 16>(map::AFFINITY4)?;
+        self.empty::<20, 16>(map::AFFINITY6)?;
         let rejects = PerCpuValues::try_from(vec![0_u64; cpus()?])?;
         self.map::<PerCpuArray<_, u64>>(map::REJECTS)?
             .set(0, rejects, 0)?;
@@ -449,11 +489,20 @@ pub fn load_logging(level: u8) -> Result<Ebpf> {
         (map::TABLES, 2048),
         (map::BACKENDS, world::slot::COUNT),
         (map::COUNTERS, world::slot::COUNT),
-        (map::CURSORS, 1024),
+        (map::CURSORS, world::SERVICES),
         (map::FLOWS4, 1 << 18),
         (map::FLOWS6, 1 << 18),
         (map::HANDSHAKES4, 1 << 16),
         (map::HANDSHAKES6, 1 << 16),
+        (map::ADMISSION, world::SERVICES),
+        (map::RATES, world::SERVICES),
+        (map::ACTIVE, world::slot::COUNT + world::SERVICES),
+        (map::COUNTED, world::slot::COUNT + world::SERVICES),
+        (map::SOURCE_LISTS4, 1 << 17),
+        (map::SOURCE_LISTS6, 1 << 17),
+        (map::SOURCE_RATES, 1 << 16),
+        (map::AFFINITY4, 1 << 16),
+        (map::AFFINITY6, 1 << 16),
     ] {
         loader.map_max_entries(name, size);
     }
@@ -627,7 +676,7 @@ fn build_namespace() -> Result<(u32, u32)> {
                 client.ip()
             ))?;
         }
-        for last in 1..32 {
+        for last in 1..64 {
             let to = mac(world::BACKEND_MAC);
             let backend = a.backend(last, 0).ip();
             ip(&format!(

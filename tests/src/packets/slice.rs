@@ -8,8 +8,10 @@ use std::{
 
 use lb_common::{
     abi::{
-        Address, Backend, Be16, Config, Drop, Flow, FlowKey, FragmentKey, Fragmented, Held,
-        HeldKey, NextHop, Pod, Service, ServiceKey, V4, V6, as_bytes, from_bytes, link, protocol,
+        Active, Address, Admission, Affinity, AffinityKey, Backend, Be16, Bucket, Config, Drop,
+        Flow, FlowKey, FragmentKey, Fragmented, Held, HeldKey, NextHop, Pod, RateKey,
+        SOURCE_SERVICE_BITS, Service, ServiceKey, SourceKey, V4, V6, as_bytes, from_bytes, link,
+        protocol,
     },
     path::{
         self, Attempt, Candidate, Covered, Delta, FamilyTables, Frame, Handover, InsertError,
@@ -43,6 +45,10 @@ impl Frame for SliceFrame {
 
     fn extension(&self, offset: usize, kind: u8) -> u64 {
         path::extension(self, offset, kind)
+    }
+
+    fn sum(&self, offset: usize, bytes: usize) -> u64 {
+        path::sum(self, offset, bytes)
     }
 
     fn load<T: Pod>(&self, offset: usize) -> Option<T> {
@@ -108,6 +114,8 @@ struct Family<A: Address> {
     services: HashMap<ServiceKey<A>, Service>,
     flows: RefCell<HashMap<FlowKey<A>, &'static Flow<A>>>,
     handshakes: RefCell<HashMap<FlowKey<A>, &'static Flow<A>>>,
+    listed: Vec<(SourceKey<A>, u32)>,
+    affinity: RefCell<HashMap<AffinityKey<A>, &'static Affinity>>,
     fragments: RefCell<HashMap<FragmentKey<A>, &'static Fragmented>>,
     work: *mut Work<A>,
 }
@@ -123,6 +131,8 @@ where
             services: HashMap::new(),
             flows: RefCell::default(),
             handshakes: RefCell::default(),
+            listed: Vec::new(),
+            affinity: RefCell::default(),
             fragments: RefCell::default(),
             work: Box::into_raw(Box::new(work)),
         }
@@ -146,6 +156,10 @@ pub struct Memory {
     /// Where the node's own sockets listen, and whether by UDP.
     sockets: Vec<(SocketAddr, bool)>,
     sources: Vec<IpAddr>,
+    admissions: HashMap<u32, Admission>,
+    rates: RefCell<HashMap<u32, &'static Bucket>>,
+    source_rates: RefCell<HashMap<RateKey, &'static Bucket>>,
+    active: RefCell<HashMap<u32, &'static Active>>,
 }
 
 impl Memory {
@@ -164,6 +178,10 @@ impl Memory {
             full: Cell::new(0),
             sockets: Vec::new(),
             sources: Vec::new(),
+            admissions: world::admissions().into_iter().collect(),
+            rates: RefCell::default(),
+            source_rates: RefCell::default(),
+            active: RefCell::default(),
             random: Cell::new(1),
         };
         for v6 in [false, true] {
@@ -174,6 +192,16 @@ impl Memory {
 
     fn install(&mut self, addresses: Addresses) {
         self.backends.extend(world::backends(addresses));
+        for (service, address, length, value) in world::sources(addresses) {
+            let words = world::words(address);
+            if addresses.v6 {
+                let key = SourceKey::new(service, V6::from_words(&words), length);
+                self.v6.listed.push((key, value));
+            } else {
+                let key = SourceKey::new(service, V4::from_words(&words), length);
+                self.v4.listed.push((key, value));
+            }
+        }
         let vip = world::words(addresses.vip(0).ip());
         if addresses.v6 {
             let key = ServiceKey::echo(V6::from_words(&vip), protocol::ICMPV6);
@@ -255,8 +283,40 @@ impl Tables for Memory {
         table.get(index as usize).copied()
     }
 
-    fn draw(&self, table: u32, service: u32, place: u32) -> Option<u32> {
+    fn draw(&self, table: u32, service: u32, place: u32) -> Result<u32, Drop> {
         path::draw(self, table, service, place)
+    }
+
+    fn admission(&self, service: u32) -> Option<&Admission> {
+        self.admissions.get(&service)
+    }
+
+    fn rate(&self, service: u32) -> Option<&Bucket> {
+        Some(leaked(&self.rates, service))
+    }
+
+    fn source_rate(&self, key: &RateKey, _: &Bucket) -> Option<&Bucket> {
+        Some(leaked(&self.source_rates, *key))
+    }
+
+    fn take_token(&self, bucket: &Bucket) {
+        bucket.0.set(bucket.0.get() + 1);
+    }
+
+    fn active(&self, index: u32) -> Option<&Active> {
+        Some(leaked(&self.active, index))
+    }
+
+    fn counted(&self, _: u32) -> u32 {
+        0
+    }
+
+    fn add(&self, count: &Cell<u32>) {
+        count.set(count.get() + 1);
+    }
+
+    fn count_active(&self, slot: u32, generation: u32, before: u32, after: u32) {
+        path::count_active(self, slot, generation, before, after);
     }
 
     fn last_full(&self) -> Option<&Cell<u32>> {
@@ -342,6 +402,36 @@ macro_rules! family_tables {
                 self.$field.handshakes.borrow_mut().remove(key);
             }
 
+            fn listed(&self, key: &SourceKey<$family>) -> Option<u32> {
+                let covers = |prefix: &SourceKey<$family>| {
+                    let length = prefix.bits - SOURCE_SERVICE_BITS;
+                    let number = |a: &$family| {
+                        let bytes = as_bytes(a).iter();
+                        bytes.fold(0_u128, |number, byte| number << 8 | u128::from(*byte))
+                    };
+                    let differ = number(&prefix.address) ^ number(&key.address);
+                    let rest = 8 * size_of::<$family>() as u32 - length;
+                    prefix.service == key.service && differ.checked_shr(rest).unwrap_or(0) == 0
+                };
+                let found = self
+                    .$field
+                    .listed
+                    .iter()
+                    .filter(|(prefix, _)| covers(prefix));
+                found
+                    .max_by_key(|(prefix, _)| prefix.bits)
+                    .map(|(_, value)| *value)
+            }
+
+            fn affinity(&self, key: &AffinityKey<$family>) -> Option<&Affinity> {
+                self.$field.affinity.borrow().get(key).copied()
+            }
+
+            fn set_affinity(&self, key: &AffinityKey<$family>, affinity: &Affinity) {
+                let affinity = Box::leak(Box::new(affinity.clone()));
+                self.$field.affinity.borrow_mut().insert(*key, affinity);
+            }
+
             fn fragmented(&self, key: &FragmentKey<$family>) -> Option<&Fragmented> {
                 self.$field.fragments.borrow().get(key).copied()
             }
@@ -386,6 +476,15 @@ macro_rules! family_tables {
 
 family_tables!(V4, v4);
 family_tables!(V6, v6);
+
+/// The element of a map; one of zeros where there is none yet.
+fn leaked<K: Eq + std::hash::Hash, V: Default>(
+    map: &RefCell<HashMap<K, &'static V>>,
+    key: K,
+) -> &'static V {
+    let mut map = map.borrow_mut();
+    map.entry(key).or_insert_with(|| Box::leak(Box::default()))
+}
 
 /// The standard world's routes.
 fn route(dst: std::net::IpAddr) -> (Route, NextHop) {

@@ -9,8 +9,8 @@
 use std::net::{IpAddr, SocketAddr};
 
 use lb_common::abi::{
-    Backend, Be16, Config, PortKind, Service, backend_flag, backend_state, forwarding, no_backend,
-    policy, port_bit, protocol,
+    Admission, Backend, Be16, Config, PortKind, Rate, Service, admission_flag, backend_flag,
+    backend_state, forwarding, no_backend, policy, port_bit, protocol, source,
 };
 
 pub type Mac = [u8; 6];
@@ -112,6 +112,20 @@ impl Addresses {
         SocketAddr::new(self.pick("198.51.100.200", "2001:db8:c:0:1::7"), port)
     }
 
+    /// The client whose address ends with this number, from 1 to 255.
+    pub fn client_number(self, last: u8, port: u16) -> SocketAddr {
+        let (v4, v6) = (
+            format!("198.51.100.{last}"),
+            format!("2001:db8:c::{last:x}"),
+        );
+        SocketAddr::new(self.pick(&v4, &v6), port)
+    }
+
+    /// A client of another network.
+    pub fn stranger(self, port: u16) -> SocketAddr {
+        SocketAddr::new(self.pick("203.0.113.7", "2001:db8:d::7"), port)
+    }
+
     pub fn black_hole(self, port: u16) -> SocketAddr {
         SocketAddr::new(self.pick("10.9.0.1", "2001:db8:9::1"), port)
     }
@@ -163,14 +177,35 @@ pub mod port {
     pub const WEB_AGAIN: u16 = 94;
     /// Its backend's connections end when it is down.
     pub const RESETTING: u16 = 95;
+    /// Lists of sources: whoever is not on one is refused.
+    pub const ALLOWED: u16 = 110;
+    /// The same lists: whoever is on none is let in.
+    pub const DENIED: u16 = 111;
+    /// One new connection a second.
+    pub const RATE: u16 = 112;
+    /// The same for each client.
+    pub const SOURCE_RATE: u16 = 113;
+    /// One connection at a time.
+    pub const LIMIT: u16 = 114;
+    pub const LIMIT_DROP: u16 = 115;
+    /// The first of two backends takes one connection at a time.
+    pub const BACKEND_LIMIT: u16 = 116;
+    /// Its only backend takes one connection at a time.
+    pub const BACKEND_FULL: u16 = 117;
+    /// Clients keep one of two backends for a second.
+    pub const AFFINITY: u16 = 118;
+    pub const AFFINITY_MAGLEV: u16 = 119;
+    /// UDP: as the one above, and one connection at a time.
+    pub const DNS_AFFINITY: u16 = 59;
+    pub const DNS_RATE: u16 = 60;
     pub const DNS: u16 = 53;
     pub const DNS_SNAT: u16 = 54;
     pub const DNS_EMPTY: u16 = 55;
     pub const DNS_DROP: u16 = 56;
     pub const DNS_DOWN: u16 = 57;
     pub const DNS_TWO: u16 = 58;
-    pub const DNS_L2: u16 = 59;
-    pub const DNS_TUNNEL: u16 = 60;
+    pub const DNS_L2: u16 = 61;
+    pub const DNS_TUNNEL: u16 = 62;
     /// TCP through NAT to a backend behind a narrow way.
     pub const NARROW: u16 = 100;
     pub const L2: u16 = 101;
@@ -184,9 +219,9 @@ pub mod port {
     pub const L2_UNRESOLVED: u16 = 107;
     pub const TUNNEL_UNRESOLVED: u16 = 108;
     pub const TUNNEL_NARROW: u16 = 109;
-    pub const L2_TWO: u16 = 110;
-    pub const NARROW_SNAT: u16 = 111;
-    pub const TUNNEL_BLACK_HOLE: u16 = 112;
+    pub const L2_TWO: u16 = 120;
+    pub const NARROW_SNAT: u16 = 121;
+    pub const TUNNEL_BLACK_HOLE: u16 = 122;
 }
 
 /// Slots of IPv4 backends; IPv6 ones lie [`V6_SLOTS`] higher.
@@ -228,10 +263,26 @@ pub mod slot {
     pub const NARROW_SNAT: u32 = 35;
     pub const TUNNEL_BLACK_HOLE: u32 = 36;
     pub const RESETTING: u32 = 37;
-    pub const COUNT: u32 = 128;
+    pub const ALLOWED: u32 = 40;
+    pub const DENIED: u32 = 41;
+    pub const RATE: u32 = 42;
+    pub const SOURCE_RATE: u32 = 43;
+    pub const LIMIT: u32 = 44;
+    pub const LIMIT_DROP: u32 = 45;
+    pub const LIMITED: u32 = 46;
+    pub const UNLIMITED: u32 = 47;
+    pub const FULL: u32 = 48;
+    pub const AFFINITY_A: u32 = 49;
+    pub const AFFINITY_B: u32 = 50;
+    pub const AFFINITY_C: u32 = 51;
+    pub const AFFINITY_D: u32 = 52;
+    pub const DNS_AFFINITY_A: u32 = 53;
+    pub const DNS_AFFINITY_B: u32 = 54;
+    pub const DNS_RATE: u32 = 55;
+    pub const COUNT: u32 = 256;
 }
 
-pub const V6_SLOTS: u32 = 64;
+pub const V6_SLOTS: u32 = 128;
 
 pub const CONFIG: Config = Config {
     epoch: 1,
@@ -302,6 +353,42 @@ pub fn listens() -> Vec<Listen> {
         tcp(port::HALF, &[slot::HALF_DOWN, slot::HALF_UP]),
         tcp(port::WEB_AGAIN, &[slot::WEB_AGAIN; 7]),
         tcp(port::RESETTING, &[slot::RESETTING; 7]),
+        tcp(port::ALLOWED, &[slot::ALLOWED; 7]),
+        tcp(port::DENIED, &[slot::DENIED; 7]),
+        tcp(port::RATE, &[slot::RATE; 7]),
+        tcp(port::SOURCE_RATE, &[slot::SOURCE_RATE; 7]),
+        tcp(port::LIMIT, &[slot::LIMIT; 7]),
+        Listen {
+            no_backend: no_backend::DROP,
+            ..tcp(port::LIMIT_DROP, &[slot::LIMIT_DROP; 7])
+        },
+        Listen {
+            policy: ROUND_ROBIN,
+            ..tcp(port::BACKEND_LIMIT, &[slot::LIMITED, slot::UNLIMITED])
+        },
+        tcp(port::BACKEND_FULL, &[slot::FULL; 7]),
+        Listen {
+            policy: ROUND_ROBIN,
+            ..tcp(port::AFFINITY, &[slot::AFFINITY_A, slot::AFFINITY_B])
+        },
+        tcp(
+            port::AFFINITY_MAGLEV,
+            &[
+                slot::AFFINITY_C,
+                slot::AFFINITY_D,
+                slot::AFFINITY_C,
+                slot::AFFINITY_D,
+                slot::AFFINITY_C,
+            ],
+        ),
+        Listen {
+            policy: ROUND_ROBIN,
+            ..udp(
+                port::DNS_AFFINITY,
+                &[slot::DNS_AFFINITY_A, slot::DNS_AFFINITY_B],
+            )
+        },
+        udp(port::DNS_RATE, &[slot::DNS_RATE; 7]),
         udp(port::DNS, &[slot::DNS; 7]),
         udp(port::DNS_SNAT, &[slot::DNS_SNAT; 7]),
         udp(port::DNS_EMPTY, &[]),
@@ -413,6 +500,16 @@ pub fn backends(addresses: Addresses) -> Vec<(u32, Backend)> {
             },
         )
     };
+    let limited = |(slot, backend): (u32, Backend)| {
+        let max_connections = 1;
+        (
+            slot,
+            Backend {
+                max_connections,
+                ..backend
+            },
+        )
+    };
     let state = |(slot, backend): (u32, Backend), state| (slot, Backend { state, ..backend });
     vec![
         entry(slot::WEB, port::WEB, a.backend(1, 8080)),
@@ -452,6 +549,34 @@ pub fn backends(addresses: Addresses) -> Vec<(u32, Backend)> {
                 ..entry(slot::RESETTING, port::RESETTING, a.backend(21, 8080)).1
             },
         ),
+        entry(slot::ALLOWED, port::ALLOWED, a.backend(40, 8080)),
+        entry(slot::DENIED, port::DENIED, a.backend(41, 8080)),
+        entry(slot::RATE, port::RATE, a.backend(42, 8080)),
+        entry(slot::SOURCE_RATE, port::SOURCE_RATE, a.backend(43, 8080)),
+        entry(slot::LIMIT, port::LIMIT, a.backend(44, 8080)),
+        entry(slot::LIMIT_DROP, port::LIMIT_DROP, a.backend(45, 8080)),
+        limited(entry(
+            slot::LIMITED,
+            port::BACKEND_LIMIT,
+            a.backend(46, 8080),
+        )),
+        entry(slot::UNLIMITED, port::BACKEND_LIMIT, a.backend(47, 8080)),
+        limited(entry(slot::FULL, port::BACKEND_FULL, a.backend(48, 8080))),
+        entry(slot::AFFINITY_A, port::AFFINITY, a.backend(49, 8080)),
+        entry(slot::AFFINITY_B, port::AFFINITY, a.backend(50, 8080)),
+        entry(slot::AFFINITY_C, port::AFFINITY_MAGLEV, a.backend(51, 8080)),
+        entry(slot::AFFINITY_D, port::AFFINITY_MAGLEV, a.backend(52, 8080)),
+        entry(
+            slot::DNS_AFFINITY_A,
+            port::DNS_AFFINITY,
+            a.backend(53, 5353),
+        ),
+        entry(
+            slot::DNS_AFFINITY_B,
+            port::DNS_AFFINITY,
+            a.backend(54, 5353),
+        ),
+        entry(slot::DNS_RATE, port::DNS_RATE, a.backend(55, 5353)),
         entry(slot::DNS_TWO_A, port::DNS_TWO, a.backend(19, 5353)),
         entry(slot::DNS_TWO_B, port::DNS_TWO, a.backend(20, 5353)),
         direct(slot::DNS_L2, port::DNS_L2, 21),
@@ -479,6 +604,93 @@ pub fn backends(addresses: Addresses) -> Vec<(u32, Backend)> {
             a.black_hole(port::TUNNEL_BLACK_HOLE),
         )),
     ]
+}
+
+/// Most services there may be, for the benchmark as well.
+pub const SERVICES: u32 = 1024;
+
+/// Whom the services let in, by number.
+pub fn admissions() -> Vec<(u32, Admission)> {
+    let one = Rate {
+        per_second: 1,
+        burst: 1,
+    };
+    let of = |port: u16, admission: Admission| {
+        let id = u32::from(port);
+        let counter = slot::COUNT + id;
+        (
+            id,
+            Admission {
+                counter,
+                ..admission
+            },
+        )
+    };
+    let none = Admission::default();
+    let flags = admission_flag::SOURCES;
+    let all = [
+        (
+            port::ALLOWED,
+            Admission {
+                flags: flags | admission_flag::LISTED_ONLY,
+                ..none
+            },
+        ),
+        (port::DENIED, Admission { flags, ..none }),
+        (port::RATE, Admission { rate: one, ..none }),
+        (port::DNS_RATE, Admission { rate: one, ..none }),
+        (
+            port::SOURCE_RATE,
+            Admission {
+                source_rate: one,
+                ..none
+            },
+        ),
+        (
+            port::AFFINITY,
+            Admission {
+                affinity: 1,
+                ..none
+            },
+        ),
+        (
+            port::AFFINITY_MAGLEV,
+            Admission {
+                affinity: 1,
+                ..none
+            },
+        ),
+        (
+            port::DNS_AFFINITY,
+            Admission {
+                affinity: 1,
+                ..none
+            },
+        ),
+    ];
+    let limit = Admission {
+        max_connections: 1,
+        ..none
+    };
+    let limited = [port::LIMIT, port::LIMIT_DROP].map(|port| (port, limit));
+    let each = all.into_iter().chain(limited);
+    each.map(|(port, admission)| of(port, admission)).collect()
+}
+
+/// The source lists: service, address, prefix length, value of the trie.
+pub fn sources(a: Addresses) -> Vec<(u32, IpAddr, u32, u32)> {
+    let length = |v4, v6| if a.v6 { v6 } else { v4 };
+    let list = [
+        (a.client_number(0, 0), length(24, 64), source::ALLOWED),
+        (a.client_number(64, 0), length(28, 124), source::DENIED),
+        (a.client_number(65, 0), length(32, 128), source::ALLOWED),
+    ];
+    [port::ALLOWED, port::DENIED]
+        .into_iter()
+        .flat_map(|port| {
+            list.map(|(address, length, value)| (u32::from(port), address.ip(), length, value))
+        })
+        .collect()
 }
 
 /// The port bitmaps' words, by index.

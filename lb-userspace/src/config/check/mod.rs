@@ -1,6 +1,7 @@
 //! What the values of a config mean together; the same for a file and for what comes by the API.
 
 mod address;
+pub(super) mod admission;
 mod health;
 pub(super) mod node;
 mod service;
@@ -39,6 +40,9 @@ pub(super) enum Item {
     Backend(usize, usize),
     Labels(usize, usize),
     OnBackendDown(usize),
+    /// Of the service, whether it is on the list of the denied, its place in its list.
+    Source(usize, bool, usize),
+    Affinity(usize),
     /// A key of `health`, or all of it for an empty one.
     Health(usize, &'static str),
 }
@@ -56,6 +60,8 @@ impl Item {
             | Self::Choice(service, _)
             | Self::Backends(service)
             | Self::OnBackendDown(service)
+            | Self::Source(service, ..)
+            | Self::Affinity(service)
             | Self::Health(service, "") => Some(Self::Service(service)),
             Self::Listen(service, _) => Some(Self::Listens(service)),
             Self::Backend(service, _) => Some(Self::Backends(service)),
@@ -76,6 +82,8 @@ impl Item {
             | Self::Backend(service, _)
             | Self::Labels(service, _)
             | Self::OnBackendDown(service)
+            | Self::Source(service, ..)
+            | Self::Affinity(service)
             | Self::Health(service, _) => Some(service),
         }
     }
@@ -101,8 +109,10 @@ pub(super) fn remarks(config: &Config) -> Vec<Remark> {
     node::node(&config.node, &mut remarks);
     node::admin(&config.admin, &mut remarks);
     node::fits_limits(config, &mut remarks);
+    admission::fits_limits(config, &mut remarks);
     for (index, spec) in config.services.iter().enumerate() {
         service::service(spec, index, &mut remarks);
+        admission::admission(spec, index, &mut remarks);
         health::health(&spec.health, index, &mut remarks);
     }
     service::names_differ(config, &mut remarks);

@@ -27,6 +27,9 @@ pub(in crate::config) const MAX_SERVICES: u32 = 1 << 16;
 /// Highest `limits.backends`.
 pub(in crate::config) const MAX_BACKENDS: u32 = 1 << 20;
 
+/// Highest `limits.sources`.
+pub(in crate::config) const MAX_PREFIXES: u32 = 1 << 20;
+
 /// Shortest and longest timeout of a connection. The packet path's clock of 32 bits tells 24 days
 /// apart at 1000 Hz.
 const TIMEOUTS: RangeInclusive<Duration> =
@@ -51,12 +54,16 @@ pub(super) fn node(node: &Node, remarks: &mut Remarks) {
         handshakes,
         services,
         backends,
+        sources,
+        clients,
     } = node.limits;
     for (item, value, max) in [
         ("node.limits.connections", connections, MAX_FLOWS),
         ("node.limits.handshakes", handshakes, MAX_FLOWS),
         ("node.limits.services", services, MAX_SERVICES),
         ("node.limits.backends", backends, MAX_BACKENDS),
+        ("node.limits.sources", sources, MAX_PREFIXES),
+        ("node.limits.clients", clients, MAX_FLOWS),
     ] {
         if !(1..=max).contains(&value) {
             let message = format!("`{item}` must be a number from 1 to {max}, not {value}");

@@ -103,20 +103,14 @@ fn tunnel_source(spec: &ServiceSpec, index: usize, remarks: &mut Remarks) {
         remarks.warn(item, message);
     }
     for (at, prefix) in spec.tunnel_source.iter().enumerate() {
-        if !prefix.is_base() {
-            let message = format!(
-                "`tunnel_source` {prefix} has bits behind its length; write the prefix's first \
-                 address"
-            );
-            remarks.fault(item, message);
-        }
-        if prefix.length < 8 || prefix.address.is_multicast() || prefix.address.is_loopback() {
+        let address = prefix.address();
+        if prefix.length() < 8 || address.is_multicast() || address.is_loopback() {
             let message = format!(
                 "`tunnel_source` {prefix} is no range of hosts; write one such as 172.16.0.0/16"
             );
             remarks.fault(item, message);
         }
-        let same = |other: &Prefix| other.width() == prefix.width();
+        let same = |other: &Prefix| other.is_v6() == prefix.is_v6();
         if spec.tunnel_source[..at].iter().any(same) {
             let message =
                 format!("`tunnel_source` {prefix} is the second of its family; write one of each");

@@ -283,7 +283,8 @@ fn services_left_incomplete() {
             "2:5: the service has no `listen`; write e.g. `listen: \"192.0.2.10:80\"`",
             "4:13: `listen` is empty; write at least one IP:PORT",
             "5:5: `service` must be a mapping with the keys name, listen, protocol, forwarding, \
-             snat, tunnel_source, policy, no_backend, on_backend_down, health, backends, not `web`",
+             snat, tunnel_source, policy, no_backend, on_backend_down, health, backends, \
+             allow_sources, deny_sources, max_connections, rate, source_rate, affinity, not `web`",
         ]
     );
 }
@@ -292,9 +293,37 @@ fn services_left_incomplete() {
 fn one_service() {
     for (line, fault) in [
         (
-            "affinity: {client_ip: 10m}",
-            "4:5: `affinity` is not supported by this version; remove it; `policy: maglev` keeps \
-             a connection's 5-tuple on one backend",
+            "affinity: {client_ip: 1500ms}",
+            "4:27: `affinity.client_ip` must be whole seconds from 1s to 1d, not 1500ms",
+        ),
+        (
+            "affinity: {}",
+            "4:15: `affinity` has no `client_ip`; write e.g. `client_ip: 10m`",
+        ),
+        (
+            "allow_sources: [10.0.0.0/8, 10.1.0.1/16]",
+            "4:33: `allow_sources`: 10.1.0.1/16 has bits set behind its length; write \
+             10.1.0.0/16, or 10.1.0.1/32 for the one address",
+        ),
+        (
+            "deny_sources: [2001:db8::/129]",
+            "4:20: `deny_sources`: 2001:db8::/129: the length is a number from 0 to 128",
+        ),
+        (
+            "allow_sources: []",
+            "4:20: `allow_sources` lists nothing; write at least one prefix, or remove it",
+        ),
+        (
+            "rate: {burst: 5}",
+            "4:11: `rate` has no `connections_per_second`; write e.g. `connections_per_second: 100`",
+        ),
+        (
+            "source_rate: {connections_per_second: 0}",
+            "4:43: `connections_per_second` must be a whole number from 1 to 1000000, not `0`",
+        ),
+        (
+            "max_connections: 0",
+            "4:22: `max_connections` must be a whole number from 1 to 16777216, not `0`",
         ),
         (
             "discovery: {}",
@@ -306,9 +335,13 @@ fn one_service() {
             "4:17: unknown value `dsr` for `forwarding`; allowed: nat, dsr-l2 or dsr-ipip",
         ),
         (
-            "tunnel_source: 172.16.0.0",
-            "4:20: `tunnel_source`: `172.16.0.0` is no prefix; write e.g. 172.16.0.0/16 or \
-             fd00::/64",
+            "tunnel_source: 172.16",
+            "4:20: `tunnel_source`: `172.16` is no prefix; write e.g. 10.0.0.0/8 or 2001:db8::/32",
+        ),
+        (
+            "tunnel_source: 172.16.0.1/16",
+            "4:20: `tunnel_source`: 172.16.0.1/16 has bits set behind its length; write \
+             172.16.0.0/16, or 172.16.0.1/32 for the one address",
         ),
         (
             "policy: round_robin",
@@ -431,8 +464,8 @@ fn a_faulty_value_is_reported_once() {
             "1:1: unknown key `servces` in the file; did you mean `services`? \
              (allowed: node, admin or services)",
             "1:12: unknown key `nmae` in service; did you mean `name`? (allowed: name, listen, \
-             protocol, forwarding, snat, tunnel_source, policy, no_backend, on_backend_down, health \
-             or backends)",
+             protocol, forwarding, snat, tunnel_source, policy, no_backend, on_backend_down, health, \
+             backends, allow_sources, deny_sources, max_connections, rate, source_rate or affinity)",
             "1:31: `listen` 0.0.0.0:80 is the unspecified address; write the address of one host",
         ]
     );
@@ -550,13 +583,6 @@ fn direct_return_contradicted() {
             "[fd00::1]:80",
             "backend [fd00::1]:80 cannot serve IPv4 with `forwarding: dsr-l2`; write its IPv4 \
              address, or use `forwarding: dsr-ipip`",
-        ),
-        (
-            "{forwarding: dsr-ipip, tunnel_source: 172.16.0.1/16}",
-            v4,
-            "10.1.0.1:80",
-            "`tunnel_source` 172.16.0.1/16 has bits behind its length; write the prefix's first \
-             address",
         ),
         (
             "{forwarding: dsr-ipip, tunnel_source: [172.16.0.0/16, 172.17.0.0/16]}",

@@ -12,9 +12,9 @@ use super::accepted;
 use crate::{
     config::{check, parse, render},
     model::{
-        Admin, AutoWord, BackendSpec, Config, Forwarding, Health, HealthCheck, Interfaces, Limits,
-        NoBackend, Node, OnBackendDown, Policy, Protocol, ServiceSpec, Snat, SnatPool, Timeouts,
-        XdpMode,
+        Admin, Admission, Affinity, AutoWord, BackendSpec, Config, Forwarding, Health, HealthCheck,
+        Interfaces, Limits, NoBackend, Node, OnBackendDown, Policy, Prefix, Prefixes, Protocol,
+        Rate, ServiceSpec, Snat, SnatPool, Timeouts, XdpMode,
     },
 };
 
@@ -148,6 +148,7 @@ prop_compose! {
         policy in prop::sample::select(vec![Policy::Maglev, Policy::RoundRobin, Policy::Random]),
         no_backend in prop::sample::select(vec![NoBackend::Reject, NoBackend::Drop]),
         on_backend_down in prop::sample::select(vec![OnBackendDown::Keep, OnBackendDown::Reset]),
+        admission in admission(),
         health in health(),
         backends in prop::collection::vec(backend(), 0..4),
     ) -> ServiceSpec {
@@ -161,9 +162,43 @@ prop_compose! {
             policy,
             no_backend,
             on_backend_down,
+            admission,
             health,
             backends,
         }
+    }
+}
+
+fn prefixes() -> impl Strategy<Value = Prefixes> {
+    let prefix =
+        (any::<std::net::IpAddr>(), any::<u8>()).prop_filter_map("host bits", |(ip, length)| {
+            let bits = if ip.is_ipv6() { 128 } else { 32 };
+            (Prefix::new(ip, length % (bits + 1)).ok()).or_else(|| Prefix::new(ip, bits).ok())
+        });
+    prop::collection::hash_set(prefix, 0..4).prop_map(|list| list.into_iter().collect())
+}
+
+prop_compose! {
+    fn rate()(
+        connections_per_second in 1..=1_000_000u32,
+        burst in 1..=1_000_000u32,
+    ) -> Rate {
+        Rate { connections_per_second, burst }
+    }
+}
+
+prop_compose! {
+    fn admission()(
+        allow_sources in prefixes(),
+        deny_sources in prefixes(),
+        max_connections in prop::option::of(1..=1u32 << 24),
+        rate in prop::option::of(rate()),
+        source_rate in prop::option::of(rate()),
+        affinity in prop::option::of((1..=86_400u64).prop_map(|seconds| Affinity {
+            client_ip: Duration::from_secs(seconds),
+        })),
+    ) -> Admission {
+        Admission { allow_sources, deny_sources, max_connections, rate, source_rate, affinity }
     }
 }
 
@@ -205,9 +240,10 @@ prop_compose! {
     fn backend()(
         address in address(),
         weight in any::<u16>(),
+        max_connections in prop::option::of(1..=1u32 << 24),
         labels in prop::collection::btree_map("[A-Za-z0-9._/-]{1,9}", "[^\\p{Cc}]{0,20}", 0..3),
     ) -> BackendSpec {
         let labels: BTreeMap<String, String> = labels;
-        BackendSpec { address, weight, labels }
+        BackendSpec { address, weight, max_connections, labels }
     }
 }

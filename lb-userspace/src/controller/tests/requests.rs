@@ -248,6 +248,7 @@ async fn a_service_too_many_is_told_of() {
     bed.memory = Arc::new(Memory::new(Capacity {
         services: 4,
         backends: 2,
+        sources: 1000,
     }));
     let handle = bed.start([web()]).await;
     let service = trusted("dns", "192.0.2.1:53", &["10.0.0.3:53"]);

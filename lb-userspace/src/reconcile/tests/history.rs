@@ -13,7 +13,7 @@ use crate::{
         Listen,
         memory::{Maps, Write},
     },
-    model::{Policy, Protocol, is_v6},
+    model::{Admission, Policy, Protocol, is_v6},
     plan::{Admit, DesiredBackend, DesiredService, socket_address},
 };
 
@@ -322,12 +322,23 @@ fn essence(maps: &Maps) -> impl PartialEq + std::fmt::Debug {
         })
         .collect();
     tables.sort();
+    let rules = maps.admissions.iter().map(|(id, rules)| {
+        let rules = lb_common::abi::Admission {
+            counter: 0,
+            ..*rules
+        };
+        format!("{:?} {rules:?}", listens[id])
+    });
+    let sources = maps.sources.iter();
+    let sources = sources.map(|((id, p), is)| format!("{:?} {p} {is}", listens[id]));
+    let admissions: BTreeSet<String> = rules.chain(sources).collect();
     (
         services,
         maps.echoes.clone(),
         backends,
         tables,
         maps.ports.clone(),
+        admissions,
     )
 }
 
@@ -376,15 +387,35 @@ fn desired_service(name: &'static str) -> impl Strategy<Value = DesiredService> 
             Just(Policy::Maglev)
         ],
         prop::collection::vec(backend, 0..5),
+        admission(),
     )
-        .prop_map(move |(listen, protocol, policy, backends)| DesiredService {
-            listen: listen.iter().map(|l| l.parse().unwrap()).collect(),
-            protocol,
-            forwarding: Default::default(),
-            policy,
-            backends,
-            ..service(name, "192.0.2.1:80", &[])
-        })
+        .prop_map(
+            move |(listen, protocol, policy, backends, admission)| DesiredService {
+                forwarding: Default::default(),
+                sources: admission.sources(),
+                admission,
+                listen: listen.iter().map(|l| l.parse().unwrap()).collect(),
+                protocol,
+                policy,
+                backends,
+                ..service(name, "192.0.2.1:80", &[])
+            },
+        )
+}
+
+fn admission() -> impl Strategy<Value = Admission> {
+    const PREFIXES: [&str; 4] = ["10.0.0.0/8", "10.1.0.0/16", "2001:db8::/32", "::/0"];
+    let list = || {
+        prop::sample::subsequence(&PREFIXES[..], 0..3)
+            .prop_map(|list| list.iter().map(|p| p.parse().unwrap()).collect())
+    };
+    let limit = prop::option::of(1..3u32);
+    (list(), list(), limit).prop_map(|(allow_sources, deny_sources, max_connections)| Admission {
+        allow_sources,
+        deny_sources,
+        max_connections,
+        ..Admission::default()
+    })
 }
 
 /// Of a backend: weight, admission and source address.

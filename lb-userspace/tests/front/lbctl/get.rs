@@ -134,6 +134,7 @@ async fn describe_shows_everything() {
                 policy: Policy::RoundRobin,
                 no_backend: Default::default(),
                 on_backend_down: Default::default(),
+                admission: Default::default(),
                 health: Health::default(),
                 backends: vec![],
             },

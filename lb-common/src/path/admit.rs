@@ -1,0 +1,203 @@
+//! Whom a service lets in, and to which backend.
+
+use core::cell::Cell;
+
+use super::wire::tcp;
+use super::{FamilyTables, Step, Tables, Verdict, active, select};
+use crate::abi::{
+    Address, Admission, Affinity, AffinityKey, Bucket, Config, Drop, Rate, RateKey, Service,
+    ServiceKey, SourceKey, admission_flag, backend_state, no_backend, source,
+};
+
+/// Has a key lie where the verifier allows the accesses of eight bytes by which it is written.
+#[repr(align(8))]
+struct Aligned<K>(K);
+
+/// Decides whether the packet in [`Work`](super::Work), which is of no known flow, may begin a
+/// connection, and leaves the slot of its backend there for [`super::open`].
+///
+/// # Errors
+/// The reason why the packet is dropped; the caller counts it.
+#[inline(always)]
+pub fn admit<A: Address, T: FamilyTables<A>>(tables: &T) -> Result<Step, Drop> {
+    const PASS: Result<Step, Drop> = Ok(Step::Done(Verdict::Pass));
+    let (Some(work), Some(config)) = (tables.work(), tables.config()) else {
+        return PASS;
+    };
+    let packet = work.packet;
+    // Only the first fragment opens anything.
+    if packet.is_later_fragment() {
+        return Err(Drop::FragmentUnknown);
+    }
+    let listen = ServiceKey::new(work.key.dst, work.key.dst_port, packet.protocol);
+    let Some(service) = tables.service(&listen) else {
+        return PASS;
+    };
+    if packet.has(tcp::RST) {
+        return Err(Drop::ResetWithoutFlow);
+    }
+    work.forwarding = service.forwarding.into();
+    let client = work.key.src;
+    let admission = tables.admission(service.id);
+    // Before anything that answers: who is not let in hears nothing.
+    if let Some(admission) = admission
+        && admission.flags & admission_flag::SOURCES != 0
+        && !is_listed(tables, service.id, admission, client)
+    {
+        return Err(Drop::SourceDenied);
+    }
+    // Refused here already, while the client has nothing to lose.
+    let was_full = tables.last_full().map_or(0, |last| last.get());
+    if was_full != 0 && tables.now().wrapping_sub(was_full) < config.hz {
+        tables.count_drop(Drop::FlowTableFull);
+        return Ok(Step::Answer);
+    }
+    let mut affinity = 0;
+    // What no host accepts begins nothing, and takes nothing of what others may have.
+    if let Some(admission) = admission
+        && !packet.has_invalid_flags()
+    {
+        let limit = admission.max_connections;
+        if limit != 0 && active::open(tables, admission.counter) >= limit {
+            return refuse(tables, service, Drop::ConnectionLimit);
+        }
+        if admission.source_rate.per_second != 0 {
+            let Aligned(key) = &Aligned(RateKey::new(service.id, client));
+            let full = Bucket::default();
+            let bucket = tables.source_rate(key, &full);
+            if bucket.is_some_and(|b| !takes(tables, config, b, admission.source_rate)) {
+                return Err(Drop::SourceRateLimited);
+            }
+        }
+        if admission.rate.per_second != 0 {
+            let bucket = tables.rate(service.id);
+            if bucket.is_some_and(|b| !takes(tables, config, b, admission.rate)) {
+                return Err(Drop::RateLimited);
+            }
+        }
+        affinity = admission.affinity;
+    }
+    if affinity != 0 {
+        let Aligned(key) = &Aligned(AffinityKey {
+            client,
+            service: service.id,
+        });
+        // Not more than a day, so this holds at 1000 jiffies a second.
+        let lasts = affinity * config.hz;
+        if let Some(slot) = kept(tables, service.id, key, lasts) {
+            work.slot = slot;
+            return Ok(Step::Open);
+        }
+    }
+    match select::choose(tables, service, &work.key, affinity != 0) {
+        Ok(slot) => {
+            work.slot = slot;
+            if affinity != 0 {
+                keep(tables, service.id, client, slot);
+            }
+            Ok(Step::Open)
+        }
+        Err(reason) => refuse(tables, service, reason),
+    }
+}
+
+/// What a client hears when no backend may have its connection.
+#[inline(always)]
+fn refuse<T: Tables>(tables: &T, service: &Service, reason: Drop) -> Result<Step, Drop> {
+    if service.no_backend == no_backend::DROP {
+        return Err(reason);
+    }
+    tables.count_drop(reason);
+    Ok(Step::Answer)
+}
+
+/// Whether the source lists let the client in: the longest prefix that covers it decides.
+#[inline(always)]
+fn is_listed<A: Address, T: FamilyTables<A>>(
+    tables: &T,
+    service: u32,
+    admission: &Admission,
+    client: A,
+) -> bool {
+    let Aligned(key) = &Aligned(SourceKey::client(service, client));
+    match tables.listed(key) {
+        Some(value) => value == source::ALLOWED,
+        None => admission.flags & admission_flag::LISTED_ONLY == 0,
+    }
+}
+
+/// Seconds after which a bucket's word counts from a later time, so that neither half overflows.
+const REBASE: u32 = 64;
+
+/// Takes a token out of a bucket, if it has one. CPUs that meet at a bucket's last token may each
+/// take it; what they took is counted, so fewer are let in afterwards and the rate holds.
+#[inline(always)]
+fn takes<T: Tables>(tables: &T, config: &Config, bucket: &Bucket, rate: Rate) -> bool {
+    let (now, hz) = (tables.now(), config.hz);
+    let word = bucket.0.get();
+    let (full_at, taken) = ((word >> 32) as u32, word as u32);
+    let elapsed = match now.wrapping_sub(full_at) {
+        // Another CPU filled it a moment ago, with a later time than this one read.
+        late if late > u32::MAX - hz => 0,
+        elapsed => elapsed,
+    };
+    // What came in since, in tokens times `hz`; beyond the limit it counts for nothing more.
+    let refilled = elapsed as u64 * rate.per_second as u64;
+    let spent = taken as u64 * hz as u64;
+    if word == 0 || refilled >= spent {
+        bucket.0.set(Bucket::word(now, 1));
+        return true;
+    }
+    let deficit = spent - refilled;
+    if deficit + hz as u64 > rate.burst as u64 * hz as u64 {
+        return false;
+    }
+    if elapsed >= REBASE * hz {
+        let whole = REBASE as u64 * rate.per_second as u64;
+        let left = (taken as u64).saturating_sub(whole) as u32;
+        let later = full_at.wrapping_add(REBASE * hz);
+        bucket.0.set(Bucket::word(later, left));
+    }
+    tables.take_token(bucket);
+    true
+}
+
+/// The slot that the client keeps, from now on for another while, if its time is not over and its
+/// backend takes connections.
+#[inline(always)]
+fn kept<A: Address, T: FamilyTables<A>>(
+    tables: &T,
+    service: u32,
+    key: &AffinityKey<A>,
+    lasts: u32,
+) -> Option<u32> {
+    let (kept, now) = (tables.affinity(key)?, tables.now());
+    let (slot, generation) = (kept.slot, kept.generation);
+    if now.wrapping_sub(kept.last.get()) >= lasts {
+        return None;
+    }
+    let backend = tables.backend(slot)?;
+    let takes = backend.generation == generation
+        && backend.state == backend_state::ACTIVE
+        && backend.service == service
+        && !select::is_at_limit(tables, slot, backend);
+    if takes {
+        kept.last.set(now);
+    }
+    takes.then_some(slot)
+}
+
+/// Notes whom the client has, from now on.
+#[inline(always)]
+fn keep<A: Address, T: FamilyTables<A>>(tables: &T, service: u32, client: A, slot: u32) {
+    if let Some(backend) = tables.backend(slot) {
+        let affinity = Affinity {
+            slot,
+            generation: backend.generation,
+            last: Cell::new(tables.now()),
+            reserved: 0,
+        };
+        let Aligned(key) = &Aligned(AffinityKey { client, service });
+        tables.set_affinity(key, &affinity);
+    }
+}
