@@ -201,10 +201,7 @@ fn syn_flood(xdp: &'static str, program: &str) {
     let seconds = seconds
         .and_then(|s| s.parse().ok())
         .unwrap_or(FLOOD_SECONDS);
-    // An unanswered connection holds a source port towards its backend until it is evicted: there
-    // must be more ports than handshakes, or the flood takes them all.
-    let limits = ("limits", "{handshakes: 16384}".to_owned());
-    let world = world(xdp, &[1, 1, 1], "auto", |_| vec![limits]);
+    let world = world(xdp, &[1, 1, 1], "auto", |_| Vec::new());
     let network = &world.network;
     // As a router that has a way back to everybody.
     let way_back = network.client_addresses(Family::V4)[0];
@@ -246,16 +243,22 @@ fn syn_flood(xdp: &'static str, program: &str) {
     );
     let per_second = sent as f64 / lasted.as_secs_f64();
     // A busy machine does not send as many as it is told; so many fill the handshakes at least.
-    assert!(sent > 2 * 16_384, "only {sent} SYNs were sent");
-    // Queues that are full of the flood's packets may drop one connection's SYN three times.
-    assert!(lost.len() * 20 <= tried, "{} of {tried}", summary(&lost));
-    assert_eq!(drops(&world, "source_ports_exhausted"), 0, "xdp {xdp}");
+    assert!(sent > 65_536, "only {sent} SYNs were sent");
+    // Queues that are full of the flood's packets may drop one connection's SYN three times, and a
+    // backend may still remember a forged SYN that came from the same port.
+    assert!(lost.len() * 5 <= tried, "{} of {tried}", summary(&lost));
+    // Nearly every port is a forged SYN's; those older than a second give way.
+    let refused = drops(&world, "source_ports_exhausted");
+    assert!(
+        refused * 100 < sent as u64,
+        "xdp {xdp}: {refused} of {sent}"
+    );
     let (time, count) = spent.unwrap_or_default();
     let served = tried - lost.len();
     note(format!(
         "xdp {xdp}: {sent} forged SYNs in {:.1} s ({per_second:.0}/s); {LIVING} connections made \
          {rounds} exchanges each, {served} of {tried} new ones were served; {program}: {count} packets, {:.0} \
-         ns each; entries in the flow tables: {}",
+         ns each; {refused} found no source port; entries in the flow tables: {}",
         lasted.as_secs_f64(),
         time.as_nanos() as f64 / count.max(1) as f64,
         flow_entries(&world),
@@ -271,10 +274,10 @@ fn flow_entries(world: &World) -> u64 {
     value.and_then(|v| v.parse().ok()).expect("a number")
 }
 
-/// Run time and runs of each program of this name, other networks' included.
+/// Run time and runs of each program whose name begins so, other networks' included.
 fn runs(name: &str) -> Vec<(u32, Duration, u64)> {
     let programs = loaded_programs().filter_map(Result::ok);
-    let named = programs.filter(|p| p.name_as_str() == Some(name));
+    let named = programs.filter(|p| p.name_as_str().is_some_and(|n| n.starts_with(name)));
     named
         .map(|p| (p.id(), p.run_time(), p.run_count()))
         .collect()

@@ -9,26 +9,33 @@ use crate::abi::{
 /// Source ports tried before the connection is refused.
 const ATTEMPTS: u32 = 16;
 
+/// The last of them, in which an older handshake gives way. A flood of forged SYNs would hold every
+/// port otherwise until its handshakes are evicted.
+const LAST_ATTEMPTS: u32 = 6;
+
 /// A source that a connection may get.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Candidate {
     /// 0: the address that was prepared; else the number of a node address, from 1.
     address: u16,
     port: Be16,
+    /// 1 if handshakes that nobody proved for a second give way.
+    insists: u32,
 }
 
 impl Candidate {
     /// One scalar, to cross a subprogram.
     #[inline(always)]
     pub const fn word(self) -> u32 {
-        (self.address as u32) << 16 | self.port.0 as u32
+        self.insists << 31 | (self.address as u32) << 16 | self.port.0 as u32
     }
 
     #[inline(always)]
     pub const fn from_word(word: u32) -> Self {
         Self {
-            address: (word >> 16) as u16,
+            address: (word >> 16 & 0x7fff) as u16,
             port: Be16(word as u16),
+            insists: word >> 31,
         }
     }
 }
@@ -93,6 +100,7 @@ pub(super) fn reverse<A: Address, T: FamilyTables<A>>(
         false => tables.take_source(Candidate {
             address: 0,
             port: own_port,
+            insists: 0,
         }),
     };
     let addresses = match snat {
@@ -110,7 +118,10 @@ pub(super) fn reverse<A: Address, T: FamilyTables<A>>(
         }
         let place = start.wrapping_add(round.wrapping_mul(stride));
         if let Some(candidate) = candidate(tables, config, addresses, protocol, place) {
-            attempt = tables.take_source(candidate);
+            attempt = tables.take_source(Candidate {
+                insists: (round >= ATTEMPTS - LAST_ATTEMPTS) as u32,
+                ..candidate
+            });
         }
     }
     match attempt {
@@ -150,6 +161,7 @@ pub fn take_source<A: Address, T: FamilyTables<A>>(tables: &T, candidate: Candid
         let is_over = flow_state::is_closed(flow.state.get()) && idle >= config.hz;
         is_over | belongs_to(flow, key)
     };
+    let is_unproven = |flow: &Flow<A>| tables.now().wrapping_sub(flow.created) >= config.hz;
     if tables.flow(reverse).is_some_and(|flow| !is_free(flow)) {
         return Attempt::Taken;
     }
@@ -163,6 +175,13 @@ pub fn take_source<A: Address, T: FamilyTables<A>>(tables: &T, candidate: Candid
         Err(InsertError::Full) => return Attempt::Full,
         Err(InsertError::Exists) => match tables.handshake(reverse) {
             Some(leftover) if belongs_to(leftover, key) => {
+                if tables.insert_handshake(reverse, flow, true).is_err() {
+                    return Attempt::Full;
+                }
+            }
+            Some(older) if candidate.insists != 0 && is_unproven(older) => {
+                *other = older.opposite(key.protocol());
+                tables.remove_handshake(other);
                 if tables.insert_handshake(reverse, flow, true).is_err() {
                     return Attempt::Full;
                 }
@@ -251,6 +270,7 @@ fn candidate<T: crate::path::Tables>(
     (tables.port_word(index) & bit == 0).then_some(Candidate {
         address: address as u16,
         port: Be16::new(port),
+        insists: 0,
     })
 }
 

@@ -70,7 +70,8 @@ pub fn slow<A: Family, F: Frame, T: FamilyTables<A>>(
             Ok(Step::Admit)
         }
         Fate::Gone(reason) => {
-            if flow.state.get() & flow_state::REVERSE != 0 {
+            // A later fragment has no numbers that a reset could answer; the first one has.
+            if flow.state.get() & flow_state::REVERSE != 0 || packet.is_later_fragment() {
                 return Err(reason);
             }
             tables.count_drop(reason);
@@ -147,7 +148,8 @@ fn known<A: Family, F: Frame, T: FamilyTables<A>>(
     }
     let (slot, mode) = (flow.slot, flow.state.get() & flow_state::DIRECT);
     let mut proven = false;
-    if found == Found::Handshake {
+    // A later fragment shows nothing: it has no transport header.
+    if found == Found::Handshake && !packet.is_later_fragment() {
         proven = is_proven(frame, tables, config, work, packet, flow)?;
         if proven && establish(tables, work, flow).is_err() {
             if let Some(last) = tables.last_full() {

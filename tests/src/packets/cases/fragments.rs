@@ -81,18 +81,17 @@ fn in_order(table: &mut Table) {
     table.add("tcp_fragments_both_ways", steps);
     // Who sent a later fragment is told nothing (RFC 1122 3.2.2).
     let mut steps = web.opened();
-    steps.extend(requests(&web, &long(web.request(ACK), 1400), ID, &[800]));
-    steps.insert(
-        4,
-        Step::Backend {
-            slot: table.slot(slot::WEB),
-            state: backend_state::ACTIVE,
-            generation: 2,
-        },
-    );
-    let last = steps.pop();
-    let dropped = Expect::Dropped(Drop::FragmentUnknown);
-    steps.extend(last.map(|step| but(step, dropped)));
+    let fragments = requests(&web, &long(web.request(ACK), 1400), ID, &[800]);
+    let removed = Step::Backend {
+        slot: table.slot(slot::WEB),
+        state: backend_state::ACTIVE,
+        generation: 2,
+    };
+    let (first, later) = fragments.split_at(1);
+    steps.extend_from_slice(first);
+    steps.push(removed);
+    let dropped = |step: &Step| but(step.clone(), Expect::Dropped(Drop::BackendRemoved));
+    steps.extend(later.iter().map(dropped));
     table.add("tcp_later_fragment_of_removed_backend", steps);
     let steps = requests(&web, &long(web.request(SYN), 100), ID, &[24]);
     table.add("tcp_fragmented_first_packet", steps);

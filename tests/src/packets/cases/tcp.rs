@@ -235,6 +235,23 @@ fn sources(table: &mut Table) {
         Expect::Dropped(Drop::SourcePortsExhausted),
     ));
     table.add("tcp_snat_port_of_closed_connection_rests", steps);
+    let mut steps = vec![
+        first.forwards(first.request(SYN)),
+        Step::FromClient(
+            second.request(SYN).bytes(),
+            Expect::Dropped(Drop::SourcePortsExhausted),
+        ),
+        Step::Second,
+    ];
+    steps.extend(second.opened());
+    steps.push(Step::Second);
+    // Proven: nothing takes it over.
+    steps.push(Step::FromClient(
+        first.request(SYN).bytes(),
+        Expect::Dropped(Drop::SourcePortsExhausted),
+    ));
+    steps.push(second.forwards(second.request(ACK)));
+    table.add("tcp_snat_port_of_old_handshake_is_taken_over", steps);
     let mut steps = first.opened();
     steps.push(first.forwards(first.request(RST)));
     steps.push(first.forwards(first.request(ACK)));
