@@ -35,6 +35,7 @@ pub(crate) const ODD: u32 = 0x10006;
 pub(crate) const SEGMENT: u32 = 0x10007;
 pub(crate) const HOLD: u32 = 0x10008;
 pub(crate) const RELEASE: u32 = 0x10009;
+pub(crate) const ALLOCATE: u32 = 0x1000a;
 
 #[inline(always)]
 fn finish<H: Hook>(context: *mut H::Context, result: Result<Verdict, Drop>) -> u32 {
@@ -60,6 +61,7 @@ fn step<H: Hook>(context: *mut H::Context, result: Result<Step, Drop>) -> u32 {
         Ok(Step::Hold | Step::Release) => finish::<H>(context, Ok(Verdict::Pass)),
         Ok(Step::Slow) => SLOW,
         Ok(Step::Admit) => ADMIT,
+        Ok(Step::Allocate) => ALLOCATE,
         Ok(Step::Open) => OPEN,
         Ok(Step::Encapsulate) => ENCAPSULATE,
         Ok(Step::Answer) => ANSWER,
@@ -143,6 +145,15 @@ where
     let context = core::ptr::null_mut();
     let kernel = Kernel::new(context);
     step::<H>(context, path::admit::<A, _>(&kernel))
+}
+
+#[inline(always)]
+pub(crate) fn allocate<H: Hook, A: Family>(context: *mut H::Context) -> u32
+where
+    Kernel<H::Context>: FamilyTables<A>,
+{
+    let kernel = Kernel::new(context);
+    step::<H>(context, path::allocate::<A, _>(&kernel))
 }
 
 #[inline(always)]
@@ -237,9 +248,8 @@ pub(crate) const OFFSETS: usize = 0x3ff;
 macro_rules! walk {
     (
         $hook:ty, $context:ident, $fast:expr,
-        $odd:ident($network:expr), $segment:ident, $slow:ident, $admit:ident, $open:ident,
-        $encapsulate:ident,
-        $answer:ident, $icmp:ident
+        $odd:ident($network:expr), $segment:ident, $slow:ident, $admit:ident, $allocate:ident,
+        $open:ident, $encapsulate:ident, $answer:ident, $icmp:ident
         $(, $hold:ident, $release:ident)?
     ) => {{
         let mut action = $fast;
@@ -265,6 +275,9 @@ macro_rules! walk {
         }
         if action == $crate::hook::ADMIT {
             action = $admit();
+        }
+        if action == $crate::hook::ALLOCATE {
+            action = $allocate($context);
         }
         if action == $crate::hook::OPEN {
             action = $open($context);

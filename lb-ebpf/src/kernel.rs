@@ -41,10 +41,10 @@ const THIS_NAMESPACE: u64 = u64::MAX;
 /// A hook's context. Subprograms that need one exist for each hook.
 pub(crate) trait Context: Sized {
     /// [`path::take_source`]: an [`Attempt`] by number; `candidate` is a [`Candidate::word`].
-    fn take_source4(context: *mut Self, candidate: u32) -> u32;
+    fn take_source4(context: *mut Self, candidate: u64) -> u32;
 
     /// As [`Self::take_source4`].
-    fn take_source6(context: *mut Self, candidate: u32) -> u32;
+    fn take_source6(context: *mut Self, candidate: u64) -> u32;
 }
 
 /// The kernel's maps, and the context that routing and sockets ask for.
@@ -580,26 +580,26 @@ macro_rules! context {
     ($context:ty: $take_source4:ident, $take_source6:ident) => {
         #[unsafe(no_mangle)]
         #[inline(never)]
-        extern "C" fn $take_source4(context: *mut $context, candidate: u32) -> u32 {
+        extern "C" fn $take_source4(context: *mut $context, candidate: u64) -> u32 {
             let candidate = Candidate::from_word(candidate);
             path::take_source::<V4, _>(&Kernel::new(context), candidate) as u32
         }
 
         #[unsafe(no_mangle)]
         #[inline(never)]
-        extern "C" fn $take_source6(context: *mut $context, candidate: u32) -> u32 {
+        extern "C" fn $take_source6(context: *mut $context, candidate: u64) -> u32 {
             let candidate = Candidate::from_word(candidate);
             path::take_source::<V6, _>(&Kernel::new(context), candidate) as u32
         }
 
         impl Context for $context {
             #[inline(always)]
-            fn take_source4(context: *mut Self, candidate: u32) -> u32 {
+            fn take_source4(context: *mut Self, candidate: u64) -> u32 {
                 $take_source4(context, candidate)
             }
 
             #[inline(always)]
-            fn take_source6(context: *mut Self, candidate: u32) -> u32 {
+            fn take_source6(context: *mut Self, candidate: u64) -> u32 {
                 $take_source6(context, candidate)
             }
         }

@@ -277,7 +277,9 @@ subprograms! {
     tc_segment6 = segment::<V6>();
     tc_slow4 = slow::<V4>();
     tc_slow6 = slow::<V6>();
+    tc_allocate4 = allocate::<V4>();
     tc_open4 = open::<V4>();
+    tc_allocate6 = allocate::<V6>();
     tc_open6 = open::<V6>();
     tc_encapsulate4 = encapsulate::<V4>();
     tc_encapsulate6 = encapsulate::<V6>();
@@ -365,6 +367,7 @@ macro_rules! walk_tc {
                 tc_segment4,
                 tc_slow4,
                 tc_admit4,
+                tc_allocate4,
                 tc_open4,
                 tc_encapsulate4,
                 tc_answer4,
@@ -380,6 +383,7 @@ macro_rules! walk_tc {
                 tc_segment6,
                 tc_slow6,
                 tc_admit6,
+                tc_allocate6,
                 tc_open6,
                 tc_encapsulate6,
                 tc_answer6,

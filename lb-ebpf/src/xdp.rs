@@ -255,7 +255,9 @@ subprograms! {
     xdp_segment6 = segment::<V6>();
     xdp_slow4 = slow::<V4>();
     xdp_slow6 = slow::<V6>();
+    xdp_allocate4 = allocate::<V4>();
     xdp_open4 = open::<V4>();
+    xdp_allocate6 = allocate::<V6>();
     xdp_open6 = open::<V6>();
     xdp_encapsulate4 = encapsulate::<V4>();
     xdp_encapsulate6 = encapsulate::<V6>();
@@ -309,6 +311,7 @@ fn balance(context: *mut xdp_md) -> u32 {
             xdp_segment4,
             xdp_slow4,
             xdp_admit4,
+            xdp_allocate4,
             xdp_open4,
             xdp_encapsulate4,
             xdp_answer4,
@@ -322,6 +325,7 @@ fn balance(context: *mut xdp_md) -> u32 {
             xdp_segment6,
             xdp_slow6,
             xdp_admit6,
+            xdp_allocate6,
             xdp_open6,
             xdp_encapsulate6,
             xdp_answer6,

@@ -3,18 +3,18 @@
 use core::cell::Cell;
 
 use super::wire::tcp;
-use super::{FamilyTables, Step, Tables, Verdict, active, select};
+use super::{FamilyTables, Step, Tables, Verdict, Work, active, select};
 use crate::abi::{
     Address, Admission, Affinity, AffinityKey, Bucket, Config, Drop, Rate, RateKey, Service,
-    ServiceKey, SourceKey, admission_flag, backend_state, no_backend, source,
+    ServiceKey, SourceKey, admission_flag, backend_state, forwarding, no_backend, source,
 };
 
 /// Has a key lie where the verifier allows the accesses of eight bytes by which it is written.
 #[repr(align(8))]
 struct Aligned<K>(K);
 
-/// Decides whether the packet in [`Work`](super::Work), which is of no known flow, may begin a
-/// connection, and leaves the slot of its backend there for [`super::open`].
+/// Decides whether the packet in [`Work`], which is of no known flow, may begin a
+/// connection, and leaves the slot of its backend there.
 ///
 /// # Errors
 /// The reason why the packet is dropped; the caller counts it.
@@ -85,20 +85,32 @@ pub fn admit<A: Address, T: FamilyTables<A>>(tables: &T) -> Result<Step, Drop> {
         // Not more than a day, so this holds at 1000 jiffies a second.
         let lasts = affinity * config.hz;
         if let Some(slot) = kept(tables, service.id, key, lasts) {
-            work.slot = slot;
-            return Ok(Step::Open);
+            return begin(work, slot);
         }
     }
     match select::choose(tables, service, &work.key, affinity != 0) {
         Ok(slot) => {
-            work.slot = slot;
             if affinity != 0 {
                 keep(tables, service.id, client, slot);
             }
-            Ok(Step::Open)
+            begin(work, slot)
         }
         Err(reason) => refuse(tables, service, reason),
     }
+}
+
+/// The packet goes to the backend in `slot`.
+#[inline(always)]
+fn begin<A>(work: &mut Work<A>, slot: u32) -> Result<Step, Drop> {
+    // Not earlier: a host that does not listen resets these, one that does ignores them.
+    if work.packet.has_invalid_flags() {
+        return Err(Drop::InvalidFlags);
+    }
+    work.slot = slot;
+    if work.forwarding == forwarding::NAT.into() {
+        return Ok(Step::Allocate);
+    }
+    Ok(Step::Open)
 }
 
 /// What a client hears when no backend may have its connection.

@@ -1,9 +1,11 @@
-//! Finds a free source for a new connection and enters its reverse direction.
+//! Finds a free source for a new connection with NAT and enters its reverse direction.
 
-use super::{FamilyTables, InsertError, Sum, Work, active};
+use super::parse::Packet;
+use super::wire::tcp;
+use super::{FamilyTables, InsertError, Step, Sum, Tables, Verdict, Work, active};
 use crate::abi::{
-    Address, Backend, Be16, Config, Drop, Flow, FlowKey, NextHop, PortKind, backend_flag,
-    flow_state, port_bit, protocol,
+    Address, Backend, Be16, Drop, Flow, FlowKey, NextHop, PortKind, backend_flag, flow_state,
+    port_bit, protocol,
 };
 
 /// Source ports tried before the connection is refused.
@@ -16,26 +18,33 @@ const LAST_ATTEMPTS: u32 = 6;
 /// A source that a connection may get.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Candidate {
-    /// 0: the address that was prepared; else the number of a node address, from 1.
-    address: u16,
-    port: Be16,
-    /// 1 if handshakes that nobody proved for a second give way.
-    insists: u32,
+    /// A place of the SNAT pool, which has each port once for each of `addresses`.
+    place: u32,
+    /// Number of node addresses to choose from, 0 for the address that was prepared.
+    addresses: u8,
+    /// The port that was prepared, instead of the pool's.
+    keeps_port: bool,
+    /// Whether handshakes that nobody proved for a second give way.
+    insists: bool,
 }
 
 impl Candidate {
     /// One scalar, to cross a subprogram.
     #[inline(always)]
-    pub const fn word(self) -> u32 {
-        self.insists << 31 | (self.address as u32) << 16 | self.port.0 as u32
+    pub const fn word(self) -> u64 {
+        (self.insists as u64) << 48
+            | (self.keeps_port as u64) << 40
+            | (self.addresses as u64) << 32
+            | self.place as u64
     }
 
     #[inline(always)]
-    pub const fn from_word(word: u32) -> Self {
+    pub const fn from_word(word: u64) -> Self {
         Self {
-            address: (word >> 16 & 0x7fff) as u16,
-            port: Be16(word as u16),
-            insists: word >> 31,
+            place: word as u32,
+            addresses: (word >> 32) as u8,
+            keeps_port: word >> 40 & 1 != 0,
+            insists: word >> 48 & 1 != 0,
         }
     }
 }
@@ -47,6 +56,27 @@ pub(super) struct Drawn<'t> {
     pub(super) now: u32,
     /// Bits of [`flow_state`] that both directions begin with.
     pub(super) state: u32,
+}
+
+impl<'t> Drawn<'t> {
+    /// The backend in `slot`, for a connection that `packet` begins.
+    #[inline(always)]
+    pub(super) fn of<T: Tables>(tables: &'t T, packet: &Packet, slot: u32) -> Option<Self> {
+        // What is picked up in the middle (another node's connection, a straggler) did not begin
+        // here.
+        let begins = packet.is_udp() || packet.has(tcp::SYN);
+        Some(Self {
+            slot,
+            backend: tables.backend(slot)?,
+            now: tables.now(),
+            state: if begins { 0 } else { flow_state::MIDDLE },
+        })
+    }
+
+    #[inline(always)]
+    pub(super) fn begins(&self) -> bool {
+        self.state & flow_state::MIDDLE == 0
+    }
 }
 
 /// What came of [`take_source`].
@@ -61,22 +91,24 @@ pub enum Attempt {
     Full = 2,
 }
 
-/// Enters the reverse direction of the connection `work.key` → `drawn` into the handshakes and
-/// leaves its key in `work.opposite`. Keeps the client's address and port unless the backend asks
-/// for SNAT; a port that is taken (the same client port towards the same backend through another
-/// service) is replaced.
+/// Enters the reverse direction of the connection that the packet in [`Work`] begins with the backend
+/// that [`super::admit`] left there into the handshakes, and leaves its key in `work.opposite`. Keeps
+/// the client's address and port unless the backend asks for SNAT; a port that is taken (the same
+/// client port towards the same backend through another service) is replaced.
+///
+/// # Errors
+/// The reason why the packet is dropped; the caller counts it.
 #[inline(always)]
-pub(super) fn reverse<A: Address, T: FamilyTables<A>>(
-    tables: &T,
-    config: &Config,
-    drawn: &Drawn<'_>,
-) -> Result<(), Drop> {
-    let Some(work) = tables.work() else {
-        return Err(Drop::HandshakeTableFull);
+pub fn allocate<A: Address, T: FamilyTables<A>>(tables: &T) -> Result<Step, Drop> {
+    const PASS: Result<Step, Drop> = Ok(Step::Done(Verdict::Pass));
+    let (Some(work), Some(config)) = (tables.work(), tables.config()) else {
+        return PASS;
+    };
+    let Some(drawn) = Drawn::of(tables, &work.packet, work.slot) else {
+        return PASS;
     };
     let backend = drawn.backend;
     let key = &work.key;
-    let (own_port, protocol) = (key.src_port, key.protocol());
     // A backend that draws itself would see its own address, and answer itself.
     let draws_itself = same(key.src, backend.address());
     let snat = backend.flags & backend_flag::SNAT != 0 || draws_itself && backend.has_source();
@@ -85,28 +117,29 @@ pub(super) fn reverse<A: Address, T: FamilyTables<A>>(
         backend.address(),
         Be16(backend.port),
         source,
-        own_port,
-        protocol,
+        key.src_port,
+        key.protocol(),
     );
     fill(
         &mut work.flow,
         &work.opposite,
         key,
-        drawn,
+        &drawn,
         flow_state::REVERSE,
     );
-    let mut attempt = match snat {
-        true => Attempt::Taken,
-        false => tables.take_source(Candidate {
-            address: 0,
-            port: own_port,
-            insists: 0,
-        }),
+    let mut candidate = Candidate {
+        place: 0,
+        addresses: 0,
+        keeps_port: true,
+        insists: false,
     };
-    let addresses = match snat {
-        true => config.sources[A::IS_V6 as usize],
-        false => 0,
-    };
+    let mut attempt = Attempt::Taken;
+    if snat {
+        candidate.addresses = config.sources[A::IS_V6 as usize] as u8;
+    } else {
+        attempt = tables.take_source(candidate);
+    }
+    candidate.keeps_port = false;
     let start = tables.random();
     // An odd stride of its own for each connection: with neighbouring places instead, taken ports
     // would pile up in runs longer than what is tried. Odd, so that a pool of a power of two is
@@ -116,16 +149,12 @@ pub(super) fn reverse<A: Address, T: FamilyTables<A>>(
         if attempt != Attempt::Taken {
             break;
         }
-        let place = start.wrapping_add(round.wrapping_mul(stride));
-        if let Some(candidate) = candidate(tables, config, addresses, protocol, place) {
-            attempt = tables.take_source(Candidate {
-                insists: (round >= ATTEMPTS - LAST_ATTEMPTS) as u32,
-                ..candidate
-            });
-        }
+        candidate.place = start.wrapping_add(round.wrapping_mul(stride));
+        candidate.insists = round >= ATTEMPTS - LAST_ATTEMPTS;
+        attempt = tables.take_source(candidate);
     }
     match attempt {
-        Attempt::Entered => Ok(()),
+        Attempt::Entered => Ok(Step::Open),
         Attempt::Taken => Err(Drop::SourcePortsExhausted),
         Attempt::Full => Err(Drop::HandshakeTableFull),
     }
@@ -146,14 +175,29 @@ pub fn take_source<A: Address, T: FamilyTables<A>>(tables: &T, candidate: Candid
         flow,
         ..
     } = work;
-    if candidate.address != 0 {
-        let Some(address) = tables.source(candidate.address as u32 - 1) else {
+    if candidate.keeps_port {
+        reverse.dst_port = key.src_port;
+    } else {
+        let ports = config.snat_count as u32;
+        if ports == 0 {
             return Attempt::Taken;
-        };
-        reverse.dst = address;
-        flow.address_delta = address_delta(reverse, key);
+        }
+        let port = config
+            .snat_first
+            .wrapping_add((candidate.place % ports) as u16);
+        if is_listened_on(tables, key.protocol(), port) {
+            return Attempt::Taken;
+        }
+        reverse.dst_port = Be16::new(port);
+        if candidate.addresses != 0 {
+            let number = candidate.place / ports % candidate.addresses as u32;
+            let Some(address) = tables.source(number) else {
+                return Attempt::Taken;
+            };
+            reverse.dst = address;
+            flow.address_delta = address_delta(reverse, key);
+        }
     }
-    reverse.dst_port = candidate.port;
     flow.port_delta = port_delta(reverse, key);
     let is_free = |flow: &Flow<A>| {
         let idle = tables.now().wrapping_sub(flow.last_seen.get());
@@ -179,7 +223,7 @@ pub fn take_source<A: Address, T: FamilyTables<A>>(tables: &T, candidate: Candid
                     return Attempt::Full;
                 }
             }
-            Some(older) if candidate.insists != 0 && is_unproven(older) => {
+            Some(older) if candidate.insists && is_unproven(older) => {
                 *other = older.opposite(key.protocol());
                 tables.remove_handshake(other);
                 if tables.insert_handshake(reverse, flow, true).is_err() {
@@ -242,36 +286,16 @@ fn port_delta<A: Address>(from: &FlowKey<A>, opposite: &FlowKey<A>) -> u16 {
     sum(from).difference(sum(opposite)).0
 }
 
-/// The pair of address and port at a place of the SNAT pool, which has each port once for each of
-/// `addresses`; `None` where a service listens on the port.
+/// Whether a service listens on the port, whose answers would be taken for a connection's.
 #[inline(always)]
-fn candidate<T: crate::path::Tables>(
-    tables: &T,
-    config: &Config,
-    addresses: u32,
-    protocol: u8,
-    place: u32,
-) -> Option<Candidate> {
-    let ports = config.snat_count as u32;
-    if ports == 0 {
-        return None;
-    }
-    let port = config.snat_first.wrapping_add((place % ports) as u16);
-    let address = match addresses {
-        0 => 0,
-        _ => 1 + place / ports % addresses,
-    };
+fn is_listened_on<T: Tables>(tables: &T, protocol: u8, port: u16) -> bool {
     let kind = if protocol == protocol::UDP {
         PortKind::ServiceUdp
     } else {
         PortKind::ServiceTcp
     };
     let (index, bit) = port_bit(kind, port);
-    (tables.port_word(index) & bit == 0).then_some(Candidate {
-        address: address as u16,
-        port: Be16::new(port),
-        insists: 0,
-    })
+    tables.port_word(index) & bit != 0
 }
 
 /// Whether `flow` is the other direction of the entry of `key`. One branch: each would double what the

@@ -3,8 +3,8 @@
 //! Generic over [`Frame`] (where a packet lives) and [`Tables`] (what the path reads and writes),
 //! and over the address family, so that XDP, TC and the tests' byte slice run the same code.
 //! A hook calls [`network`], then [`fast`], and only where that says so [`slow`], [`admit`],
-//! [`open`], [`encapsulate`], [`answer`] and [`icmp`], which find the packet in [`Work`]: the parts
-//! share neither registers nor stack, which keeps the verifier's work and the established packet's
+//! [`allocate`], [`open`], [`encapsulate`], [`answer`] and [`icmp`], which find the packet in
+//! [`Work`]: the parts share neither registers nor stack, which keeps the verifier's work and the established packet's
 //! cost small.
 
 mod active;
@@ -36,7 +36,7 @@ use crate::abi::{
 
 pub use active::count_active;
 pub use admit::admit;
-pub use allocate::{Attempt, Candidate, take_source};
+pub use allocate::{Attempt, Candidate, allocate, take_source};
 pub use checksum::{Delta, Sum, sum};
 pub use depart::depart;
 pub use encapsulate::encapsulate;
@@ -92,7 +92,9 @@ pub enum Step {
     Slow,
     /// The packet is of no known flow: [`admit`].
     Admit,
-    /// A backend was drawn for the packet: [`open`].
+    /// A backend was drawn for the packet, whose answers need an entry: [`allocate`].
+    Allocate,
+    /// The packet begins a connection: [`open`].
     Open,
     /// The packet goes into a tunnel by [`encapsulate`].
     Encapsulate,
@@ -400,6 +402,9 @@ fn family<A: Family, F: Frame, T: FamilyTables<A>>(
     if step == Step::Admit {
         step = admit::<A, T>(tables)?;
     }
+    if step == Step::Allocate {
+        step = allocate::<A, T>(tables)?;
+    }
     if step == Step::Open {
         step = open::<A, F, T>(frame, tables)?;
     }
@@ -410,6 +415,7 @@ fn family<A: Family, F: Frame, T: FamilyTables<A>>(
         | Step::Segment
         | Step::Slow
         | Step::Admit
+        | Step::Allocate
         | Step::Open
         | Step::Hold
         | Step::Release

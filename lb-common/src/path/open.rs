@@ -1,12 +1,12 @@
 //! The first packet of a connection.
 
 use super::allocate::{self, Drawn};
-use super::wire::tcp;
 use super::{Family, FamilyTables, Frame, Milestone, Step, Verdict, translate};
 use crate::abi::{Drop, FlowKey, flow_state, forwarding};
 
-/// Enters both directions of the connection that the packet in [`Work`] begins with the backend
-/// that [`super::admit`] left there, and sends it on.
+/// Enters the forward direction of the connection that the packet in [`Work`](super::Work) begins with the backend
+/// that [`super::admit`] left there, and sends it on. With NAT [`super::allocate`] entered the
+/// reverse direction; there is none else.
 ///
 /// # Errors
 /// The reason why the packet is dropped; the caller counts it.
@@ -20,37 +20,18 @@ pub fn open<A: Family, F: Frame, T: FamilyTables<A>>(
         return PASS;
     };
     let (packet, slot) = (work.packet, work.slot);
-    let Some(backend) = tables.backend(slot) else {
+    let Some(drawn) = Drawn::of(tables, &packet, slot) else {
         return PASS;
-    };
-    // Not in `admit`, which answers: a host that does not listen resets these, one that does
-    // ignores them.
-    if packet.has_invalid_flags() {
-        return Err(Drop::InvalidFlags);
-    }
-    // What is picked up in the middle (another node's connection, a straggler) did not begin here.
-    let begins = packet.is_udp() || packet.has(tcp::SYN);
-    let begun = if begins { 0 } else { flow_state::MIDDLE };
-    let drawn = Drawn {
-        slot,
-        backend,
-        now: tables.now(),
-        state: begun,
     };
     let mode = match work.forwarding as u8 {
         forwarding::DSR_L2 => flow_state::L2,
         forwarding::DSR_IPIP => flow_state::TUNNEL,
         _ => 0,
     };
-    if mode == 0 {
-        allocate::reverse(tables, config, &drawn)?;
-    } else {
+    if mode != 0 {
         // Nothing is translated.
         work.opposite = work.key.reversed();
     }
-    let Some(work) = tables.work() else {
-        return PASS;
-    };
     allocate::fill(&mut work.flow, &work.key, &work.opposite, &drawn, mode);
     let undo = |tables: &T, reverse: &FlowKey<A>| {
         if mode == 0 {
@@ -73,7 +54,7 @@ pub fn open<A: Family, F: Frame, T: FamilyTables<A>>(
         undo(tables, &work.opposite);
         return Err(Drop::HandshakeTableFull);
     }
-    if begins {
+    if drawn.begins() {
         tables.count_connection(slot, Milestone::Begun);
     }
     tables.count_packet(slot, false, packet.frame_length::<A, F>(frame));

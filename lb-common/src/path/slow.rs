@@ -162,19 +162,29 @@ fn known<A: Family, F: Frame, T: FamilyTables<A>>(
             return Ok(Step::Answer);
         }
     }
-    let step = match mode {
-        flow_state::TUNNEL => translate::tunnel(work, slot, to),
-        _ => Step::Done(translate::send(frame, packet, flow, to, &work.hop)?),
-    };
-    // Not before: what is removed may be another connection's at once.
-    if proven {
-        let state = flow.state.get();
-        let established = state | flow_state::ESTABLISHED;
-        tables.count_active(flow.slot, flow.generation, state, established);
-        tables.remove_handshake(&work.opposite);
-        tables.remove_handshake(&work.key);
+    if mode == flow_state::TUNNEL {
+        let step = translate::tunnel(work, slot, to);
+        if proven {
+            leave_handshakes(tables, work, flow);
+        }
+        return Ok(step);
     }
-    Ok(step)
+    let verdict = translate::send(frame, packet, flow, to, &work.hop)?;
+    if proven {
+        leave_handshakes(tables, work, flow);
+    }
+    Ok(Step::Done(verdict))
+}
+
+/// The connection of this handshake is established, and the handshake no longer needed. Not before
+/// the packet is sent: what is removed may be another connection's at once.
+#[inline(always)]
+fn leave_handshakes<A: Address, T: FamilyTables<A>>(tables: &T, work: &Work<A>, flow: &Flow<A>) {
+    let state = flow.state.get();
+    let established = state | flow_state::ESTABLISHED;
+    tables.count_active(flow.slot, flow.generation, state, established);
+    tables.remove_handshake(&work.opposite);
+    tables.remove_handshake(&work.key);
 }
 
 /// Whether this packet of a handshake shows that the client is where it says to be: then, and only
