@@ -268,7 +268,6 @@ impl Hook for TcFrame {
 
 subprograms! {
     TcFrame:
-    tc_fast4 = fast::<V4>(network);
     tc_fast6 = fast::<V6>(network);
     tc_depart6 = depart::<V6>(network);
     tc_odd4 = odd::<V4>(network);
@@ -405,7 +404,7 @@ extern "C" fn lbd_tc(context: *mut __sk_buff) -> i32 {
     }
     let action = walk_tc!(
         context,
-        |network: usize| tc_fast4(context, network as u32),
+        |network| hook::fast::<TcFrame, V4>(context, network),
         |network: usize| tc_fast6(context, network as u32)
     );
     action as i32

@@ -247,7 +247,6 @@ impl Hook for XdpFrame {
 
 subprograms! {
     XdpFrame:
-    xdp_fast4 = fast::<V4>(network);
     xdp_fast6 = fast::<V6>(network);
     xdp_odd4 = odd::<V4>(network);
     xdp_odd6 = odd::<V6>(network);
@@ -306,7 +305,7 @@ fn balance(context: *mut xdp_md) -> u32 {
         Network::Ipv4(network) => walk!(
             XdpFrame,
             context,
-            xdp_fast4(context, network as u32),
+            hook::fast::<XdpFrame, V4>(context, network),
             xdp_odd4(network),
             xdp_segment4,
             xdp_slow4,
