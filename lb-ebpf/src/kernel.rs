@@ -135,6 +135,12 @@ impl<C> Tables for Kernel<C> {
     }
 
     #[inline(always)]
+    fn candidate(&self, addresses: u32, protocol: u32, place: u32) -> Option<Candidate> {
+        let word = candidate(addresses, protocol, place);
+        (word != NO_CANDIDATE).then(|| Candidate::from_word(word))
+    }
+
+    #[inline(always)]
     fn admission(&self, service: u32) -> Option<&Admission> {
         maps::ADMISSION.get(service)
     }
@@ -539,6 +545,18 @@ extern "C" fn draw(table: u32, service: u32, place: u32) -> u32 {
         Err(Drop::ConnectionLimit) => AT_LIMIT,
         Err(_) => NO_SLOT,
     }
+}
+
+/// No [`Candidate`] has port 0.
+const NO_CANDIDATE: u32 = 0;
+
+/// [`path::candidate`] as a word, [`NO_CANDIDATE`] for none.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn candidate(addresses: u32, protocol: u32, place: u32) -> u32 {
+    let kernel = Kernel::new(core::ptr::null_mut::<xdp_md>());
+    let candidate = path::candidate(&kernel, addresses, protocol, place);
+    candidate.map_or(NO_CANDIDATE, Candidate::word)
 }
 
 /// [`path::count_active`].

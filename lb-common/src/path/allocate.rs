@@ -1,6 +1,6 @@
 //! Finds a free source for a new connection and enters its reverse direction.
 
-use super::{FamilyTables, InsertError, Sum, Work, active};
+use super::{FamilyTables, InsertError, Sum, Tables, Work, active};
 use crate::abi::{
     Address, Backend, Be16, Config, Drop, Flow, FlowKey, NextHop, PortKind, backend_flag,
     flow_state, port_bit, protocol,
@@ -117,7 +117,7 @@ pub(super) fn reverse<A: Address, T: FamilyTables<A>>(
             break;
         }
         let place = start.wrapping_add(round.wrapping_mul(stride));
-        if let Some(candidate) = candidate(tables, config, addresses, protocol, place) {
+        if let Some(candidate) = tables.candidate(addresses, protocol as u32, place) {
             attempt = tables.take_source(Candidate {
                 insists: (round >= ATTEMPTS - LAST_ATTEMPTS) as u32,
                 ..candidate
@@ -243,15 +243,16 @@ fn port_delta<A: Address>(from: &FlowKey<A>, opposite: &FlowKey<A>) -> u16 {
 }
 
 /// The pair of address and port at a place of the SNAT pool, which has each port once for each of
-/// `addresses`; `None` where a service listens on the port.
+/// `addresses`; `None` where a service listens on the port. Behind [`Tables::candidate`], as
+/// [`take_source`] is.
 #[inline(always)]
-fn candidate<T: crate::path::Tables>(
+pub fn candidate<T: Tables>(
     tables: &T,
-    config: &Config,
     addresses: u32,
-    protocol: u8,
+    protocol: u32,
     place: u32,
 ) -> Option<Candidate> {
+    let config = tables.config()?;
     let ports = config.snat_count as u32;
     if ports == 0 {
         return None;
@@ -261,7 +262,7 @@ fn candidate<T: crate::path::Tables>(
         0 => 0,
         _ => 1 + place / ports % addresses,
     };
-    let kind = if protocol == protocol::UDP {
+    let kind = if protocol == protocol::UDP as u32 {
         PortKind::ServiceUdp
     } else {
         PortKind::ServiceTcp

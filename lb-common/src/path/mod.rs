@@ -34,7 +34,7 @@ use crate::abi::{
 
 pub use active::count_active;
 pub use admit::admit;
-pub use allocate::{Attempt, Candidate, take_source};
+pub use allocate::{Attempt, Candidate, candidate, take_source};
 pub use checksum::{Delta, Sum};
 pub use depart::depart;
 pub use family::Family;
@@ -198,6 +198,9 @@ pub trait Tables {
 
     /// [`draw`], which see.
     fn draw(&self, table: u32, service: u32, place: u32) -> Result<u32, Drop>;
+
+    /// [`candidate`], which see.
+    fn candidate(&self, addresses: u32, protocol: u32, place: u32) -> Option<Candidate>;
 
     /// Whom the service of this number lets in.
     fn admission(&self, service: u32) -> Option<&Admission>;

@@ -276,6 +276,10 @@ impl Tables for Memory {
         path::draw(self, table, service, place)
     }
 
+    fn candidate(&self, addresses: u32, protocol: u32, place: u32) -> Option<Candidate> {
+        path::candidate(self, addresses, protocol, place)
+    }
+
     fn admission(&self, service: u32) -> Option<&Admission> {
         self.admissions.get(&service)
     }
