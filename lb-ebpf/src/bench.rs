@@ -13,7 +13,7 @@ use core::mem::offset_of;
 use aya_ebpf::{
     EbpfContext,
     bindings::{__sk_buff, TC_ACT_OK, TC_ACT_UNSPEC, xdp_action::XDP_PASS, xdp_md},
-    btf_maps::{Array, HashMap, ProgramArray},
+    btf_maps::{Array, HashMap, LpmTrie, ProgramArray, lpm_trie::Key},
     helpers::bpf_xdp_adjust_head,
     macros::btf_map,
 };
@@ -30,6 +30,9 @@ static LICENSE: [u8; 4] = *b"GPL\0";
 
 /// Headers that are restored; packets are longer than this.
 const HEADERS: usize = 96;
+
+/// Where the varied word of a packet's source address is.
+const SOURCE: usize = 26;
 
 /// What one measurement does, and what it found. Writers: the benchmark before, the wrapper during.
 #[repr(C)]
@@ -66,6 +69,13 @@ static TC_UNDER_TEST: ProgramArray<1> = ProgramArray::new();
 #[btf_map]
 static UNIT: HashMap<[u32; 4], [u32; 16], 262144> = HashMap::new();
 
+/// Laid out as the path's source lists: service, then address.
+#[btf_map]
+static PREFIXES4: LpmTrie<[u32; 2], u32, 65536> = LpmTrie::new();
+
+#[btf_map]
+static PREFIXES6: LpmTrie<[u32; 5], u32, 65536> = LpmTrie::new();
+
 /// Writes the headers of run number `bench.run` at `data`, which has room for them.
 #[inline(always)]
 unsafe fn restore(bench: &mut Bench, data: *mut u8) {
@@ -86,8 +96,8 @@ unsafe fn restore(bench: &mut Bench, data: *mut u8) {
                 .add(54)
                 .cast::<u16>()
                 .write_unaligned((flow & bench.mask) as u16),
-            (2, 0) => data.add(26).cast::<u32>().write_unaligned(flow),
-            (2, _) => data.add(34).cast::<u32>().write_unaligned(flow),
+            // The IPv4 source, or the second word of the IPv6 one: what prefixes tell apart.
+            (2, _) => data.add(SOURCE).cast::<u32>().write_unaligned(flow),
             _ => {}
         }
     }
@@ -234,5 +244,31 @@ extern "C" fn many_xdp(context: *mut xdp_md) -> u32 {
     match unsafe { UNIT.get(&[1, 2, port as u32, 3]) } {
         Some(value) if value[0] != u32::MAX => XDP_PASS,
         _ => u32::MAX,
+    }
+}
+
+/// The floor and one lookup of a random client among many prefixes, whatever comes of it.
+#[unsafe(no_mangle)]
+#[unsafe(link_section = "xdp")]
+extern "C" fn prefix_xdp(context: *mut xdp_md) -> u32 {
+    // SAFETY: the context is the kernel's; the bounds are checked before the reads.
+    let (kind, words) = unsafe {
+        let data = bound::<{ offset_of!(xdp_md, data) }, _>(context);
+        if data + HEADERS > bound::<{ offset_of!(xdp_md, data_end) }, _>(context) {
+            return u32::MAX;
+        }
+        let word = |at: usize| ((data + at) as *const u32).read_unaligned();
+        let words = [SOURCE - 4, SOURCE, SOURCE + 4, SOURCE + 8].map(word);
+        (((data + 14) as *const u8).read(), words)
+    };
+    let [a, b, c, d] = words;
+    let found = match kind >> 4 {
+        4 => PREFIXES4.get(&Key::new(64, [0, b])),
+        _ => PREFIXES6.get(&Key::new(160, [0, a, b, c, d])),
+    };
+    // Only so that the lookup is not left out: no value is that large.
+    match found {
+        Some(&u32::MAX) => u32::MAX,
+        _ => XDP_PASS,
     }
 }

@@ -216,7 +216,7 @@ fn rates_are_kept() {
 #[test]
 fn limits_of_connections_break_none() {
     let limit = |limit: u32| [format!("max_connections: {limit}")];
-    let world = world("native", "maglev", &limit(2));
+    let mut world = world("native", "maglev", &limit(2));
     for family in Family::BOTH {
         reload(&world, "native", "maglev", &limit(2));
         let client = world.network.client_addresses(family)[0];
@@ -236,6 +236,11 @@ fn limits_of_connections_break_none() {
             open.extend(connect().ok());
             open.len() == 2
         }));
+        assert_eq!(ask(&world, client), Err(Failure::Refused), "{family}");
+        // The next daemon finds them counted.
+        world.daemon.kill9();
+        assert_eq!(ask(&world, client), Err(Failure::Refused), "{family}");
+        world.daemon.restart().unwrap();
         assert_eq!(ask(&world, client), Err(Failure::Refused), "{family}");
         reload(&world, "native", "maglev", &limit(1));
         assert_eq!(ask(&world, client), Err(Failure::Refused), "{family}");

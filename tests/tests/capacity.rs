@@ -267,6 +267,43 @@ fn syn_flood(xdp: &'static str, program: &str) {
     assert!(flow_entries(&world) <= 2 * (LIVING + tried) as u64);
 }
 
+/// Each forged address has a bucket, and the table holds a few of them: real clients are forgotten too,
+/// which refuses none of them, and nothing is left of it afterwards.
+#[test]
+fn forged_sources_use_up_no_limit_of_sources() {
+    const NEW: usize = 40;
+    let world = World::new(Topology::default(), |network| {
+        let mut service = Service::new("echo", Protocol::Tcp)
+            .listen(network, 0, ECHO_PORT)
+            .backends(network, ECHO_PORT, &[1, 1, 1]);
+        service.more = vec!["source_rate: {connections_per_second: 20}".to_owned()];
+        let mut config = Config::new(network, "native").service(service);
+        config.node = vec![("limits", "{clients: 64}".to_owned())];
+        config
+    })
+    .unwrap();
+    let network = &world.network;
+    let sources = network.client_addresses(Family::V4);
+    let flood = Flood::start(&world);
+    let many = || flood.sent.load(Ordering::Relaxed) > 10_000;
+    assert!(eventually(Duration::from_secs(20), many));
+    let to = target(&world, Family::V4);
+    let new = burst(&network.client, &sources, 20_000, NEW, Protocol::Tcp, to);
+    let sent = flood.stop();
+    let limited = drops(&world, "source_rate_limited");
+    note(format!(
+        "{sent} forged SYNs; {} of {NEW} connections failed, {limited} over the limit of sources",
+        new.failures.len()
+    ));
+    assert_eq!(limited, 0);
+    // As in `syn_flood`: queues are full.
+    assert!(new.failures.len() * 5 <= NEW, "{}", summary(&new.failures));
+    // More than one client may: some are refused.
+    let one = &sources[..1];
+    burst(&network.client, one, 30_000, 100, Protocol::Tcp, to);
+    assert!(drops(&world, "source_rate_limited") > 0);
+}
+
 fn flow_entries(world: &World) -> u64 {
     let metrics = world.daemon.http("/metrics").unwrap().1;
     let name = "lbd_map_entries{map=\"FLOWS4\"} ";

@@ -141,6 +141,11 @@ fn is_listed<A: Address, T: FamilyTables<A>>(
 /// Seconds after which a bucket's word counts from a later time, so that neither half overflows.
 const REBASE: u32 = 64;
 
+/// Tokens that CPUs may take beyond the last one, by meeting there. A bucket that lacks more was drawn
+/// from at a higher rate than it now has: it would take nobody for as long as that rate's tokens
+/// last at this one, which may be hours.
+const OVERDRAWN: u32 = 16;
+
 /// Takes a token out of a bucket, if it has one. CPUs that meet at a bucket's last token may each
 /// take it; what they took is counted, so fewer are let in afterwards and the rate holds.
 #[inline(always)]
@@ -161,7 +166,11 @@ fn takes<T: Tables>(tables: &T, config: &Config, bucket: &Bucket, rate: Rate) ->
         return true;
     }
     let deficit = spent - refilled;
-    if deficit + hz as u64 > rate.burst as u64 * hz as u64 {
+    let most = rate.burst as u64 * hz as u64;
+    if deficit + hz as u64 > most {
+        if deficit > most + (OVERDRAWN * hz) as u64 {
+            bucket.0.set(Bucket::word(now, rate.burst));
+        }
         return false;
     }
     if elapsed >= REBASE * hz {

@@ -8,7 +8,7 @@ use lb_common::abi::{
     SourceKey, V4, V6, as_bytes, from_bytes, map,
 };
 
-use super::{sys, tables::Tables};
+use super::{Capacity, sys, tables::Tables};
 
 /// Entries per batch call: 512 KiB of buffers for the widest map.
 const CHUNK: usize = 4096;
@@ -64,6 +64,12 @@ impl Maps {
             active: open(map::ACTIVE)?.into(),
             counted: open(map::COUNTED)?.into(),
         })
+    }
+}
+
+impl Maps {
+    pub(super) fn counter(&self, service: u32) -> u32 {
+        Capacity::counter(self.backends.len(), service)
     }
 }
 

@@ -151,6 +151,14 @@ pub struct Capacity {
     pub sources: u32,
 }
 
+impl Capacity {
+    /// Element of `ACTIVE` and `COUNTED` that counts a service's connections: behind those of the
+    /// `backends` slots.
+    pub fn counter(backends: u32, service: u32) -> u32 {
+        backends.saturating_add(service)
+    }
+}
+
 /// How the node reaches an address.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Route {

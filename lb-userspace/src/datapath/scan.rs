@@ -1,12 +1,9 @@
 //! The pass over the flow tables: counts, and removes what [`super::flows`] says is over.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    sync::{Mutex, PoisonError},
-};
+use std::sync::{Mutex, PoisonError};
 
 use anyhow::Result;
-use lb_common::abi::{Address, Backend, Flow, FlowKey, Pod, backend_state};
+use lb_common::abi::{Active, Address, Flow, FlowKey, Pod, backend_state};
 
 use super::{
     FlowScan, MapFill,
@@ -27,8 +24,6 @@ pub(super) struct Scanner {
 struct State {
     passes: u64,
     counted: Vec<MapFill>,
-    /// Slots that ever had a flow.
-    slots: BTreeSet<u32>,
 }
 
 impl Scanner {
@@ -37,12 +32,11 @@ impl Scanner {
     /// its generation.
     pub(super) fn scan(&self, maps: &Maps, age: Age) -> Result<FlowScan> {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        let before = counts(maps, &state.slots)?;
+        let before = maps.active.all()?;
         let mut scan = FlowScan::default();
         family(&maps.flows4, &age, &mut scan)?;
         family(&maps.flows6, &age, &mut scan)?;
         correct(maps, &before, &scan)?;
-        state.slots.extend(scan.present.keys());
         if state.passes % COUNT_EVERY == 0 {
             state.counted = vec![
                 fill(&maps.services4, maps.services4.count()?),
@@ -57,64 +51,41 @@ impl Scanner {
     }
 }
 
-/// What the packet path counted of the slots, and of their services, by index of `ACTIVE`.
-struct Counts {
-    /// Each slot's service's index, where it has one and the slot's connections count for it.
-    services: BTreeMap<u32, u32>,
-    /// Connections opened and closed.
-    active: BTreeMap<u32, [u32; 2]>,
-}
-
-fn counts(maps: &Maps, slots: &BTreeSet<u32>) -> Result<Counts> {
-    let mut counts = Counts {
-        services: BTreeMap::new(),
-        active: BTreeMap::new(),
-    };
-    for slot in slots {
-        let Backend { service, state, .. } = maps.backends.get(*slot)?;
-        let counter = match service < maps.admission.len() {
-            true => maps.admission.get(service)?.counter,
-            false => 0,
+/// Makes up for what the packet path's counts miss or have too much, now that the true numbers are
+/// known; `before` is what it had counted when the scan began. Services are counted whether or not
+/// they have a limit: so one that is set holds for the connections that are there, and none of a
+/// service that is gone is left to the next owner of its number.
+fn correct(maps: &Maps, before: &[Active], scan: &FlowScan) -> Result<()> {
+    let backends = maps.backends.all()?;
+    let mut truth = vec![0_u32; before.len()];
+    for (slot, active) in &scan.active {
+        let Some(backend) = backends.get(*slot as usize) else {
+            continue;
         };
         // Connections whose backend's time to drain is over have ended, and only wait to age.
-        if counter != 0 && state != backend_state::CLOSED {
-            counts.services.insert(*slot, counter);
-        }
-        for index in [*slot, counter] {
-            if index != 0 || *slot == 0 {
-                counts.active.insert(index, counted(maps, index)?);
+        let counter = match backend.state {
+            backend_state::CLOSED => None,
+            _ => Some(maps.counter(backend.service)),
+        };
+        for index in [Some(*slot), counter].into_iter().flatten() {
+            if let Some(sum) = truth.get_mut(index as usize) {
+                *sum += *active as u32;
             }
         }
     }
-    Ok(counts)
-}
-
-fn counted(maps: &Maps, index: u32) -> Result<[u32; 2]> {
-    let active = maps.active.get(index)?;
-    Ok([active.opened.get(), active.closed.get()])
-}
-
-/// Makes up for what the packet path's counts miss or have too much, now that the true numbers are
-/// known.
-fn correct(maps: &Maps, before: &Counts, scan: &FlowScan) -> Result<()> {
-    let mut truth: BTreeMap<u32, u64> = before.active.keys().map(|index| (*index, 0)).collect();
-    for (slot, active) in &scan.active {
-        for index in [Some(slot), before.services.get(slot)]
-            .into_iter()
-            .flatten()
-        {
-            truth.entry(*index).and_modify(|sum| *sum += active);
-        }
-    }
-    for (index, active) in truth {
-        let (before, after) = (before.active[&index], counted(maps, index)?);
-        let now = maps.counted.get(index)?;
-        let right = correction(active as u32, before, after, now);
+    let (after, counted) = (maps.active.all()?, maps.counted.all()?);
+    let counts = before.iter().zip(&after).zip(counted);
+    for ((index, active), ((before, after), now)) in (0..).zip(truth).zip(counts) {
+        let right = correction(active, pair(before), pair(after), now);
         if right != now {
             maps.counted.set(index, &right)?;
         }
     }
     Ok(())
+}
+
+fn pair(active: &Active) -> [u32; 2] {
+    [active.opened.get(), active.closed.get()]
 }
 
 /// What is to be added to `opened - closed`, given what is added now. The scan saw `active` open
@@ -200,7 +171,7 @@ fn fill<K: Pod, V: Pod>(map: &Hash<K, V>, entries: u64) -> MapFill {
 mod tests {
     use std::cell::Cell;
 
-    use lb_common::abi::{Admission, Be16, NextHop, V4, flow_state, protocol};
+    use lb_common::abi::{Backend, Be16, NextHop, V4, flow_state, protocol};
 
     use super::*;
     use crate::{
@@ -326,8 +297,6 @@ mod tests {
                 connect(maps, client, 3, (0, 7000, 7000));
             }
             let scanner = Scanner::default();
-            // The first scan learns of the slot.
-            scanner.scan(maps, age(7100)).unwrap();
             scanner.scan(maps, age(7100)).unwrap();
             assert_eq!(open(3), 5);
             // Aged by the daemon, which the path does not see.
@@ -339,7 +308,7 @@ mod tests {
     #[test]
     fn what_a_drain_has_ended_counts_for_no_service() {
         with_maps(|maps| {
-            const COUNTER: u32 = 11;
+            let counter = maps.counter(1);
             let open = |index| {
                 let active = maps.active.get(index).unwrap();
                 active.open(maps.counted.get(index).unwrap())
@@ -353,23 +322,35 @@ mod tests {
                 };
                 maps.backends.set(3, &backend).unwrap();
             };
-            let admission = Admission {
-                counter: COUNTER,
-                ..Admission::default()
-            };
-            maps.admission.set(1, &admission).unwrap();
             set(backend_state::DRAINING);
             for client in 0..5 {
                 connect(maps, client, 3, (0, 7000, 7000));
             }
             let scanner = Scanner::default();
-            // The first scan learns of the slot.
             scanner.scan(maps, age(7100)).unwrap();
-            scanner.scan(maps, age(7100)).unwrap();
-            assert_eq!(open(COUNTER), 5);
+            assert_eq!(open(counter), 5);
             set(backend_state::CLOSED);
             scanner.scan(maps, age(7100)).unwrap();
-            assert_eq!((open(3), open(COUNTER)), (5, 0));
+            assert_eq!((open(3), open(counter)), (5, 0));
+        });
+    }
+
+    #[test]
+    fn what_nobody_has_any_more_is_counted_for_nobody() {
+        with_maps(|maps| {
+            // A daemon that died between removing flows and correcting the counts, and a service
+            // whose last connections ended after its limit.
+            let leftover = Active::default();
+            leftover.opened.set(5);
+            let service = maps.counter(7);
+            for index in [4, service] {
+                maps.active.set(index, &leftover).unwrap();
+            }
+            Scanner::default().scan(maps, age(7100)).unwrap();
+            for index in [4, service] {
+                let counted = maps.counted.get(index).unwrap();
+                assert_eq!(leftover.open(counted), 0, "{index}");
+            }
         });
     }
 

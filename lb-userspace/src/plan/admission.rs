@@ -5,7 +5,10 @@ use std::{cmp::Ordering, collections::BTreeMap, sync::Arc};
 use lb_common::abi::{Admission, Rate, admission_flag};
 
 use super::{Change, Input, services::Placed};
-use crate::model::{self, Prefix, Sources};
+use crate::{
+    datapath::Capacity,
+    model::{self, Prefix, Sources},
+};
 
 /// Of every service by id; those without are left out.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
@@ -23,7 +26,8 @@ pub(super) fn admissions(
     let mut left = [input.capacity.sources as usize; 2];
     for service in placed {
         let (id, desired) = (service.id, service.desired);
-        let mut rules = rules(&desired.admission, input.capacity.backends + id);
+        let counter = Capacity::counter(input.capacity.backends, id);
+        let mut rules = rules(&desired.admission, counter);
         let mut sources = desired.sources.clone();
         let needed = by_family(&sources);
         if needed[0] > left[0] || needed[1] > left[1] {

@@ -6,10 +6,13 @@ use std::{fs, net::IpAddr, path::PathBuf};
 use anyhow::{Context as _, Result, ensure};
 use aya::{
     Ebpf, EbpfLoader,
-    maps::{Array, HashMap as BpfHashMap, MapData, ProgramArray},
+    maps::{Array, HashMap as BpfHashMap, LpmTrie, MapData, ProgramArray, lpm_trie::Key},
     programs::{ProgramFd, SchedClassifier, TestRun as _, TestRunOptions, Xdp},
 };
-use lb_common::{abi::source, hash};
+use lb_common::{
+    abi::{SOURCE_SERVICE_BITS, source},
+    hash,
+};
 use lb_tests::packets::{
     Expect, Outcome, Runner as _,
     build::{ACK, Packet, SYN},
@@ -43,6 +46,8 @@ enum Vary {
     BareLookup,
     /// Nothing; the program puts a header in front of the packet, which the wrapper takes off.
     Tunnel,
+    /// A random client each run, for a program that looks it up among prefixes and does nothing else.
+    BarePrefix,
     /// Every run a new connection, the table emptied before.
     SourceAddress,
     /// The same on a table that is full: each entry evicts another.
@@ -298,6 +303,13 @@ fn measures(hook: Hook) -> Vec<Measure> {
             PASSED,
             Vary::BareLookup,
         ));
+        for (name, a) in [
+            ("one lookup among 50,000 source prefixes, IPv4", v4),
+            ("one lookup among 50,000 source prefixes, IPv6", v6),
+        ] {
+            let packet = tcp(a, port::DENIED, SYN);
+            measures.push(case(name, None, packet, PASSED, Vary::BarePrefix));
+        }
     }
     measures
 }
@@ -344,6 +356,7 @@ fn measure_hook(hook: Hook) -> Result<Measured> {
     };
     let unit_program = xdp_fd(&mut wrapper, "unit_xdp")?;
     let many_program = xdp_fd(&mut wrapper, "many_xdp")?;
+    let prefix_program = xdp_fd(&mut wrapper, "prefix_xdp")?;
     let measures = measures(hook);
     let floor_case = Measure {
         name: "floor",
@@ -377,6 +390,7 @@ fn measure_hook(hook: Hook) -> Result<Measured> {
                 if measure.vary.needs_crowd() == crowd {
                     let program = match measure.vary {
                         Vary::BareLookup => &many_program,
+                        Vary::BarePrefix => &prefix_program,
                         _ => &tested,
                     };
                     *best = best.min(run(&mut wrapper, &mut kernel, hook, program, measure)?);
@@ -394,6 +408,7 @@ fn load_wrapper(wrapper: &mut Ebpf) -> Result<()> {
         "empty_xdp",
         "unit_xdp",
         "many_xdp",
+        "prefix_xdp",
     ] {
         let program: &mut Xdp = wrapper.program_mut(name).context(name)?.try_into()?;
         program.load().context(name)?;
@@ -405,6 +420,19 @@ fn load_wrapper(wrapper: &mut Ebpf) -> Result<()> {
     let map = wrapper.map_mut("UNIT").context("UNIT")?;
     let mut unit = BpfHashMap::<_, [u32; 4], [u32; 16]>::try_from(map)?;
     (0..FLOWS).try_for_each(|port| unit.insert(&[1, 2, port, 3], &[0; 16], 0))?;
+    for (_, address, length, value) in crowded_list() {
+        let [a, b, c, d] = world::words(address);
+        let bits = SOURCE_SERVICE_BITS + length;
+        if address.is_ipv6() {
+            let map = wrapper.map_mut("PREFIXES6").context("PREFIXES6")?;
+            let mut prefixes = LpmTrie::<_, [u32; 5], u32>::try_from(map)?;
+            prefixes.insert(&Key::new(bits, [0, a, b, c, d]), &value, 0)?;
+        } else {
+            let map = wrapper.map_mut("PREFIXES4").context("PREFIXES4")?;
+            let mut prefixes = LpmTrie::<_, [u32; 2], u32>::try_from(map)?;
+            prefixes.insert(&Key::new(bits, [0, a]), &value, 0)?;
+        }
+    }
     Ok(())
 }
 
@@ -583,7 +611,7 @@ fn prepare(
     words[word::VARY] = match measure.vary {
         Vary::Nothing | Vary::Tunnel => 0,
         Vary::SourcePort | Vary::BareLookup => 1,
-        Vary::SourceAddress | Vary::FullTable => 2,
+        Vary::SourceAddress | Vary::BarePrefix | Vary::FullTable => 2,
     };
     words[word::MASK] = FLOWS - 1;
     words[word::V6] = u32::from(measure.packet.src.is_ipv6());
