@@ -310,8 +310,11 @@ fn devices_that_take_redirected_frames_are_known() {
         let direct = || {
             let map = sys::Map::from_pin(&pins(bpffs).join("DEVICES")).unwrap();
             let mut bytes = 0;
-            map.lookup_batch(64, |keys, _| Ok(bytes += keys.len()))
-                .unwrap();
+            map.lookup_batch(64, |keys, _| {
+                bytes += keys.len();
+                Ok(())
+            })
+            .unwrap();
             bytes / 4
         };
         let targets = || devices::redirect_targets().unwrap();
