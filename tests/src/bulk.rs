@@ -16,7 +16,7 @@ impl Stream {
 
     /// Fills `buffer`, whose length is a multiple of 8, with the next bytes.
     pub fn fill(&mut self, buffer: &mut [u8]) {
-        for word in buffer.chunks_exact_mut(8) {
+        for word in buffer.as_chunks_mut::<8>().0 {
             // Xorshift (Marsaglia, 2003).
             self.state ^= self.state << 13;
             self.state ^= self.state >> 7;

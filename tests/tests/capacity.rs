@@ -249,10 +249,7 @@ fn syn_flood(xdp: &'static str, program: &str) {
     assert!(lost.len() * 5 <= tried, "{} of {tried}", summary(&lost));
     // Nearly every port is a forged SYN's; those older than a second give way.
     let refused = drops(&world, "source_ports_exhausted");
-    assert!(
-        refused * 100 < sent as u64,
-        "xdp {xdp}: {refused} of {sent}"
-    );
+    assert!(refused * 100 < sent, "xdp {xdp}: {refused} of {sent}");
     let (time, count) = spent.unwrap_or_default();
     let served = tried - lost.len();
     note(format!(

@@ -158,8 +158,8 @@ impl From<Ipv6Addr> for V6 {
 impl From<V6> for Ipv6Addr {
     fn from(address: V6) -> Self {
         let mut octets = [0; 16];
-        for (chunk, word) in octets.chunks_exact_mut(4).zip(address.0) {
-            chunk.copy_from_slice(&word.to_ne_bytes());
+        for (chunk, word) in octets.as_chunks_mut().0.iter_mut().zip(address.0) {
+            *chunk = word.to_ne_bytes();
         }
         octets.into()
     }

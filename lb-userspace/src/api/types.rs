@@ -114,7 +114,7 @@ pub enum Response {
         items: Vec<EventItem>,
     },
     Service {
-        spec: ServiceSpec,
+        spec: Box<ServiceSpec>,
         item: ServiceItem,
         backends: Vec<BackendItem>,
         events: Vec<EventItem>,

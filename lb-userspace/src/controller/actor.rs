@@ -104,7 +104,7 @@ impl Actor {
                     let _ = reply.send(result.map(|message| Response::Done { message }));
                 }
                 Input::Message(Message::Reload { read, reply }) => {
-                    let _ = reply.send(self.reload(read));
+                    let _ = reply.send(self.reload(*read));
                 }
                 Input::Message(Message::View { reply }) => {
                     let _ = reply.send(self.view());

@@ -371,7 +371,7 @@ mod tests {
             ]
         );
         assert_eq!(
-            words(&[web.clone()], &[dns, web]),
+            words(std::slice::from_ref(&web), &[dns, web.clone()]),
             ["+ service dns", "+ backend dns/10.0.0.9:53"]
         );
     }

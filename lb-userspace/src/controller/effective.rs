@@ -318,7 +318,16 @@ mod tests {
             weight: Some(WeightOverride::Percent(percent)),
             ..Override::default()
         };
-        let cases: &[(Override, Verdict, Via, S, Admit, u32, &[&str])] = &[
+        type Case = (
+            Override,
+            Verdict,
+            Via,
+            S,
+            Admit,
+            u32,
+            &'static [&'static str],
+        );
+        let cases: &[Case] = &[
             (
                 none(),
                 up(),

@@ -35,7 +35,7 @@ pub(super) enum Message {
     },
     /// With the config file as it was read.
     Reload {
-        read: Result<Parsed, Fault>,
+        read: Box<Result<Parsed, Fault>>,
         reply: oneshot::Sender<Result<Response, Fault>>,
     },
     View {

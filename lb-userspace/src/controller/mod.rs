@@ -209,7 +209,11 @@ impl Handle {
         let read = spawn_blocking(move || read_config(file.as_deref()))
             .await
             .unwrap_or_else(|error| Err(faults::failed(format!("the reload failed: {error}"))));
-        self.ask(|reply| Message::Reload { read, reply }).await?
+        self.ask(|reply| Message::Reload {
+            read: Box::new(read),
+            reply,
+        })
+        .await?
     }
 
     async fn ask<T>(

@@ -55,7 +55,7 @@ pub(super) fn service(view: &View, datapath: &dyn Datapath, name: &str) -> Resul
     let own = format!("service/{name}");
     let backends_of = format!("backend/{name}/");
     Ok(Response::Service {
-        spec: service.merged.spec.clone(),
+        spec: Box::new(service.merged.spec.clone()),
         item,
         backends,
         events: events_where(view, |event| {

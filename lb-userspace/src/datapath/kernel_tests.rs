@@ -315,7 +315,8 @@ fn devices_that_take_redirected_frames_are_known() {
                 word & lb_common::abi::link::REDIRECT != 0
             };
             map.lookup_batch(64, |_, words| {
-                Ok(direct += words.chunks(4).filter(redirect).count())
+                direct += words.chunks(4).filter(redirect).count();
+                Ok(())
             })
             .unwrap();
             direct

@@ -8,7 +8,7 @@ use lb_common::abi::{
     SourceKey, V4, V6, as_bytes, from_bytes, map,
 };
 
-use super::{Capacity, sys, tables::Tables};
+use super::{sys, tables::Tables};
 
 /// Entries per batch call: 512 KiB of buffers for the widest map.
 const CHUNK: usize = 4096;
@@ -69,7 +69,7 @@ impl Maps {
 
 impl Maps {
     pub(super) fn counter(&self, service: u32) -> u32 {
-        Capacity::counter(self.backends.len(), service)
+        super::counter(self.backends.len(), service)
     }
 }
 
@@ -237,6 +237,10 @@ impl Named {
         done.with_context(|| self.failed("update"))
     }
 
+    #[expect(
+        clippy::chunks_exact_to_as_chunks,
+        reason = "the size of a type parameter is no constant argument"
+    )]
     fn values<V: Pod>(&self, expected: usize) -> Result<Vec<V>> {
         let mut found = Vec::with_capacity(expected);
         let walk = self.inner.lookup_batch(CHUNK, |_, values| {

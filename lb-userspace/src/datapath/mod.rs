@@ -151,12 +151,9 @@ pub struct Capacity {
     pub sources: u32,
 }
 
-impl Capacity {
-    /// Element of `ACTIVE` and `COUNTED` that counts a service's connections: behind those of the
-    /// `backends` slots.
-    pub fn counter(backends: u32, service: u32) -> u32 {
-        backends.saturating_add(service)
-    }
+/// Element of `ACTIVE` and `COUNTED` that counts a service's connections: behind those of all slots.
+pub const fn counter(slots: u32, service: u32) -> u32 {
+    slots.saturating_add(service)
 }
 
 /// How the node reaches an address.

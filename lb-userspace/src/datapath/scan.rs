@@ -37,7 +37,7 @@ impl Scanner {
         family(&maps.flows4, &age, &mut scan)?;
         family(&maps.flows6, &age, &mut scan)?;
         correct(maps, &before, &scan)?;
-        if state.passes % COUNT_EVERY == 0 {
+        if state.passes.is_multiple_of(COUNT_EVERY) {
             state.counted = vec![
                 fill(&maps.services4, maps.services4.count()?),
                 fill(&maps.services6, maps.services6.count()?),
@@ -112,11 +112,11 @@ where
     let mut left = 0;
     map.for_each_chunk(|chunk| {
         for (key, flow) in chunk {
-            if flows::is_idle(age, key.protocol(), &flow) {
-                if let Some(removed) = remove_if_over(map, age, &key, &flow)? {
-                    scan.aged += removed;
-                    continue;
-                }
+            if flows::is_idle(age, key.protocol(), &flow)
+                && let Some(removed) = remove_if_over(map, age, &key, &flow)?
+            {
+                scan.aged += removed;
+                continue;
             }
             left += 1;
             let state = flow.state.get();

@@ -12,7 +12,7 @@ use std::{
 };
 
 use anyhow::{Context, Result};
-use lb_common::abi::{TABLE_HEADER, TableChunk, as_bytes, from_bytes, map, table_chunks};
+use lb_common::abi::{TABLE_HEADER, TableChunk, as_bytes, map, table_chunks};
 
 use super::sys;
 
@@ -81,7 +81,7 @@ impl Tables {
             let inner = sys::Map::from_id(id)?;
             let mut words = Vec::new();
             inner.lookup_batch(CHUNK, |_, values| {
-                words.extend(values.chunks_exact(4).filter_map(from_bytes::<u32>));
+                words.extend(values.as_chunks().0.iter().copied().map(u32::from_ne_bytes));
                 Ok(())
             })?;
             let count = words.first().copied().unwrap_or_default() as usize;

@@ -96,8 +96,11 @@ impl Neighbours {
     }
 }
 
-/// Device and address of a neighbour, and its link-layer address while that may be used.
-fn neighbour(message: &Message) -> Option<((u32, Vec<u8>), Option<Vec<u8>>)> {
+/// Device and address.
+type Neighbour = (u32, Vec<u8>);
+
+/// A neighbour, and its link-layer address while that may be used.
+fn neighbour(message: &Message) -> Option<(Neighbour, Option<Vec<u8>>)> {
     const USABLE: u16 = libc::NUD_PERMANENT
         | libc::NUD_NOARP
         | libc::NUD_REACHABLE

@@ -6,7 +6,7 @@ use lb_common::abi::{Admission, Rate, admission_flag};
 
 use super::{Change, Input, services::Placed};
 use crate::{
-    datapath::Capacity,
+    datapath,
     model::{self, Prefix, Sources},
 };
 
@@ -26,7 +26,7 @@ pub(super) fn admissions(
     let mut left = [input.capacity.sources as usize; 2];
     for service in placed {
         let (id, desired) = (service.id, service.desired);
-        let counter = Capacity::counter(input.capacity.backends, id);
+        let counter = datapath::counter(input.capacity.backends, id);
         let mut rules = rules(&desired.admission, counter);
         let mut sources = desired.sources.clone();
         let needed = by_family(&sources);

@@ -15,7 +15,7 @@ pub(super) fn table(members: &[Member], size: usize) -> Vec<u32> {
 /// The order between two indices depends on their own rates only, so that one more or one less
 /// leaves the others' order as it is.
 pub(super) fn evenly(rates: &[u32], counts: &[u32]) -> Vec<u32> {
-    let time = |i: usize, turn: u32| (2 * u64::from(turn) + 1 << 27) / u64::from(rates[i]).max(1);
+    let time = |i: usize, turn: u32| ((2 * u64::from(turn) + 1) << 27) / u64::from(rates[i]).max(1);
     let turns = |i: usize| (0..counts[i]).map(move |turn| time(i, turn));
     by_time((0..counts.len()).flat_map(|i| turns(i).map(move |time| (time, i))))
 }

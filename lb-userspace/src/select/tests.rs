@@ -148,7 +148,11 @@ fn no_weight_no_table() {
 
 #[test]
 fn sizes_are_prime_except_exact_schedules() {
-    let is_prime = |n: usize| (2..).take_while(|d| d * d <= n).all(|d| n % d != 0);
+    let is_prime = |n: usize| {
+        (2..)
+            .take_while(|d| d * d <= n)
+            .all(|d| !n.is_multiple_of(d))
+    };
     for weights in [
         vec![1],
         vec![100; 31],
@@ -288,7 +292,8 @@ proptest! {
 #[test]
 #[ignore = "prints measurements"]
 fn measure() {
-    let profiles: [(&str, fn(u32) -> u32); 3] = [
+    type Weight = fn(u32) -> u32;
+    let profiles: [(&str, Weight); 3] = [
         ("equal", |_| 100),
         ("1 to 5", |i| 100 * (1 + i % 5)),
         ("1 to 8", |i| 100 + 37 * (i % 20)),

@@ -69,7 +69,7 @@ fn time_fault(time: Duration) -> Option<&'static str> {
         Some("is zero; write e.g. 1s")
     } else if time < SHORTEST || time > LONGEST {
         Some("must be from 1ms to 1d")
-    } else if time.subsec_nanos() % 1_000_000 != 0 {
+    } else if !time.subsec_nanos().is_multiple_of(1_000_000) {
         Some("must be whole milliseconds")
     } else {
         None

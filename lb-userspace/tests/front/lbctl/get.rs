@@ -124,7 +124,7 @@ async fn an_empty_list_says_so_on_stderr_and_stays_a_list_in_json() {
 async fn describe_shows_everything() {
     let daemon = Daemon::start(|request| match request {
         Request::DescribeService { .. } => Ok(Response::Service {
-            spec: ServiceSpec {
+            spec: Box::new(ServiceSpec {
                 name: "web".to_owned(),
                 listen: service("web").listen,
                 protocol: Protocol::Tcp,
@@ -137,7 +137,7 @@ async fn describe_shows_everything() {
                 admission: Default::default(),
                 health: Health::default(),
                 backends: vec![],
-            },
+            }),
             item: service("web"),
             backends: backends(),
             events: vec![],

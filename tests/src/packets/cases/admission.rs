@@ -300,7 +300,11 @@ fn affinity(table: &mut Table) {
             std::net::IpAddr::V4(ip) => lb_common::hash::client(V4::from(ip)),
             std::net::IpAddr::V6(ip) => lb_common::hash::client(V6::from(ip)),
         };
-        let backend = if (hash as u32 % 5) % 2 == 0 { 51 } else { 52 };
+        let backend = if (hash as u32 % 5).is_multiple_of(2) {
+            51
+        } else {
+            52
+        };
         steps.push(begun(&Connection::new(
             client,
             a.vip(port::AFFINITY_MAGLEV),

@@ -391,7 +391,11 @@ fn draws(table: &mut Table) {
             ),
             _ => unreachable!("one family"),
         };
-        let last = if (hash as u32 % 5) % 2 == 0 { 11 } else { 12 };
+        let last = if (hash as u32 % 5).is_multiple_of(2) {
+            11
+        } else {
+            12
+        };
         let connection = to(last, client.port(), port::MAGLEV);
         connection.forwards(connection.request(SYN))
     });
