@@ -20,7 +20,8 @@ use lb_common::{
         ServiceKey, SourceKey, TABLE_LANES, V4, V6, link, protocol, source_slot,
     },
     path::{
-        self, Attempt, Candidate, FamilyTables, InsertError, Milestone, Query, Route, Tables, Work,
+        self, Attempt, Budget, Candidate, FamilyTables, InsertError, Milestone, Query, Route,
+        Tables, Work,
     },
 };
 
@@ -258,8 +259,8 @@ impl<C> Tables for Kernel<C> {
     }
 
     #[inline(always)]
-    fn take_reject(&self, second: u32, per_second: u32) -> bool {
-        let Some(given) = maps::REJECTS.get_ptr_mut(0) else {
+    fn take(&self, budget: Budget, second: u32, per_second: u32) -> bool {
+        let Some(given) = maps::BUDGETS.get_ptr_mut(budget as u32) else {
             return false;
         };
         // SAFETY: as in `cursor`.

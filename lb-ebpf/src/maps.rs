@@ -10,7 +10,7 @@ use lb_common::abi::{
     FlowKey, FragmentKey, Fragmented, Held, HeldKey, PORT_WORDS, RateKey, SOURCE_SLOTS, Service,
     ServiceKey, TableChunk, V4, V6,
 };
-use lb_common::path::Work;
+use lb_common::path::{Budget, Work};
 
 /// `BPF_F_INNER_MAP`: selection tables differ in size (kernel ≥ 5.10).
 const INNER_MAP: usize = 0x1000;
@@ -142,9 +142,9 @@ pub(crate) static DEVICES: HashMap<u32, u32, 1024> = HashMap::new();
 #[btf_map]
 pub(crate) static DROPS: PerCpuArray<u64, { Drop::SLOTS as usize }> = PerCpuArray::new();
 
-/// The second, and the answers given in it. Writer: the packet path.
+/// The second, and what was taken in it, of each [`Budget`]. Writer: the packet path.
 #[btf_map]
-pub(crate) static REJECTS: PerCpuArray<[u32; 2], 1> = PerCpuArray::new();
+pub(crate) static BUDGETS: PerCpuArray<[u32; 2], { Budget::COUNT as usize }> = PerCpuArray::new();
 
 /// The slow path's memory while a packet is handled. Writer: the packet path.
 #[btf_map]

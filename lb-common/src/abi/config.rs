@@ -16,7 +16,9 @@ pub struct Config {
     /// Node addresses in `SOURCES` that SNAT may take, IPv4 and IPv6; 0: the backend's own
     /// [`super::Backend::source`].
     pub sources: [u32; 2],
-    pub reserved: [u32; 2],
+    /// Entries for SYNs that need none, per second and CPU; see `path::admit`.
+    pub entries_per_second: u32,
+    pub reserved: u32,
 }
 
 /// Most node addresses of one family that SNAT takes.

@@ -51,7 +51,7 @@ pub mod map {
     pub const HELD6: &str = "HELD6";
     pub const DEVICES: &str = "DEVICES";
     pub const DROPS: &str = "DROPS";
-    pub const REJECTS: &str = "REJECTS";
+    pub const BUDGETS: &str = "BUDGETS";
     pub const SOURCES: &str = "SOURCES";
     pub const ADMISSION: &str = "ADMISSION";
     pub const SOURCE_LISTS4: &str = "SOURCE_LISTS4";

@@ -78,8 +78,8 @@ plain_bytes! {
     Held => size 2056, align 4;
     Packet => size 16, align 4;
     Query => size 44, align 4;
-    Work<V4> => size 240, align 4;
-    Work<V6> => size 360, align 4;
+    Work<V4> => size 244, align 4;
+    Work<V6> => size 364, align 4;
     Service => size 32, align 4;
     Backend => size 64, align 4;
     BackendCounters => size 64, align 8;

@@ -28,6 +28,9 @@ pub enum Drop {
     TooBig = 10,
     /// With `dsr-l2`: the backend is behind a router, or the node itself.
     NotNeighbour = 11,
+    /// A SYN was sent on to a backend that answers directly without an entry being made for it,
+    /// because more came than there is room for. No loss: the next packet draws the same backend.
+    EntrySkipped = 12,
     /// The backend of this TCP connection is down, and its service has such connections end; or its
     /// time to drain is over.
     BackendDown = 40,
@@ -57,7 +60,7 @@ pub enum Drop {
 
 impl Drop {
     /// Every reason, by number.
-    pub const ALL: [Self; 21] = [
+    pub const ALL: [Self; 22] = [
         Self::NoBackend,
         Self::RejectLimited,
         Self::FlowTableFull,
@@ -69,6 +72,7 @@ impl Drop {
         Self::HandshakeTableFull,
         Self::TooBig,
         Self::NotNeighbour,
+        Self::EntrySkipped,
         Self::BackendDown,
         Self::InvalidFlags,
         Self::TinyFragment,
@@ -98,6 +102,7 @@ impl Drop {
             Self::HandshakeTableFull => "handshake_table_full",
             Self::TooBig => "too_big",
             Self::NotNeighbour => "not_neighbour",
+            Self::EntrySkipped => "entry_skipped",
             Self::BackendDown => "backend_down",
             Self::InvalidFlags => "invalid_flags",
             Self::TinyFragment => "tiny_fragment",

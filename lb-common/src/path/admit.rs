@@ -3,10 +3,10 @@
 use core::cell::Cell;
 
 use super::wire::tcp;
-use super::{FamilyTables, Step, Tables, Verdict, Work, active, select};
+use super::{Budget, FamilyTables, Step, Tables, Verdict, Work, active, select};
 use crate::abi::{
     Address, Admission, Affinity, AffinityKey, Bucket, Config, Drop, Rate, RateKey, Service,
-    ServiceKey, SourceKey, admission_flag, backend_state, forwarding, no_backend, source,
+    ServiceKey, SourceKey, admission_flag, backend_state, forwarding, no_backend, policy, source,
 };
 
 /// Has a key lie where the verifier allows the accesses of eight bytes by which it is written.
@@ -85,7 +85,7 @@ pub fn admit<A: Address, T: FamilyTables<A>>(tables: &T) -> Result<Step, Drop> {
         // Not more than a day, so this holds at 1000 jiffies a second.
         let lasts = affinity * config.hz;
         if let Some(slot) = kept(tables, service.id, key, lasts) {
-            return begin(work, slot);
+            return begin(tables, config, service, work, slot, true);
         }
     }
     match select::choose(tables, service, &work.key, affinity != 0) {
@@ -93,22 +93,41 @@ pub fn admit<A: Address, T: FamilyTables<A>>(tables: &T) -> Result<Step, Drop> {
             if affinity != 0 {
                 keep(tables, service.id, client, slot);
             }
-            begin(work, slot)
+            begin(tables, config, service, work, slot, affinity != 0)
         }
         Err(reason) => refuse(tables, service, reason),
     }
 }
 
 /// The packet goes to the backend in `slot`.
+///
+/// A SYN needs no entry where no answer comes by here that would have to be found, and where the
+/// next packet draws the same backend: so a flood of them, whose sources are forged, costs no more
+/// than a draw, and pushes out no entry of others.
 #[inline(always)]
-fn begin<A>(work: &mut Work<A>, slot: u32) -> Result<Step, Drop> {
+fn begin<A, T: Tables>(
+    tables: &T,
+    config: &Config,
+    service: &Service,
+    work: &mut Work<A>,
+    slot: u32,
+    has_affinity: bool,
+) -> Result<Step, Drop> {
     // Not earlier: a host that does not listen resets these, one that does ignores them.
     if work.packet.has_invalid_flags() {
         return Err(Drop::InvalidFlags);
     }
     work.slot = slot;
-    if work.forwarding == forwarding::NAT.into() {
+    work.is_kept = 1;
+    if service.forwarding == forwarding::NAT {
         return Ok(Step::Allocate);
+    }
+    if work.packet.has(tcp::SYN) && service.policy == policy::MAGLEV && !has_affinity {
+        let second = tables.now().checked_div(config.hz).unwrap_or(0);
+        if !tables.take(Budget::Entries, second, config.entries_per_second) {
+            tables.count_drop(Drop::EntrySkipped);
+            work.is_kept = 0;
+        }
     }
     Ok(Step::Open)
 }

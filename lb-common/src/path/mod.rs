@@ -270,8 +270,8 @@ pub trait Tables {
 
     fn count_drop(&self, reason: Drop);
 
-    /// Takes one of `per_second` answers that this CPU may give in the second `second`.
-    fn take_reject(&self, second: u32, per_second: u32) -> bool;
+    /// Takes one of `per_second` that this CPU has of `budget` in the second `second`.
+    fn take(&self, budget: Budget, second: u32, per_second: u32) -> bool;
 
     /// The way of a packet that came in by device `ingress`. Leaves the next hop in `hop`, zeroes
     /// if there is none.
@@ -304,6 +304,8 @@ pub struct Work<A> {
     pub slot: u32,
     /// How packets get to it, see [`crate::abi::forwarding`].
     pub forwarding: u32,
+    /// Whether the connection is entered: 0 or 1.
+    pub is_kept: u32,
     /// For [`encapsulate`]: how the outer packet leaves.
     pub to: u32,
     pub hop: NextHop,
@@ -316,6 +318,21 @@ pub enum Milestone {
     Begun,
     Established,
     Refused,
+}
+
+/// What a CPU does no more than so many times a second.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u32)]
+pub enum Budget {
+    /// Answers in the name of others.
+    Answers = 0,
+    /// Entries for SYNs that need none.
+    Entries = 1,
+}
+
+impl Budget {
+    /// Elements of the `BUDGETS` array.
+    pub const COUNT: u32 = 2;
 }
 
 /// The tables of one address family.

@@ -6,7 +6,7 @@ use crate::abi::{Drop, FlowKey, flow_state, forwarding};
 
 /// Enters the forward direction of the connection that the packet in [`Work`](super::Work) begins with the backend
 /// that [`super::admit`] left there, and sends it on. With NAT [`super::allocate`] entered the
-/// reverse direction; there is none else.
+/// reverse direction; there is none else. A flood's SYN is sent on without an entry.
 ///
 /// # Errors
 /// The reason why the packet is dropped; the caller counts it.
@@ -50,7 +50,7 @@ pub fn open<A: Family, F: Frame, T: FamilyTables<A>>(
         undo(tables, &work.opposite);
         return translate::refuse(tables, work);
     }
-    if tables.insert_handshake(&work.key, flow, true).is_err() {
+    if work.is_kept != 0 && tables.insert_handshake(&work.key, flow, true).is_err() {
         undo(tables, &work.opposite);
         return Err(Drop::HandshakeTableFull);
     }

@@ -4,7 +4,7 @@
 use super::family::Fresh;
 use super::parse::Packet;
 use super::wire::{self, Icmp, Macs, Tcp, Udp, tcp};
-use super::{Covered, Family, FamilyTables, Frame, Sum, Verdict};
+use super::{Budget, Covered, Family, FamilyTables, Frame, Sum, Verdict};
 use crate::abi::{Be16, Drop, FlowKey, protocol};
 
 /// Tells the sender that its packet, which is in [`Work`](super::Work), goes nowhere, or does not
@@ -31,7 +31,7 @@ pub fn answer<A: Family, F: Frame, T: FamilyTables<A>>(
         return Err(Drop::ResetWithoutFlow);
     }
     let second = tables.now().checked_div(config.hz).unwrap_or(0);
-    if !tables.take_reject(second, config.rejects_per_second) {
+    if !tables.take(Budget::Answers, second, config.rejects_per_second) {
         return Err(Drop::RejectLimited);
     }
     let key = work.key.reversed();

@@ -3,7 +3,9 @@
 use std::{
     collections::BTreeMap,
     net::{IpAddr, SocketAddr},
+    num::NonZero,
     sync::{Mutex, MutexGuard, PoisonError},
+    thread,
 };
 
 use anyhow::{Result, ensure};
@@ -378,10 +380,11 @@ fn write_config(maps: &Maps, hz: u32, snat_ports: (u16, u16)) -> Result<()> {
             epoch: next_epoch(former.epoch),
             hz,
             rejects_per_second: REJECTS_PER_SECOND,
+            entries_per_second: entries_per_second(maps.handshakes4.capacity()),
             snat_first,
             snat_count,
             sources: former.sources,
-            reserved: former.reserved,
+            reserved: 0,
         },
     )
 }
@@ -391,6 +394,13 @@ fn words(address: IpAddr) -> [u32; 4] {
         IpAddr::V4(ip) => V4::from(ip).to_words(),
         IpAddr::V6(ip) => V6::from(ip).to_words(),
     }
+}
+
+/// Each CPU's share of a table of so many entries, two a connection, so that what is entered lasts
+/// for a second at least, the time after which a client sends its SYN again (RFC 6298 section 2).
+fn entries_per_second(handshakes: u32) -> u32 {
+    let cpus = thread::available_parallelism().map_or(1, NonZero::get);
+    (handshakes / 2 / u32::try_from(cpus).unwrap_or(u32::MAX)).max(1)
 }
 
 fn next_epoch(epoch: u32) -> u32 {

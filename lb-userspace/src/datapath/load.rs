@@ -57,7 +57,7 @@ pub(super) fn load_maps(
         map::PORTS,
         map::DEVICES,
         map::DROPS,
-        map::REJECTS,
+        map::BUDGETS,
         map::FRAGMENTS4,
         map::FRAGMENTS6,
         map::HELD4,

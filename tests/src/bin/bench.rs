@@ -12,6 +12,7 @@ use aya::{
 use lb_common::{
     abi::{SOURCE_SERVICE_BITS, source},
     hash,
+    path::Budget,
 };
 use lb_tests::packets::{
     Expect, Outcome, Runner as _,
@@ -50,7 +51,9 @@ enum Vary {
     BarePrefix,
     /// Every run a new connection, the table emptied before.
     SourceAddress,
-    /// The same on a table that is full: each entry evicts another.
+    /// The same, of which none is entered.
+    Flood,
+    /// As [`Self::SourceAddress`] on a table that is full: each entry evicts another.
     FullTable,
 }
 
@@ -262,6 +265,20 @@ fn measures(hook: Hook) -> Vec<Measure> {
             tcp(v6, port::WEB, SYN),
             SENT,
             Vary::SourceAddress,
+        ),
+        case(
+            "SYN under flood, TCP/IPv4, dsr-l2, no entry",
+            Some(4.0),
+            tcp(v4, port::L2, SYN),
+            SENT,
+            Vary::Flood,
+        ),
+        case(
+            "SYN under flood, TCP/IPv6, dsr-l2, no entry",
+            None,
+            tcp(v6, port::L2, SYN),
+            SENT,
+            Vary::Flood,
         ),
         case(
             "first packet, TCP/IPv4, 50,000 source prefixes",
@@ -518,6 +535,10 @@ fn run(
         measure.verdict.1
     };
     let repeat = match measure.vary {
+        Vary::Flood => {
+            kernel.set_budget(Budget::Entries, 0);
+            RUNS
+        }
         Vary::SourceAddress => {
             kernel.forget_handshakes()?;
             OPENINGS
@@ -611,7 +632,7 @@ fn prepare(
     words[word::VARY] = match measure.vary {
         Vary::Nothing | Vary::Tunnel => 0,
         Vary::SourcePort | Vary::BareLookup => 1,
-        Vary::SourceAddress | Vary::BarePrefix | Vary::FullTable => 2,
+        Vary::SourceAddress | Vary::Flood | Vary::BarePrefix | Vary::FullTable => 2,
     };
     words[word::MASK] = FLOWS - 1;
     words[word::V6] = u32::from(measure.packet.src.is_ipv6());

@@ -23,6 +23,7 @@ use lb_common::abi::{
     Address as _, Backend, Be16, Config, Drop, SOURCE_SERVICE_BITS, Service, ServiceKey,
     TableChunk, V4, V6, as_bytes, link, map, protocol, source_slot, table_chunks,
 };
+use lb_common::path::Budget;
 
 use super::world::{self, Addresses, Mac};
 use super::{Action, Outcome, Runner, tuple};
@@ -254,9 +255,14 @@ impl Kernel {
         self.empty::<16, 8>(map::SOURCE_RATES)?;
         self.empty::<8, 16>(map::AFFINITY4)?;
         self.empty::<20, 16>(map::AFFINITY6)?;
-        let rejects = PerCpuValues::try_from(vec![0_u64; cpus()?])?;
-        self.map::<PerCpuArray<_, u64>>(map::REJECTS)?
-            .set(0, rejects, 0)?;
+
+        for budget in 0..Budget::COUNT {
+            self.map::<PerCpuArray<_, u64>>(map::BUDGETS)?.set(
+                budget,
+                PerCpuValues::try_from(vec![0_u64; cpus()?])?,
+                0,
+            )?;
+        }
         Ok(())
     }
 
@@ -466,8 +472,11 @@ impl Runner for Kernel {
         self.write_config().expect("writing the config");
     }
 
-    fn set_rejects(&mut self, per_second: u32) {
-        self.config.rejects_per_second = per_second;
+    fn set_budget(&mut self, budget: Budget, per_second: u32) {
+        match budget {
+            Budget::Answers => self.config.rejects_per_second = per_second,
+            Budget::Entries => self.config.entries_per_second = per_second,
+        }
         self.write_config().expect("writing the config");
     }
 }

@@ -10,6 +10,7 @@ pub mod world;
 use std::net::{IpAddr, SocketAddr};
 
 use lb_common::abi::{Address, Be16, Drop, FlowKey, protocol};
+use lb_common::path::Budget;
 
 /// One row of the table.
 pub struct Case {
@@ -34,8 +35,8 @@ pub enum Step {
     Epoch,
     /// What fragments told of others is too old from now on.
     Stale,
-    /// Rate limit of answers, per second and CPU.
-    Rejects(u32),
+    /// What a CPU may do so many times a second.
+    Budget(Budget, u32),
     /// The node opens a socket of its own that listens there.
     Listen { local: SocketAddr, udp: bool },
     /// It closes all of them.
@@ -97,7 +98,7 @@ pub trait Runner {
     fn set_backend(&mut self, slot: u32, state: u32, generation: u32);
     fn next_epoch(&mut self);
     fn make_stale(&mut self);
-    fn set_rejects(&mut self, per_second: u32);
+    fn set_budget(&mut self, budget: Budget, per_second: u32);
     fn listen(&mut self, local: SocketAddr, udp: bool);
     fn close_sockets(&mut self);
     fn set_sources(&mut self, sources: &[IpAddr]);
@@ -242,8 +243,8 @@ pub fn run(case: &Case, runner: &mut dyn Runner) -> Result<(), String> {
                 runner.wait_second();
                 continue;
             }
-            Step::Rejects(per_second) => {
-                runner.set_rejects(*per_second);
+            Step::Budget(budget, per_second) => {
+                runner.set_budget(*budget, *per_second);
                 continue;
             }
         };

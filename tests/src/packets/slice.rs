@@ -14,8 +14,8 @@ use lb_common::{
         protocol,
     },
     path::{
-        self, Attempt, Candidate, Covered, Delta, FamilyTables, Frame, Handover, InsertError,
-        Milestone, Query, Route, Tables, Verdict, Work,
+        self, Attempt, Budget, Candidate, Covered, Delta, FamilyTables, Frame, Handover,
+        InsertError, Milestone, Query, Route, Tables, Verdict, Work,
     },
 };
 
@@ -149,7 +149,7 @@ pub struct Memory {
     backends: HashMap<u32, Backend>,
     cursors: RefCell<HashMap<u32, u32>>,
     drops: RefCell<Vec<Drop>>,
-    rejects: Cell<u32>,
+    taken: [Cell<u32>; Budget::COUNT as usize],
     random: Cell<u32>,
     now: u32,
     full: Cell<u32>,
@@ -173,7 +173,7 @@ impl Memory {
             backends: HashMap::new(),
             cursors: RefCell::default(),
             drops: RefCell::default(),
-            rejects: Cell::new(0),
+            taken: Default::default(),
             now: 1000,
             full: Cell::new(0),
             sockets: Vec::new(),
@@ -338,9 +338,10 @@ impl Tables for Memory {
         self.drops.borrow_mut().push(reason);
     }
 
-    fn take_reject(&self, _: u32, per_second: u32) -> bool {
-        self.rejects.set(self.rejects.get() + 1);
-        self.rejects.get() <= per_second
+    fn take(&self, budget: Budget, _: u32, per_second: u32) -> bool {
+        let taken = &self.taken[budget as usize];
+        taken.set(taken.get() + 1);
+        taken.get() <= per_second
     }
 
     fn route(&self, _: u32, query: &Query, hop: &mut NextHop) -> Route {
@@ -644,7 +645,10 @@ impl Runner for Slice {
         self.memory.config.hz = 0;
     }
 
-    fn set_rejects(&mut self, per_second: u32) {
-        self.memory.config.rejects_per_second = per_second;
+    fn set_budget(&mut self, budget: Budget, per_second: u32) {
+        match budget {
+            Budget::Answers => self.memory.config.rejects_per_second = per_second,
+            Budget::Entries => self.memory.config.entries_per_second = per_second,
+        }
     }
 }

@@ -291,7 +291,8 @@ pub const CONFIG: Config = Config {
     snat_first: SNAT_PORT,
     snat_count: 1,
     sources: [0; 2],
-    reserved: [0; 2],
+    entries_per_second: 1000,
+    reserved: 0,
 };
 
 pub fn listens() -> Vec<Listen> {

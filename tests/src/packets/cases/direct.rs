@@ -5,6 +5,7 @@ use crate::packets::build::{ACK, FIN, PSH, Packet, RST, SYN, Transport};
 use crate::packets::world::{self, Addresses, MTU, NARROW_MTU, port, slot};
 use crate::packets::{Expect, Step};
 use lb_common::abi::{Be16, Drop, FlowKey, V4, V6, backend_state, protocol};
+use lb_common::path::Budget;
 use std::net::{IpAddr, SocketAddr};
 
 pub(super) fn cases(table: &mut Table) {
@@ -15,6 +16,7 @@ pub(super) fn cases(table: &mut Table) {
         sizes(table, &way);
         errors(table, &way);
         fragments(table, &way);
+        flood(table, &way);
     }
     shapes(table);
     next_hops(table);
@@ -400,12 +402,53 @@ fn sizes(table: &mut Table, way: &Way) {
         table.add(&format!("{name}_too_big_with_options_is_answered"), steps);
     }
     let mut steps = way.opened();
-    steps.push(Step::Rejects(0));
+    steps.push(Step::Budget(Budget::Answers, 0));
     steps.push(Step::FromClient(
         segment(largest + 1).bytes(),
         Expect::Dropped(Drop::RejectLimited),
     ));
     table.add(&format!("{name}_too_big_answers_are_limited"), steps);
+}
+
+/// SYNs beyond what may be entered go the same way, and leave nothing behind.
+fn flood(table: &mut Table, way: &Way) {
+    let (name, tcp, udp) = (way.name, &way.tcp, &way.udp);
+    let known = |c: &Connection, udp| Step::Known {
+        src: c.client,
+        dst: c.vip,
+        udp,
+    };
+    let unknown = Step::Unknown {
+        src: tcp.client,
+        dst: tcp.vip,
+        udp: false,
+    };
+    let flooded = Step::Budget(Budget::Entries, 0);
+    let syn = || way.forwards(tcp.request(SYN));
+    let steps = vec![syn(), known(tcp, false)];
+    table.add(&format!("{name}_syn_is_entered"), steps);
+    let steps = vec![
+        flooded.clone(),
+        syn(),
+        unknown.clone(),
+        syn(),
+        unknown,
+        // The client is real: its next packet finds the same backend, and has an entry.
+        way.forwards(tcp.request(ACK)),
+        known(tcp, false),
+        way.forwards(tcp.request(ACK | PSH)),
+    ];
+    table.add(&format!("{name}_syn_of_a_flood_is_not_entered"), steps);
+    let steps = vec![
+        Step::Budget(Budget::Entries, 1),
+        syn(),
+        // A SYN that is sent again has its entry already.
+        syn(),
+        known(tcp, false),
+    ];
+    table.add(&format!("{name}_syn_again_takes_no_more_room"), steps);
+    let steps = vec![flooded, way.asks(udp.request(0)), known(udp, true)];
+    table.add(&format!("{name}_datagram_of_a_flood_is_entered"), steps);
 }
 
 /// `packet` is answered: it is too big for `mtu`.

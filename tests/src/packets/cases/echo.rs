@@ -6,6 +6,7 @@ use super::{Table, passes};
 use crate::packets::build::{Packet, Transport};
 use crate::packets::world::{self, Addresses};
 use crate::packets::{Expect, Step};
+use lb_common::path::Budget;
 
 /// An echo request of the client to `dst`; `rest` is identifier and sequence number.
 pub fn request(addresses: Addresses, dst: IpAddr, rest: u32, payload: &[u8]) -> Packet {
@@ -69,7 +70,7 @@ pub(super) fn cases(table: &mut Table) {
     table.add(
         "echo_is_not_limited_as_refusals_are",
         vec![
-            Step::Rejects(0),
+            Step::Budget(Budget::Answers, 0),
             answered(ping.clone()),
             answered(ping.clone()),
         ],

@@ -5,6 +5,7 @@ use crate::packets::build::{ACK, FIN, PSH, Packet, RST, SYN};
 use crate::packets::world::port;
 use crate::packets::{Expect, Step};
 use lb_common::abi::Drop;
+use lb_common::path::Budget;
 
 fn resets(packet: Packet) -> Step {
     let answer = reset_of(&packet);
@@ -108,7 +109,7 @@ pub(super) fn cases(table: &mut Table) {
     table.add(
         "answers_are_limited",
         vec![
-            Step::Rejects(0),
+            Step::Budget(Budget::Answers, 0),
             limited(request(port::DOWN, SYN)),
             limited(question(port::DNS_EMPTY)),
         ],
