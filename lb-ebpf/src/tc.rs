@@ -299,10 +299,12 @@ extern "C" fn lbd_egress(context: *mut __sk_buff) -> i32 {
     let action = match path::network(&TcFrame { context }) {
         Network::Ipv4(network) => match hook::depart::<TcFrame, V4>(context, network) {
             hook::SLOW => tc_slow4(context),
+            hook::ICMP => tc_icmp4(context),
             action => action,
         },
         Network::Ipv6(network) => match tc_depart6(context, network as u32) {
             hook::SLOW => tc_slow6(context),
+            hook::ICMP => tc_icmp6(context),
             action => action,
         },
         Network::Foreign => return TC_ACT_UNSPEC,

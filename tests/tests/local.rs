@@ -8,7 +8,7 @@
 use std::net::{IpAddr, SocketAddr};
 
 use lb_tests::{
-    clients::{self, Protocol, any_port, ask_once},
+    clients::{self, Failure, Protocol, any_port, ask_once},
     daemon::{Config, Daemon, Service},
     host::{Host, cable},
     net::{Family, Network, Topology},
@@ -19,6 +19,9 @@ const PROTOCOLS: [Protocol; 2] = [Protocol::Tcp, Protocol::Udp];
 
 /// Where the node's own server and the pod listen.
 const PLACES: [&str; 2] = ["process", "pod"];
+
+/// Nothing listens there.
+const CLOSED_PORT: u16 = 9;
 
 fn address(network: &Network, place: &str, family: Family) -> IpAddr {
     match (place, family) {
@@ -117,6 +120,49 @@ fn xdp_backends_on_the_node_answer() {
 #[test]
 fn tc_backends_on_the_node_answer() {
     backends_on_the_node("off");
+}
+
+/// Nothing listens on the backends' port: the client hears it, about its own packet.
+fn closed_ports_on_the_node_refuse(xdp: &'static str) {
+    let topology = Topology {
+        backends: 1,
+        ..Topology::default()
+    };
+    let network = Network::new(topology).unwrap();
+    let _pod = plug_pod(&network);
+    let mut config = Config::new(&network, xdp);
+    for (n, place) in (0..).zip(PLACES) {
+        let mut service = Service::new(place, Protocol::Udp).listen(&network, n, 5300);
+        for family in Family::BOTH {
+            let backend = (address(&network, place, family), CLOSED_PORT);
+            service.backends.push((backend.into(), 1));
+        }
+        service.health = "none";
+        config = config.service(service);
+    }
+    let daemon = Daemon::start(&network.node, &config).unwrap();
+    daemon.wait_all_healthy().unwrap();
+    for (n, place) in (0..).zip(PLACES) {
+        for family in Family::BOTH {
+            let source = any_port(network.client_addresses(family)[3]);
+            let target = (network.vip(n, family), 5300).into();
+            let ask = || ask_once(Protocol::Udp, source, target, "is anybody there?");
+            for _ in 0..3 {
+                let answer = network.client.run(ask);
+                assert_eq!(answer, Err(Failure::Refused), "{xdp} {place} {family}");
+            }
+        }
+    }
+}
+
+#[test]
+fn xdp_closed_ports_on_the_node_refuse() {
+    closed_ports_on_the_node_refuse("native");
+}
+
+#[test]
+fn tc_closed_ports_on_the_node_refuse() {
+    closed_ports_on_the_node_refuse("off");
 }
 
 /// The only backend is the client itself.

@@ -1,12 +1,12 @@
 //! Packets that leave the node through its own stack.
 
-use super::{Family, FamilyTables, Frame, Step, Verdict, parse};
+use super::{Family, FamilyTables, Frame, Step, Verdict, icmp, parse};
 use crate::abi::{FlowKey, PortKind, port_bit, protocol};
 
 /// Turns away what no backend may have sent. Answers of backends on the node itself (its own
 /// processes, and pods whose packets the stack forwards) are [`Step::Slow`] and stand in
 /// [`Work`](super::Work): [`slow`](super::slow) translates those whose flow it knows, and leaves
-/// their way to the stack that has chosen it already.
+/// their way to the stack that has chosen it already. Errors of theirs are [`Step::Icmp`].
 #[inline(always)]
 pub fn depart<A: Family, F: Frame, T: FamilyTables<A>>(
     frame: &mut F,
@@ -17,8 +17,10 @@ pub fn depart<A: Family, F: Frame, T: FamilyTables<A>>(
     let Some(header) = A::read(frame, network) else {
         return PASS;
     };
-    let is_whole = header.fragment == 0;
-    if !is_whole || header.protocol != protocol::TCP && header.protocol != protocol::UDP {
+    if header.protocol != protocol::TCP && header.protocol != protocol::UDP {
+        return icmp::depart(frame, tables, network, &header);
+    }
+    if header.fragment != 0 {
         return PASS;
     }
     let Some((ports, packet)) = parse::packet(frame, tables, network, &header) else {

@@ -17,12 +17,16 @@ const QUOTED: usize = 8;
 /// IP header with options, and the quoted checksum of TCP.
 const HEADERS: usize = 14 + 60 + size_of::<Icmp>() + 60 + size_of::<Tcp>();
 
+/// Bit of [`Work::network`](super::Work::network): the message leaves the node by way of its stack.
+const DEPARTS: u32 = 1 << 31;
+
 /// An ICMP message whole in its frame.
 #[derive(Clone, Copy)]
 pub(super) struct Message<A> {
     /// Offset of the IP header, and what stands there.
     pub(super) network: usize,
     pub(super) header: Header<A>,
+    departs: bool,
 }
 
 impl<A> Message<A> {
@@ -54,6 +58,26 @@ pub(super) fn is_wanted<A: Family, F: Frame>(
     kind.is_some_and(|kind| kind == A::ECHO.0 || A::is_error(kind))
 }
 
+/// Leaves the place of an ICMP error that leaves the node, of a backend on it perhaps, to [`icmp`].
+#[inline(always)]
+pub(super) fn depart<A: Family, F: Frame, T: FamilyTables<A>>(
+    frame: &F,
+    tables: &T,
+    network: usize,
+    header: &Header<A>,
+) -> Step {
+    const PASS: Step = Step::Done(Verdict::Pass);
+    if header.fragment != 0 || header.protocol != A::ICMP {
+        return PASS;
+    }
+    let kind = frame.load::<u8>(network + header.length);
+    let (Some(work), Some(true)) = (tables.work(), kind.map(A::is_error)) else {
+        return PASS;
+    };
+    work.network = network as u32 | DEPARTS;
+    Step::Icmp
+}
+
 /// Answers an echo request to a service, or passes an ICMP error about a balanced connection on to
 /// whom it concerns; [`super::fast`] left its place in [`Work`](super::Work). Everything else passes
 /// untouched.
@@ -70,7 +94,7 @@ pub fn icmp<A: Family, F: Frame, T: FamilyTables<A>>(
         return PASS;
     };
     match frame.load::<[u8; 2]>(message.offset()) {
-        Some([kind, 0]) if kind == A::ECHO.0 => {
+        Some([kind, 0]) if kind == A::ECHO.0 && !message.departs => {
             echo::reply(frame, tables, &message).map(Step::Done)
         }
         Some([kind, _]) if A::is_error(kind) => error(frame, tables, &message),
@@ -81,13 +105,18 @@ pub fn icmp<A: Family, F: Frame, T: FamilyTables<A>>(
 /// The message in an untagged frame for one host.
 #[inline(always)]
 fn message<A: Family, F: Frame, T: FamilyTables<A>>(frame: &F, tables: &T) -> Option<Message<A>> {
-    let network = tables.work()?.network as usize & parse::OFFSETS as usize;
+    let place = tables.work()?.network;
+    let network = place as usize & parse::OFFSETS as usize;
     // Tagged frames are answered on their VLAN device.
     if network != size_of::<Ethernet>() || parse::is_to_group(frame)? {
         return None;
     }
     let header = A::read(frame, network)?;
-    let message = Message { network, header };
+    let message = Message {
+        network,
+        header,
+        departs: place & DEPARTS != 0,
+    };
     let is_whole = network + header.total_length <= frame.length();
     (is_whole && message.length() >= size_of::<Icmp>()).then_some(message)
 }
@@ -132,8 +161,12 @@ fn error<A: Family, F: Frame, T: FamilyTables<A>>(
         return PASS;
     };
     let room = (&mut work.query, &mut work.hop);
-    let to = translate::way(frame, tables, config, key, flow, false, room)?;
+    let to = translate::way(frame, tables, config, key, flow, message.departs, room)?;
     if flow.state.get() & flow_state::DIRECT != 0 {
+        // What the node says of a backend's own packets is not for that backend.
+        if message.departs {
+            return PASS;
+        }
         return direct(frame, work, message, flow, to);
     }
     // To the client the error comes from the service, as the answers do. To the backend it comes
