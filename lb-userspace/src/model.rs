@@ -11,6 +11,8 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
+use crate::discovery::SourceSpec;
+
 /// Highest weight; 0 means no new connections.
 pub const MAX_WEIGHT: u16 = u16::MAX;
 
@@ -160,6 +162,9 @@ pub struct ServiceSpec {
     pub on_backend_down: OnBackendDown,
     pub health: Health,
     pub backends: Vec<BackendSpec>,
+    /// Where more backends come from. What is found there is no part of the spec.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub discovery: Vec<SourceSpec>,
 }
 
 /// How XDP is attached.

@@ -203,6 +203,7 @@ fn service_spec(args: AddService) -> Result<ServiceSpec, Failure> {
         on_backend_down,
         health: health_spec(health, protocol)?,
         backends,
+        discovery: Vec::new(),
     })
 }
 

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, net::SocketAddr};
 
 use super::{
     check::Item,
-    health,
+    discovery, health,
     report::Report,
     suggest::quoted,
     tree::{Data, Node},
@@ -18,7 +18,7 @@ use crate::model::{
 /// Weight of a backend whose entry names none.
 pub const DEFAULT_WEIGHT: u16 = 100;
 
-const KEYS: [&str; 10] = [
+const KEYS: [&str; 11] = [
     "name",
     "listen",
     "protocol",
@@ -29,14 +29,12 @@ const KEYS: [&str; 10] = [
     "on_backend_down",
     "health",
     "backends",
+    "discovery",
 ];
-const LATER_KEYS: [Later; 2] = [
-    (
-        "affinity",
-        "remove it; `policy: maglev` keeps a connection's 5-tuple on one backend",
-    ),
-    ("discovery", "list the servers under `backends` instead"),
-];
+const LATER_KEYS: [Later; 1] = [(
+    "affinity",
+    "remove it; `policy: maglev` keeps a connection's 5-tuple on one backend",
+)];
 const PROTOCOLS: [(&str, Protocol); 2] = [("tcp", Protocol::Tcp), ("udp", Protocol::Udp)];
 const FORWARDINGS: [(&str, Forwarding); 1] = [("nat", Forwarding::Nat)];
 const LATER_FORWARDINGS: [Later; 2] = [("dsr-l2", "use `nat`"), ("dsr-ipip", "use `nat`")];
@@ -78,6 +76,7 @@ pub(super) fn service(value: &Node, index: usize, report: &mut Report) -> Servic
         on_backend_down: OnBackendDown::default(),
         health: health::default_for(Protocol::default()),
         backends: Vec::new(),
+        discovery: Vec::new(),
     };
     report.faulty(Item::Name(index));
     report.faulty(Item::Listens(index));
@@ -123,6 +122,9 @@ pub(super) fn service(value: &Node, index: usize, report: &mut Report) -> Servic
             .enumerate()
             .map(|(at, value)| backend(value, Item::Backend(index, at), report))
             .collect();
+    }
+    if let Some(value) = fields.get("discovery") {
+        spec.discovery = discovery::discovery(value, index, report);
     }
     spec
 }
@@ -173,7 +175,7 @@ fn backend(value: &Node, item: Item, report: &mut Report) -> BackendSpec {
     spec
 }
 
-fn labels(value: &Node, report: &mut Report) -> BTreeMap<String, String> {
+pub(super) fn labels(value: &Node, report: &mut Report) -> BTreeMap<String, String> {
     match &*value.data {
         Data::Map(entries) => entries
             .iter()

@@ -38,6 +38,7 @@ pub(super) fn items(
         on_backend_down,
         health: _,
         backends: _,
+        discovery: _,
     } = &service.merged.spec;
     let item = ServiceItem {
         name: name.clone(),

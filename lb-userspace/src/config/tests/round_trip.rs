@@ -162,6 +162,7 @@ prop_compose! {
             on_backend_down,
             health,
             backends,
+            discovery: Vec::new(),
         }
     }
 }
