@@ -15,8 +15,8 @@ use crate::api::types::{Request, Response};
 const POLL: Duration = Duration::from_secs(1);
 
 pub(super) async fn run(daemon: &Daemon, get: Get, out: &mut dyn Write) -> Result<Exit, Failure> {
-    if get.name.is_some() && !matches!(get.what, What::Services | What::Backends) {
-        let message = "a name may follow `get services` and `get backends` only";
+    if get.name.is_some() && !matches!(get.what, What::Services | What::Backends | What::Sources) {
+        let message = "a name may follow `get services`, `get backends` and `get sources` only";
         return Err(Failure::new(Exit::Usage, message));
     }
     let first = query(daemon, &get, 0).await?;
@@ -72,6 +72,9 @@ async fn query(daemon: &Daemon, get: &Get, since: u64) -> Result<Listing, Failur
     let request = match get.what {
         What::Services => Request::GetServices,
         What::Backends => Request::GetBackends {
+            service: get.name.clone(),
+        },
+        What::Sources => Request::GetSources {
             service: get.name.clone(),
         },
         What::Overrides => Request::GetOverrides,

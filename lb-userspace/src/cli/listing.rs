@@ -9,6 +9,7 @@ use super::{
 };
 use crate::{
     api::types::{BackendItem, EventItem, OverrideItem, Response, ServiceItem},
+    discovery::SourceItem,
     model::{BackendRef, WeightOverride},
     utc,
 };
@@ -44,6 +45,12 @@ impl Listing {
                 items,
                 |item| (reference(item).to_string(), backend_cells(item, wide)),
             )),
+            Response::Sources { items } => {
+                Ok(Self::build("Sources", source_header(wide), items, |item| {
+                    let key = format!("{}/{}:{}", item.service, item.kind, item.target);
+                    (key, source_cells(item, wide))
+                }))
+            }
             Response::Overrides { items } => {
                 let header = vec!["BACKEND", "WEIGHT", "MODE"];
                 Ok(Self::build("Overrides", header, items, |item| {
@@ -188,6 +195,56 @@ fn short(reasons: &[String]) -> String {
         text.push_str(&format!(" (+{})", reasons.len() - 1));
     }
     text
+}
+
+pub(super) fn source_header(wide: bool) -> Vec<&'static str> {
+    let mut header = vec![
+        "SERVICE",
+        "KIND",
+        "TARGET",
+        "INSTANCES",
+        "STATE",
+        "LAST-SUCCESS",
+        "UPDATES",
+        "ERRORS",
+    ];
+    if wide {
+        header.extend(["HELD", "LEFT-OUT", "LAST-ERROR-AT"]);
+    }
+    header.push("LAST-ERROR");
+    header
+}
+
+/// In a table that is not wide the last error is shown while it lasts.
+pub(super) fn source_cells(item: &SourceItem, wide: bool) -> Vec<String> {
+    let mut cells = vec![
+        item.service.clone(),
+        item.kind.clone(),
+        item.target.clone(),
+        item.instances.to_string(),
+        item.state.clone(),
+        match item.last_success_ms {
+            Some(at) => age(seconds_since(at)) + " ago",
+            None => "never".to_owned(),
+        },
+        item.updates.to_string(),
+        item.errors.to_string(),
+    ];
+    let error = item.last_error.clone().unwrap_or_default();
+    if wide {
+        cells.extend([
+            item.held.to_string(),
+            item.left_out.join("; "),
+            item.last_error_ms.map(utc::text).unwrap_or_default(),
+            error,
+        ]);
+    } else {
+        cells.push(match item.is_well() {
+            true => String::new(),
+            false => error,
+        });
+    }
+    cells
 }
 
 fn override_cells(item: &OverrideItem) -> Vec<String> {

@@ -23,11 +23,12 @@ use super::{
     inputs::{Input, Inputs, Message, Routed, Scanned},
     kernel::{self, Kernel},
     view::{Counts, View},
-    world::{Layers, Relayered, Transition, World},
+    world::{Layers, Rediscovered, Relayered, Transition, World},
 };
 use crate::{
     api::types::{Fault, Response},
     config::{Finding, Parsed},
+    discovery::Sources,
     health::{Checks, Report},
     model::Config,
     plan::Placement,
@@ -40,6 +41,8 @@ const RETRY_AFTER: Duration = Duration::from_secs(1);
 
 /// Flow scans and route look-ups take at most one part in this many of a CPU each.
 const BACKGROUND_SHARE: u32 = 20;
+/// Taking in what sources find takes at most one part in this many of a CPU, plus one.
+const DISCOVERY_SHARE: u32 = 4;
 const SCAN_EVERY: Duration = Duration::from_secs(1);
 /// While a deadline is to come, the wall clock is looked at this often: somebody may set it.
 const CLOCK_EVERY: Duration = Duration::from_secs(10);
@@ -50,6 +53,7 @@ pub(super) struct Actor {
     pub kernel: Kernel,
     pub store: Store,
     pub checks: Checks,
+    pub sources: Sources,
     pub config_file: Option<PathBuf>,
     /// What the daemon began with, without services: node and admin settings hold until it ends.
     pub began_with: Config,
@@ -130,6 +134,7 @@ impl Actor {
                     let _ = self.apply();
                 }
                 Input::DeadlineDue => self.look_at_clock(),
+                Input::FoundDue => self.take_found(),
             }
         }
     }
@@ -181,6 +186,7 @@ impl Actor {
         if let Some(tables) = self.inputs.tables.take() {
             let _ = tables.await;
         }
+        self.sources.stop().await;
         tracing::info!("controller stopped; the data path keeps running");
         drop(self);
         if let Some(reply) = reply {
@@ -271,11 +277,55 @@ impl Actor {
         if self.world.layers().file.node.snat != former.node.snat {
             self.set_snat();
         }
+        if moved {
+            self.follow_sources();
+        }
         let applied = self.apply();
         if probes {
             self.checks.set_targets(&self.world.targets());
         }
         applied
+    }
+
+    /// Runs the sources of the services in force, and no others.
+    fn follow_sources(&mut self) {
+        self.sources.set(&self.world.sources());
+        self.discover();
+    }
+
+    /// Puts the sets that sources found in force; what changed is told of. To be followed by a pass
+    /// if it returns true.
+    fn discover(&mut self) -> Rediscovered {
+        let datapath = self.kernel.datapath.clone();
+        let found = self.sources.found();
+        let rediscovered = self
+            .world
+            .discover(found, |address| kernel::route(&*datapath, address));
+        if rediscovered.moved {
+            self.kernel.note_moves(self.note.scans_begun);
+        }
+        rediscovered
+    }
+
+    fn take_found(&mut self) {
+        let began = Instant::now();
+        let Rediscovered {
+            moved,
+            changed,
+            differences,
+        } = self.discover();
+        if changed {
+            let _ = self.apply();
+        }
+        if moved {
+            self.checks.set_targets(&self.world.targets());
+        }
+        self.inputs.found_rest = Instant::now() + began.elapsed() * DISCOVERY_SHARE;
+        for (service, differences) in differences {
+            for event in Event::discovered(&service, differences) {
+                self.tell(event);
+            }
+        }
     }
 
     fn reload(&mut self, read: Result<Parsed, Fault>) -> Result<Response, Fault> {
@@ -473,6 +523,7 @@ impl Actor {
             totals: self.kernel.totals.by_service(),
             events: self.note.events.all(),
             problems: self.problems(),
+            sources: self.sources.items(),
             ready: self.ready.load(Ordering::Acquire),
             started: self.note.started,
             config_file: self.config_file.clone(),
@@ -483,6 +534,7 @@ impl Actor {
 
     fn problems(&self) -> Vec<String> {
         let mut problems = self.note.store_problems.clone();
+        problems.extend(self.sources.disk_faults());
         if let Some(failure) = &self.kernel.failure {
             problems.push(format!(
                 "the kernel could not be brought up to date: {failure}; tried again every second"

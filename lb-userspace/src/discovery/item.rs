@@ -1,7 +1,8 @@
 //! What people see of a source.
 
-use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
 
 /// One item of `lbctl get sources`.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -38,6 +39,11 @@ impl SourceItem {
         self.state == "stale"
     }
 
+    /// Its last answer counts, and is young enough.
+    pub fn is_well(&self) -> bool {
+        !matches!(self.state.as_str(), "failing" | "stale")
+    }
+
     /// What is wrong, in a sentence, if anything is.
     pub fn trouble(&self) -> Option<String> {
         let Self {
@@ -48,7 +54,7 @@ impl SourceItem {
             instances,
             ..
         } = self;
-        if !matches!(state.as_str(), "failing" | "stale") {
+        if self.is_well() {
             return None;
         }
         let error = self.last_error.as_deref().unwrap_or("no answer");

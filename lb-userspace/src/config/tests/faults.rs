@@ -283,7 +283,7 @@ fn services_left_incomplete() {
             "2:5: the service has no `listen`; write e.g. `listen: \"192.0.2.10:80\"`",
             "4:13: `listen` is empty; write at least one IP:PORT",
             "5:5: `service` must be a mapping with the keys name, listen, protocol, forwarding, \
-             snat, policy, no_backend, on_backend_down, health, backends, not `web`",
+             snat, policy, no_backend, on_backend_down, health, backends, discovery, not `web`",
         ]
     );
 }
@@ -298,8 +298,7 @@ fn one_service() {
         ),
         (
             "discovery: {}",
-            "4:5: `discovery` is not supported by this version; list the servers under `backends` \
-             instead",
+            "4:16: `discovery` names no source; write one of file",
         ),
         (
             "forwarding: dsr-ipip",
@@ -426,7 +425,7 @@ fn a_faulty_value_is_reported_once() {
             "1:1: unknown key `servces` in the file; did you mean `services`? \
              (allowed: node, admin or services)",
             "1:12: unknown key `nmae` in service; did you mean `name`? (allowed: name, listen, \
-             protocol, forwarding, snat, policy, no_backend, on_backend_down, health or backends)",
+             protocol, forwarding, snat, policy, no_backend, on_backend_down, health, backends or discovery)",
             "1:31: `listen` 0.0.0.0:80 is the unspecified address; write the address of one host",
         ]
     );
