@@ -9,6 +9,7 @@
 
 mod backoff;
 pub mod file;
+pub mod http;
 mod instance;
 mod item;
 pub mod rules;

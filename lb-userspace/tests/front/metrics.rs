@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use crate::common::{backend, service, status};
+use crate::common::{backend, service, source, status};
 use lb_userspace::{
     controller::Snapshot,
     datapath::MapFill,
