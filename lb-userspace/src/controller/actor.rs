@@ -528,7 +528,10 @@ impl Actor {
             started: self.note.started,
             config_file: self.config_file.clone(),
             last_reload: self.note.last_reload.clone(),
-            counts: self.note.counts,
+            counts: Counts {
+                tables_written: self.kernel.tables_written(),
+                ..self.note.counts
+            },
         }
     }
 

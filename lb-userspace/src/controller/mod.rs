@@ -87,6 +87,8 @@ pub struct Snapshot {
     pub reloads_failed: u64,
     pub repairs: u64,
     pub flows_aged: u64,
+    /// Selection tables.
+    pub tables_written: u64,
     /// Seconds of each reconcile pass since the last snapshot, for a histogram.
     pub reconcile_seconds: Vec<f64>,
     pub sources: Vec<SourceItem>,
@@ -285,6 +287,7 @@ fn take_snapshot(view: &View, datapath: &dyn Datapath, reconcile_seconds: Vec<f6
         reloads_failed: view.counts.reloads_failed,
         repairs: view.counts.repairs,
         flows_aged: view.counts.flows_aged,
+        tables_written: view.counts.tables_written,
         reconcile_seconds,
         sources: view.sources.clone(),
     }

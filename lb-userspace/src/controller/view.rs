@@ -46,6 +46,7 @@ pub(super) struct Counts {
     pub reloads_failed: u64,
     pub repairs: u64,
     pub flows_aged: u64,
+    pub tables_written: u64,
 }
 
 impl View {

@@ -104,6 +104,10 @@ pub const METRICS: &[(&str, &str)] = &[
         "lbd_source_updates_total",
         "Sets of backends of a source that came into force.",
     ),
+    (
+        "lbd_tables_written_total",
+        "Selection tables built and written to the kernel.",
+    ),
 ];
 
 /// Seconds: from one map write to a full node's worth of them.

@@ -58,6 +58,11 @@ impl Scrape {
             snapshot.repairs,
         );
         add(
+            &self.counter("lbd_tables_written_total", &[])?,
+            &[],
+            snapshot.tables_written,
+        );
+        add(
             &self.counter("lbd_flows_aged_total", &[])?,
             &[],
             snapshot.flows_aged,

@@ -34,6 +34,8 @@ pub struct Reconciler {
     scans: u64,
     /// Tables written or removed, or nearly so, since verifying began.
     rewritten: HashSet<u32>,
+    /// Since this was made.
+    tables_written: u64,
     names: Names,
     builder: Builder,
 }
@@ -58,6 +60,7 @@ impl Reconciler {
             retired: HashMap::new(),
             scans: 0,
             rewritten: HashSet::new(),
+            tables_written: 0,
             names: Names::default(),
             builder: Builder::default(),
         })
@@ -66,6 +69,11 @@ impl Reconciler {
     /// What the kernel held when this was made, or holds since the last pass.
     pub fn installed(&self) -> &Installed {
         &self.installed
+    }
+
+    /// Selection tables written since this was made.
+    pub fn tables_written(&self) -> u64 {
+        self.tables_written
     }
 
     /// Says that the counts given to [`Self::apply`] from now on are those of a scan that began

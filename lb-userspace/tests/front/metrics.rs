@@ -65,6 +65,7 @@ fn snapshot() -> Snapshot {
         reloads_failed: 1,
         repairs: 4,
         flows_aged: 9,
+        tables_written: 12,
         reconcile_seconds: vec![0.002, 0.2],
         sources: vec![source("stale")],
     }
@@ -137,6 +138,7 @@ async fn values_carry_their_labels() {
         r#"lbd_source_last_success_timestamp_seconds{kind="consul",service="web",target="web"} 1700000000"#,
         r#"lbd_source_stale{kind="consul",service="web",target="web"} 1"#,
         r#"lbd_source_updates_total{kind="consul",service="web",target="web"} 7"#,
+        "lbd_tables_written_total 12",
         "lbd_ready 1",
         r#"lbd_reconcile_duration_seconds_bucket{le="0.003"} 1"#,
         "lbd_reconcile_duration_seconds_count 2",

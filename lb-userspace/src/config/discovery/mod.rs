@@ -3,6 +3,11 @@
 //! A kind of source has a file here that implements [`Form`] for its configuration.
 
 mod file;
+#[allow(
+    dead_code,
+    reason = "for the kinds of sources that speak HTTP; file does not"
+)]
+mod http;
 pub(crate) mod instances;
 
 use std::time::Duration;
@@ -313,6 +318,7 @@ fn render_settings(settings: &Settings, mut usual: Settings, map: &mut Mapping) 
     put_unless_empty(map, "labels", labels.collect());
 }
 
+#[allow(dead_code, reason = "for the kinds of sources that authenticate")]
 /// `{file: PATH}` or `{env: NAME}`. What stands in the config instead is not repeated in the fault: it may
 /// be the secret itself.
 pub(super) fn secret(value: &Node, key: &str, report: &mut Report) -> Option<Secret> {
@@ -337,6 +343,7 @@ pub(super) fn secret(value: &Node, key: &str, report: &mut Report) -> Option<Sec
     word
 }
 
+#[allow(dead_code, reason = "for the kinds of sources that authenticate")]
 /// The way back of [`secret`].
 pub(super) fn render_secret(secret: &Secret) -> Value {
     let (key, value) = match secret {
