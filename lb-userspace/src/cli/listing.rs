@@ -85,13 +85,14 @@ impl Listing {
         items: Vec<T>,
         show: impl Fn(&T) -> (String, Vec<String>),
     ) -> Self {
+        let aging = header.iter().position(|name| *name == LAST_SUCCESS);
         let rows = items.iter().map(|item| {
             let (key, cells) = show(item);
             let item = serde_json::to_value(item).unwrap_or_default();
             Row {
                 key,
                 cells,
-                aging: header.iter().position(|name| *name == LAST_SUCCESS),
+                aging,
                 item,
             }
         });
