@@ -6,6 +6,7 @@ pub mod config;
 pub mod controller;
 pub mod daemon;
 pub mod datapath;
+pub mod discovery;
 pub mod health;
 pub mod http;
 pub mod metrics;

@@ -13,6 +13,8 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
+use crate::discovery::SourceSpec;
+
 pub use admission::{Admission, Affinity, Prefix, Prefixes, Rate, Sources};
 
 /// Highest weight; 0 means no new connections.
@@ -177,6 +179,9 @@ pub struct ServiceSpec {
     pub admission: Admission,
     pub health: Health,
     pub backends: Vec<BackendSpec>,
+    /// Where more backends come from. What is found there is no part of the spec.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub discovery: Vec<SourceSpec>,
 }
 
 /// How XDP is attached.

@@ -11,7 +11,10 @@ use std::{
 };
 
 use anyhow::{Context, bail, ensure};
-use lb_userspace::api::types::{BackendItem, ServiceItem, StatusItem};
+use lb_userspace::{
+    api::types::{BackendItem, ServiceItem, StatusItem},
+    discovery::SourceItem,
+};
 use serde::de::DeserializeOwned;
 
 use crate::{
@@ -54,6 +57,8 @@ pub struct Service {
     pub more: Vec<String>,
     /// Address and weight.
     pub backends: Vec<(SocketAddr, u16)>,
+    /// YAML; empty for none.
+    pub discovery: String,
 }
 
 impl Service {
@@ -74,7 +79,14 @@ impl Service {
             health: QUICK_HEALTH,
             more: Vec::new(),
             backends: Vec::new(),
+            discovery: String::new(),
         }
+    }
+
+    /// Where more backends come from, as YAML: `{file: {path: /run/lbd/web.yaml}}`.
+    pub fn discovery(mut self, yaml: impl Into<String>) -> Self {
+        self.discovery = yaml.into();
+        self
     }
 
     /// Listens on the network's `n`th service address of both families.
@@ -173,6 +185,9 @@ impl Config {
             text += "    backends:\n";
             for (address, weight) in &service.backends {
                 let _ = writeln!(text, "      - {{address: \"{address}\", weight: {weight}}}");
+            }
+            if !service.discovery.is_empty() {
+                let _ = writeln!(text, "    discovery: {}", service.discovery);
             }
         }
         text
@@ -340,6 +355,42 @@ impl Daemon {
         Ok(list.items)
     }
 
+    pub fn sources(&self) -> anyhow::Result<Vec<SourceItem>> {
+        self.get("sources")
+    }
+
+    /// Waits until the only source of a service satisfies `condition`.
+    pub fn wait_source(
+        &self,
+        service: &str,
+        limit: Duration,
+        condition: impl Fn(&SourceItem) -> bool,
+    ) -> anyhow::Result<SourceItem> {
+        let mut last = None;
+        let met = eventually(limit, || {
+            let items = self.sources().unwrap_or_default();
+            last = items.into_iter().find(|s| s.service == service);
+            last.as_ref().is_some_and(&condition)
+        });
+        ensure!(met, "after {limit:?}, the source of {service} is {last:?}");
+        last.context("no source")
+    }
+
+    /// The value of a series on `/metrics`, by its name with labels; 0 for one that is not there.
+    pub fn metric(&self, series: &str) -> anyhow::Result<f64> {
+        let (_, page) = self.http("/metrics")?;
+        let value = page
+            .lines()
+            .find_map(|l| l.strip_prefix(series)?.strip_prefix(' '));
+        Ok(value.map_or(Ok(0.0), str::parse)?)
+    }
+
+    /// Puts a file on the node in place of an older one at once, as well-behaved writers do. `path`
+    /// is below `/run`.
+    pub fn replace_file(&self, path: &str, text: &str) -> anyhow::Result<()> {
+        replace_file(&self.node, path, text)
+    }
+
     pub fn services(&self) -> anyhow::Result<Vec<ServiceItem>> {
         self.get("services")
     }
@@ -430,6 +481,17 @@ impl Daemon {
         let mut command = self.node.command(&self.lbd);
         Ok(command.args(arguments).stdin(Stdio::null()).output()?)
     }
+}
+
+/// See [`Daemon::replace_file`].
+pub fn replace_file(node: &Host, path: &str, text: &str) -> anyhow::Result<()> {
+    let path = node.run_path(path);
+    if let Some(parent) = path.parent() {
+        fs::create_dir_all(parent)?;
+    }
+    let new = path.with_extension("new");
+    fs::write(&new, text)?;
+    Ok(fs::rename(&new, &path)?)
 }
 
 impl Drop for Daemon {

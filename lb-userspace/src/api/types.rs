@@ -5,9 +5,12 @@ use std::{collections::BTreeMap, net::SocketAddr, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
-use crate::model::{
-    BackendRef, BackendSpec, BackendState, Mode, Override, ServiceSpec, WeightOverride,
-    duration_text,
+use crate::{
+    discovery::SourceItem,
+    model::{
+        BackendRef, BackendSpec, BackendState, Mode, Override, ServiceSpec, WeightOverride,
+        duration_text,
+    },
 };
 
 pub const API_VERSION: &str = "lb/v1";
@@ -18,6 +21,10 @@ pub enum Request {
     GetServices,
     /// All backends, or those of one service.
     GetBackends {
+        service: Option<String>,
+    },
+    /// All sources of backends, or those of one service.
+    GetSources {
         service: Option<String>,
     },
     GetOverrides,
@@ -107,6 +114,9 @@ pub enum Response {
     Backends {
         items: Vec<BackendItem>,
     },
+    Sources {
+        items: Vec<SourceItem>,
+    },
     Overrides {
         items: Vec<OverrideItem>,
     },
@@ -117,6 +127,8 @@ pub enum Response {
         spec: Box<ServiceSpec>,
         item: ServiceItem,
         backends: Vec<BackendItem>,
+        #[serde(default)]
+        sources: Vec<SourceItem>,
         events: Vec<EventItem>,
     },
     Backend {
@@ -200,7 +212,7 @@ pub struct BackendItem {
     pub bytes_in: u64,
     pub packets_out: u64,
     pub bytes_out: u64,
-    /// `file` or `cli`.
+    /// `file`, `cli`, or `discovery:` and the kind of the source that found it.
     pub source: String,
 }
 

@@ -37,7 +37,7 @@ pub(super) struct Cli {
 
 #[derive(Subcommand)]
 pub(super) enum Verb {
-    /// List services, backends, overrides or events
+    /// List services, backends, sources, overrides or events
     Get(Get),
     /// Show everything about one service or backend
     #[command(subcommand)]
@@ -90,7 +90,7 @@ pub(super) enum Verb {
 #[derive(Args)]
 pub(super) struct Get {
     pub(super) what: What,
-    /// Of services: this one; of backends: those of this service
+    /// Of services: this one; of backends and sources: those of this service
     pub(super) name: Option<String>,
     #[arg(short, long, value_enum, default_value = "table")]
     pub(super) output: Format,
@@ -105,6 +105,8 @@ pub(super) enum What {
     Services,
     #[value(aliases = ["backend", "be"])]
     Backends,
+    #[value(aliases = ["source", "src"])]
+    Sources,
     #[value(aliases = ["override", "ov"])]
     Overrides,
     #[value(aliases = ["event", "ev"])]

@@ -207,6 +207,7 @@ fn service_spec(args: AddService) -> Result<ServiceSpec, Failure> {
         admission: Default::default(),
         health: health_spec(health, protocol)?,
         backends,
+        discovery: Vec::new(),
     })
 }
 

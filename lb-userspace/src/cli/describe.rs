@@ -7,12 +7,16 @@ use super::{
     args::Describe,
     exit::{Exit, Failure},
     human::{age, bytes, count},
-    listing::{backend_cells, backend_header, event_cells, event_header, labels},
+    listing::{
+        backend_cells, backend_header, event_cells, event_header, labels, source_cells,
+        source_header,
+    },
     output::{self, Format},
     table::{self, visible},
 };
 use crate::{
     api::types::{BackendItem, EventItem, HealthItem, Request, Response, ServiceItem},
+    discovery::SourceItem,
     model::{
         Admission, Affinity, Forwarding, Health, HealthCheck, Prefix, ServiceSpec, duration_text,
     },
@@ -36,8 +40,9 @@ pub(super) async fn run(
             spec,
             item,
             backends,
+            sources,
             events,
-        } => service(&spec, &item, &backends, &events, out)?,
+        } => service(&spec, &item, (&backends, &sources), &events, out)?,
         Response::Backend {
             item,
             health,
@@ -65,7 +70,7 @@ fn structured(response: &Response, format: Format, out: &mut dyn Write) -> Resul
 fn service(
     spec: &ServiceSpec,
     item: &ServiceItem,
-    backends: &[BackendItem],
+    (backends, sources): (&[BackendItem], &[SourceItem]),
     events: &[EventItem],
     out: &mut dyn Write,
 ) -> io::Result<()> {
@@ -101,6 +106,21 @@ fn service(
             .map(|item| backend_cells(item, false).split_off(1))
             .collect();
         table::print(&backend_header(false)[1..], &rows, "  ", out)?;
+    }
+    if !sources.is_empty() {
+        writeln!(out, "\nSources:")?;
+        let rows: Vec<_> = sources
+            .iter()
+            .map(|item| source_cells(item, false).split_off(1))
+            .collect();
+        table::print(&source_header(false)[1..], &rows, "  ", out)?;
+        for (item, note) in sources
+            .iter()
+            .flat_map(|s| s.left_out.iter().map(move |n| (s, n)))
+        {
+            let (kind, target) = (&item.kind, visible(&item.target));
+            writeln!(out, "  {kind}:{target} left out: {}", visible(note))?;
+        }
     }
     self::events(events, out)
 }

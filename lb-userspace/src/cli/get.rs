@@ -15,8 +15,8 @@ use crate::api::types::{Request, Response};
 const POLL: Duration = Duration::from_secs(1);
 
 pub(super) async fn run(daemon: &Daemon, get: Get, out: &mut dyn Write) -> Result<Exit, Failure> {
-    if get.name.is_some() && !matches!(get.what, What::Services | What::Backends) {
-        let message = "a name may follow `get services` and `get backends` only";
+    if get.name.is_some() && !matches!(get.what, What::Services | What::Backends | What::Sources) {
+        let message = "a name may follow `get services`, `get backends` and `get sources` only";
         return Err(Failure::new(Exit::Usage, message));
     }
     let first = query(daemon, &get, 0).await?;
@@ -74,6 +74,9 @@ async fn query(daemon: &Daemon, get: &Get, since: u64) -> Result<Listing, Failur
         What::Backends => Request::GetBackends {
             service: get.name.clone(),
         },
+        What::Sources => Request::GetSources {
+            service: get.name.clone(),
+        },
         What::Overrides => Request::GetOverrides,
         What::Events => Request::GetEvents { since },
     };
@@ -122,7 +125,7 @@ fn by_key(rows: Vec<Row>) -> BTreeMap<String, Row> {
 /// Whether somebody who sees this form of output would see a difference.
 fn differs(before: Option<&Row>, now: &Row, format: Format) -> bool {
     before.is_none_or(|before| match format.is_table() {
-        true => before.cells != now.cells,
+        true => before.lasting() != now.lasting(),
         false => before.item != now.item,
     })
 }

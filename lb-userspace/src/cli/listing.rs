@@ -9,12 +9,15 @@ use super::{
 };
 use crate::{
     api::types::{BackendItem, EventItem, OverrideItem, Response, ServiceItem},
+    discovery::SourceItem,
     model::{BackendRef, WeightOverride},
     utc,
 };
 
 /// Characters of a reason in a table that is not wide.
 const SHORT: usize = 40;
+
+const LAST_SUCCESS: &str = "LAST-SUCCESS";
 
 pub(super) struct Listing {
     pub(super) kind: &'static str,
@@ -26,7 +29,18 @@ pub(super) struct Row {
     /// Stays the same for as long as the object lives.
     pub(super) key: String,
     pub(super) cells: Vec<String>,
+    /// The cell that changes by time passing alone, if one does.
+    aging: Option<usize>,
     pub(super) item: Value,
+}
+
+impl Row {
+    /// The cells that change only if the object does.
+    pub(super) fn lasting(&self) -> Vec<&String> {
+        let cells = self.cells.iter().enumerate();
+        let lasting = cells.filter(|(place, _)| Some(*place) != self.aging);
+        lasting.map(|(_, cell)| cell).collect()
+    }
 }
 
 impl Listing {
@@ -44,6 +58,12 @@ impl Listing {
                 items,
                 |item| (reference(item).to_string(), backend_cells(item, wide)),
             )),
+            Response::Sources { items } => {
+                Ok(Self::build("Sources", source_header(wide), items, |item| {
+                    let key = format!("{}/{}:{}", item.service, item.kind, item.target);
+                    (key, source_cells(item, wide))
+                }))
+            }
             Response::Overrides { items } => {
                 let header = vec!["BACKEND", "WEIGHT", "MODE"];
                 Ok(Self::build("Overrides", header, items, |item| {
@@ -65,10 +85,16 @@ impl Listing {
         items: Vec<T>,
         show: impl Fn(&T) -> (String, Vec<String>),
     ) -> Self {
+        let aging = header.iter().position(|name| *name == LAST_SUCCESS);
         let rows = items.iter().map(|item| {
             let (key, cells) = show(item);
             let item = serde_json::to_value(item).unwrap_or_default();
-            Row { key, cells, item }
+            Row {
+                key,
+                cells,
+                aging,
+                item,
+            }
         });
         Self {
             kind,
@@ -188,6 +214,56 @@ fn short(reasons: &[String]) -> String {
         text.push_str(&format!(" (+{})", reasons.len() - 1));
     }
     text
+}
+
+pub(super) fn source_header(wide: bool) -> Vec<&'static str> {
+    let mut header = vec![
+        "SERVICE",
+        "KIND",
+        "TARGET",
+        "INSTANCES",
+        "STATE",
+        LAST_SUCCESS,
+        "UPDATES",
+        "ERRORS",
+    ];
+    if wide {
+        header.extend(["HELD", "LEFT-OUT", "LAST-ERROR-AT"]);
+    }
+    header.push("LAST-ERROR");
+    header
+}
+
+/// In a table that is not wide the last error is shown while it lasts.
+pub(super) fn source_cells(item: &SourceItem, wide: bool) -> Vec<String> {
+    let mut cells = vec![
+        item.service.clone(),
+        item.kind.clone(),
+        item.target.clone(),
+        item.instances.to_string(),
+        item.state.clone(),
+        match item.last_success_ms {
+            Some(at) => age(seconds_since(at)) + " ago",
+            None => "never".to_owned(),
+        },
+        item.updates.to_string(),
+        item.errors.to_string(),
+    ];
+    let error = item.last_error.clone().unwrap_or_default();
+    if wide {
+        cells.extend([
+            item.held.to_string(),
+            item.left_out.join("; "),
+            item.last_error_ms.map(utc::text).unwrap_or_default(),
+            error,
+        ]);
+    } else {
+        cells.push(match item.is_well() {
+            true => String::new(),
+            false => error,
+        });
+    }
+    cells
 }
 
 fn override_cells(item: &OverrideItem) -> Vec<String> {

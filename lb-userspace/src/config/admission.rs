@@ -65,7 +65,7 @@ fn prefixes(
         };
         match written.parse::<Prefix>() {
             Ok(prefix) => {
-                report.found_at(Item::Source(index, denies, found.len()), node.place);
+                report.found_at(Item::Listed(index, denies, found.len()), node.place);
                 found.push(prefix);
             }
             Err(fault) => report.fault(node.place, format!("`{key}`: {fault}")),

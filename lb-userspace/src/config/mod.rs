@@ -4,6 +4,7 @@ mod address;
 mod admission;
 mod check;
 mod decode;
+pub(crate) mod discovery;
 mod health;
 mod render;
 mod report;
@@ -22,6 +23,8 @@ use report::{Place, Report, Written};
 
 pub use address::parse_address;
 pub use check::check;
+pub(crate) use check::{backend_fault, label_fault};
+pub use discovery::instances::parse as parse_instances;
 pub use health::default_for as default_health;
 pub use render::render;
 pub use service::DEFAULT_WEIGHT;

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 
 use serde_yaml_ng::{Mapping, Value};
 
-use super::{decode::XDP_MODES, health};
+use super::{decode::XDP_MODES, discovery, health};
 use crate::model::{
     Admin, Admission, BackendSpec, Config, Forwarding, Health, HealthCheck, Interfaces, Limits,
     NoBackend, Node, OnBackendDown, Prefix, Rate, ServiceSpec, Snat, SnatPool, Timeouts,
@@ -143,6 +143,7 @@ fn service(spec: &ServiceSpec) -> Value {
         admission: admission_spec,
         health: health_spec,
         backends,
+        discovery: sources,
     } = spec;
     let mut map = Mapping::new();
     put(&mut map, "name", name.clone());
@@ -181,11 +182,16 @@ fn service(spec: &ServiceSpec) -> Value {
     if *health_spec != health::default_for(*protocol) {
         put(&mut map, "health", health(health_spec));
     }
-    put(
-        &mut map,
-        "backends",
-        backends.iter().map(backend).collect::<Vec<_>>(),
-    );
+    if sources.is_empty() || !backends.is_empty() {
+        put(
+            &mut map,
+            "backends",
+            backends.iter().map(backend).collect::<Vec<_>>(),
+        );
+    }
+    if !sources.is_empty() {
+        put(&mut map, "discovery", discovery::render(sources));
+    }
     Value::Mapping(map)
 }
 
@@ -315,11 +321,11 @@ fn backend(backend: &BackendSpec) -> Value {
     Value::Mapping(map)
 }
 
-fn put(map: &mut Mapping, key: &str, value: impl Into<Value>) {
+pub(super) fn put(map: &mut Mapping, key: &str, value: impl Into<Value>) {
     map.insert(key.into(), value.into());
 }
 
-fn put_unless_empty(map: &mut Mapping, key: &str, value: Mapping) {
+pub(super) fn put_unless_empty(map: &mut Mapping, key: &str, value: Mapping) {
     if !value.is_empty() {
         put(map, key, value);
     }

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, net::SocketAddr};
 use super::{
     admission,
     check::{Item, node::MAX_FLOWS},
-    health,
+    discovery, health,
     report::Report,
     suggest::quoted,
     tree::{Data, Node},
@@ -19,7 +19,7 @@ use crate::model::{
 /// Weight of a backend whose entry names none.
 pub const DEFAULT_WEIGHT: u16 = 100;
 
-const KEYS: [&str; 17] = [
+const KEYS: [&str; 18] = [
     "name",
     "listen",
     "protocol",
@@ -37,8 +37,8 @@ const KEYS: [&str; 17] = [
     admission::KEYS[3],
     admission::KEYS[4],
     admission::KEYS[5],
+    "discovery",
 ];
-const LATER_KEYS: [Later; 1] = [("discovery", "list the servers under `backends` instead")];
 const PROTOCOLS: [(&str, Protocol); 2] = [("tcp", Protocol::Tcp), ("udp", Protocol::Udp)];
 const FORWARDINGS: [(&str, Forwarding); 3] = [
     ("nat", Forwarding::Nat),
@@ -85,10 +85,11 @@ pub(super) fn service(value: &Node, index: usize, report: &mut Report) -> Servic
         admission: Default::default(),
         health: health::default_for(Protocol::default()),
         backends: Vec::new(),
+        discovery: Vec::new(),
     };
     report.faulty(Item::Name(index));
     report.faulty(Item::Listens(index));
-    let Some(fields) = Fields::of(value, "service", &KEYS, &LATER_KEYS, report) else {
+    let Some(fields) = Fields::of(value, "service", &KEYS, &[], report) else {
         return spec;
     };
     if let Some(name) = fields
@@ -136,6 +137,9 @@ pub(super) fn service(value: &Node, index: usize, report: &mut Report) -> Servic
             .enumerate()
             .map(|(at, value)| backend(value, Item::Backend(index, at), report))
             .collect();
+    }
+    if let Some(value) = fields.get("discovery") {
+        spec.discovery = discovery::discovery(value, index, report);
     }
     spec
 }
@@ -203,7 +207,7 @@ fn backend(value: &Node, item: Item, report: &mut Report) -> BackendSpec {
     spec
 }
 
-fn labels(value: &Node, report: &mut Report) -> BTreeMap<String, String> {
+pub(super) fn labels(value: &Node, report: &mut Report) -> BTreeMap<String, String> {
     match &*value.data {
         Data::Map(entries) => entries
             .iter()

@@ -194,7 +194,13 @@ pub(super) fn list<'t>(
 }
 
 /// Says that `word` is not among `words`, and what was probably meant.
-fn unknown(kind: &str, word: &str, place: &str, words: &[&str], later: &[Later]) -> String {
+pub(super) fn unknown(
+    kind: &str,
+    word: &str,
+    place: &str,
+    words: &[&str],
+    later: &[Later],
+) -> String {
     let shown = quoted(word);
     if let Some((_, instead)) = later.iter().find(|(later, _)| *later == word) {
         return format!("{shown} is not supported by this version; {instead}");

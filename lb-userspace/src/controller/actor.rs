@@ -28,6 +28,7 @@ use super::{
 use crate::{
     api::types::{Fault, Response},
     config::{Finding, Parsed},
+    discovery::Sources,
     health::{Checks, Report},
     model::Config,
     plan::Placement,
@@ -50,6 +51,7 @@ pub(super) struct Actor {
     pub kernel: Kernel,
     pub store: Store,
     pub checks: Checks,
+    pub sources: Sources,
     pub config_file: Option<PathBuf>,
     /// What the daemon began with, without services: node and admin settings hold until it ends.
     pub began_with: Config,
@@ -130,6 +132,7 @@ impl Actor {
                     let _ = self.apply();
                 }
                 Input::DeadlineDue => self.look_at_clock(),
+                Input::FoundDue => self.take_found(),
             }
         }
     }
@@ -181,6 +184,7 @@ impl Actor {
         if let Some(tables) = self.inputs.tables.take() {
             let _ = tables.await;
         }
+        self.sources.stop().await;
         tracing::info!("controller stopped; the data path keeps running");
         drop(self);
         if let Some(reply) = reply {
@@ -270,6 +274,9 @@ impl Actor {
         }
         if self.world.layers().file.node.snat != former.node.snat {
             self.set_snat();
+        }
+        if moved {
+            self.follow_sources();
         }
         let applied = self.apply();
         if probes {
@@ -437,7 +444,7 @@ impl Actor {
         }
     }
 
-    fn apply(&mut self) -> Result<(), String> {
+    pub(super) fn apply(&mut self) -> Result<(), String> {
         let failed_before = self.kernel.failure.is_some();
         let result = self.kernel.apply(&self.world);
         match &result {
@@ -460,7 +467,7 @@ impl Actor {
         result
     }
 
-    fn tell(&mut self, event: Event) {
+    pub(super) fn tell(&mut self, event: Event) {
         self.note.events.push(event, utc::now_ms());
     }
 
@@ -473,16 +480,21 @@ impl Actor {
             totals: self.kernel.totals.by_service(),
             events: self.note.events.all(),
             problems: self.problems(),
+            sources: self.sources.items(),
             ready: self.ready.load(Ordering::Acquire),
             started: self.note.started,
             config_file: self.config_file.clone(),
             last_reload: self.note.last_reload.clone(),
-            counts: self.note.counts,
+            counts: Counts {
+                tables_written: self.kernel.tables_written(),
+                ..self.note.counts
+            },
         }
     }
 
     fn problems(&self) -> Vec<String> {
         let mut problems = self.note.store_problems.clone();
+        problems.extend(self.sources.disk_faults());
         if let Some(failure) = &self.kernel.failure {
             problems.push(format!(
                 "the kernel could not be brought up to date: {failure}; tried again every second"

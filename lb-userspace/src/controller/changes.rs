@@ -5,7 +5,7 @@ use std::{collections::HashSet, sync::Arc};
 
 use super::{
     diff, faults,
-    merge::{self, Layer, Merged},
+    merge::{self, Layer, Merged, Origin},
     world::Layers,
 };
 use crate::{
@@ -107,12 +107,18 @@ pub(super) fn remove_backend(old: &Layers, backend: &BackendRef) -> Result {
     }
     let owner = find(&services, &backend.service)?;
     let place = place(owner, backend).ok_or_else(|| faults::no_backend(backend, owner))?;
-    match (owner.layer, owner.layers[place]) {
+    match (owner.layer, owner.origins[place]) {
+        (_, Origin::Found { kind, .. }) => {
+            return Err(faults::refused(format!(
+                "backend {backend} was found by the service's {kind} source: deregister it there, \
+                 or take it out of service with `lbctl maint {backend}`"
+            )));
+        }
         (Layer::Cli, _) => cli_service(&mut new, &backend.service, |spec| {
             spec.backends.retain(|b| b.address != backend.address);
         }),
-        (Layer::File, Layer::Cli) => {}
-        (Layer::File, Layer::File) => {
+        (Layer::File, Origin::Layer(Layer::Cli)) => {}
+        (Layer::File, Origin::Layer(Layer::File)) => {
             return Err(faults::refused(format!(
                 "backend {backend} is in the config file: remove it there and run `lbctl reload`, \
                  or take it out of service with `lbctl maint {backend}`"
@@ -251,8 +257,9 @@ pub(super) fn reload(old: &Layers, file: Config) -> Result {
     let mut new = Layers {
         file: Arc::new(file),
         state: old.state.clone(),
+        found: old.found.clone(),
     };
-    let conflicts = merge::merge(&new.file, &new.state).conflicts;
+    let conflicts = merge::merge(&new).conflicts;
     if !conflicts.is_empty() {
         return Err(faults::conflict(format!(
             "the config file collides with what lbctl added, nothing was changed: {}",
@@ -260,7 +267,7 @@ pub(super) fn reload(old: &Layers, file: Config) -> Result {
         )));
     }
     // The file lists them by now, or dropped the service they were added to.
-    let Layers { file, state } = &mut new;
+    let Layers { file, state, .. } = &mut new;
     state.backends.retain(|added| {
         let service = file.services.iter().find(|s| s.name == added.service);
         service.is_some_and(|s| {
@@ -306,7 +313,7 @@ fn finish(old: &Layers, mut new: Layers, message: String) -> Result {
     let whole = Config {
         node: new.file.node.clone(),
         admin: new.file.admin.clone(),
-        services: services.iter().map(|s| s.spec.clone()).collect(),
+        services: services.iter().map(Merged::configured).collect(),
     };
     let findings = config::check(&whole);
     if !findings.is_empty() {
@@ -328,7 +335,7 @@ fn counted(count: usize, word: &str) -> String {
 }
 
 fn merged(layers: &Layers) -> Vec<Merged> {
-    merge::merge(&layers.file, &layers.state).services
+    merge::merge(layers).services
 }
 
 fn names(services: &[Merged]) -> impl Iterator<Item = &str> {

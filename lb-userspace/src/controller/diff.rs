@@ -5,9 +5,12 @@ use std::{
     fmt,
 };
 
-use crate::model::{
-    Admin, Admission, Affinity, BackendSpec, Config, Health, HealthCheck, Limits, Node,
-    ServiceSpec, duration_text,
+use crate::{
+    discovery::SourceSpec,
+    model::{
+        Admin, Admission, Affinity, BackendSpec, Config, Health, HealthCheck, Limits, Node,
+        ServiceSpec, duration_text,
+    },
 };
 
 /// One object that differs; displays as `~ backend web/10.0.0.1:80: weight 100 → 50`.
@@ -151,6 +154,7 @@ fn service_fields(old: &ServiceSpec, new: &ServiceSpec) -> Vec<String> {
         admission,
         health,
         backends: _,
+        discovery,
     } = old;
     let mut fields = Fields::default();
     let join = |list: &[std::net::SocketAddr]| {
@@ -183,6 +187,7 @@ fn service_fields(old: &ServiceSpec, new: &ServiceSpec) -> Vec<String> {
         rise,
         fall,
     } = health;
+    let sources = &new.discovery;
     let new = &new.health;
     let port_words = |port: Option<u16>| port.map_or("backend's".to_owned(), |p| p.to_string());
     let time = duration_text::format;
@@ -197,7 +202,22 @@ fn service_fields(old: &ServiceSpec, new: &ServiceSpec) -> Vec<String> {
     fields.add("health timeout", time(*timeout), time(new.timeout));
     fields.add("health rise", rise, new.rise);
     fields.add("health fall", fall, new.fall);
+    fields.0.extend(discovery_words(discovery, sources));
     fields.0
+}
+
+fn discovery_words(old: &[SourceSpec], new: &[SourceSpec]) -> Option<String> {
+    let words = |sources: &[SourceSpec]| {
+        let names = sources.iter();
+        let names = names.map(|s| format!("{}:{}", s.kind.name(), s.kind.target()));
+        format!("[{}]", names.collect::<Vec<_>>().join(" "))
+    };
+    let (before, after) = (words(old), words(new));
+    match before == after {
+        false => Some(format!("discovery {before} → {after}")),
+        true if old != new => Some(format!("other keys of discovery {after}")),
+        true => None,
+    }
 }
 
 fn backend_fields(old: &BackendSpec, new: &BackendSpec) -> Vec<String> {

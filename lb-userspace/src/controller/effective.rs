@@ -2,8 +2,10 @@
 
 use std::net::IpAddr;
 
+use super::merge::Origin;
 use crate::{
     datapath::Route,
+    discovery::InstanceState,
     health::Verdict,
     model::{
         BackendSpec, BackendState, Forwarding, Health, HealthCheck, Mode, Override, Prefix,
@@ -75,6 +77,17 @@ pub(super) struct Facts<'a> {
     pub via: Via,
     /// The deadline of its drain has passed.
     pub overdue: bool,
+    pub origin: Origin,
+}
+
+impl Facts<'_> {
+    /// What the registry says of it; of one that is configured, that it is up.
+    fn registry(&self) -> InstanceState {
+        match self.origin {
+            Origin::Layer(_) => InstanceState::Up,
+            Origin::Found { state, .. } => state,
+        }
+    }
 }
 
 /// The sum of the three layers.
@@ -155,9 +168,14 @@ fn standing(facts: Facts<'_>) -> (BackendState, Admit) {
         (Some(Mode::Drain), _, _) => (BackendState::Draining, Admit::Down),
         (_, false, _) => (BackendState::Unhealthy, Admit::Down),
         (Some(Mode::Ready), true, _) => (BackendState::Healthy, Admit::Active),
-        (None, true, Some(true)) => (BackendState::Healthy, Admit::Active),
-        (None, true, Some(false)) => (BackendState::Unhealthy, Admit::Down),
-        (None, true, None) => (BackendState::Unknown, Admit::Draining),
+        (None, true, healthy) => match (facts.registry(), healthy) {
+            (InstanceState::Down, _) => (BackendState::Unhealthy, Admit::Down),
+            (InstanceState::Drain, Some(true) | None) => (BackendState::Draining, Admit::Draining),
+            (InstanceState::Drain, Some(false)) => (BackendState::Draining, Admit::Down),
+            (InstanceState::Up, Some(true)) => (BackendState::Healthy, Admit::Active),
+            (InstanceState::Up, Some(false)) => (BackendState::Unhealthy, Admit::Down),
+            (InstanceState::Up, None) => (BackendState::Unknown, Admit::Draining),
+        },
     }
 }
 
@@ -172,6 +190,11 @@ fn reasons(facts: Facts<'_>, weight: u32) -> Vec<String> {
         Some(Mode::Maintenance) => reasons.push("override: maintenance".to_owned()),
         Some(Mode::Ready) => reasons.push("override: ready".to_owned()),
         None => {}
+    }
+    if let Origin::Found { kind, state } = facts.origin
+        && state != InstanceState::Up
+    {
+        reasons.push(format!("{kind}: {}", state.name()));
     }
     if facts.via == Via::Nowhere {
         reasons.push(format!("no route to {}", facts.spec.address.ip()));
@@ -232,6 +255,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::controller::merge::Layer;
 
     fn spec(weight: u16) -> BackendSpec {
         BackendSpec {
@@ -267,6 +291,7 @@ mod tests {
             verdict: &verdict,
             via,
             overdue: false,
+            origin: Origin::Layer(Layer::File),
         })
     }
 
@@ -286,6 +311,7 @@ mod tests {
                 verdict: &verdict,
                 via: Via::Client(None),
                 overdue: false,
+                origin: Origin::Layer(Layer::File),
             };
             let before = effective(facts);
             assert_ne!(before.admit, Admit::Closed);
@@ -453,6 +479,56 @@ mod tests {
             };
             let got = sum(said.clone(), verdict.clone(), *via, 100);
             assert_eq!(got, want, "{said:?} {verdict:?} {via:?}");
+        }
+    }
+
+    #[test]
+    fn what_the_registry_says_counts_unless_lbctl_says_otherwise() {
+        use BackendState as S;
+        use InstanceState::{Down, Drain, Up};
+        let none = Override::default;
+        let ready = || mode(Mode::Ready);
+        for (state, said, healthy, want) in [
+            (Up, none(), Some(true), (S::Healthy, Admit::Active)),
+            (Drain, none(), Some(true), (S::Draining, Admit::Draining)),
+            (Drain, none(), None, (S::Draining, Admit::Draining)),
+            (Drain, none(), Some(false), (S::Draining, Admit::Down)),
+            (Down, none(), Some(true), (S::Unhealthy, Admit::Down)),
+            (Drain, ready(), Some(true), (S::Healthy, Admit::Active)),
+            (Down, ready(), None, (S::Healthy, Admit::Active)),
+            (
+                Up,
+                mode(Mode::Drain),
+                Some(true),
+                (S::Draining, Admit::Draining),
+            ),
+            (
+                Down,
+                mode(Mode::Maintenance),
+                None,
+                (S::Maintenance, Admit::Draining),
+            ),
+        ] {
+            let got = effective(Facts {
+                spec: &spec(100),
+                health: &Health::default(),
+                said: &said,
+                verdict: &verdict(healthy, 0, 0, ""),
+                via: Via::Client(None),
+                overdue: false,
+                origin: Origin::Found {
+                    kind: "consul",
+                    state,
+                },
+            });
+            assert_eq!((got.state, got.admit), want, "{state:?} {said:?}");
+            let told = format!("consul: {}", state.name());
+            assert_eq!(
+                got.reasons.contains(&told),
+                state != Up,
+                "{:?}",
+                got.reasons
+            );
         }
     }
 

@@ -11,6 +11,9 @@ use crate::{api::types::EventItem, model::BackendState};
 /// Events kept.
 pub(super) const KEPT: usize = 1024;
 
+/// Changes that sources bring to a service at once and that get an event each.
+const TOLD_ONE_BY_ONE: usize = 20;
+
 /// What happened; the event's `reason` is the variant's name.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Reason {
@@ -20,6 +23,8 @@ pub(super) enum Reason {
     BackendAdded,
     BackendChanged,
     BackendRemoved,
+    /// Sources found, or miss, more backends than are told of one by one.
+    Discovered,
     BackendHealthy,
     BackendUnhealthy,
     /// The last connection of a draining backend ended.
@@ -101,6 +106,21 @@ impl Event {
             object: object.replacen(' ', "/", 1),
             message,
         }
+    }
+
+    /// What sources brought to a service; many changes at once are told of in one.
+    pub(super) fn discovered(service: &str, differences: Vec<Difference>) -> Vec<Self> {
+        if differences.len() <= TOLD_ONE_BY_ONE {
+            return differences.into_iter().map(Self::difference).collect();
+        }
+        let count = |kind| differences.iter().filter(|d| d.kind == kind).count();
+        let (added, removed) = (count(Kind::Added), count(Kind::Removed));
+        let changed = count(Kind::Changed);
+        vec![Self {
+            reason: Reason::Discovered,
+            object: format!("service/{service}"),
+            message: format!("backends: {added} added, {removed} removed, {changed} changed"),
+        }]
     }
 
     /// About the daemon or its node.

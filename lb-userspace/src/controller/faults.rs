@@ -85,7 +85,10 @@ fn listed(items: &[impl ToString]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::controller::{merge::Layer, testing::service};
+    use crate::controller::{
+        merge::{Layer, Origin},
+        testing::service,
+    };
 
     #[test]
     fn names_the_nearest_service_and_lists_the_rest() {
@@ -109,7 +112,8 @@ mod tests {
         let service = |backends: &[&str]| Merged {
             spec: service("web", "192.0.2.1:80", backends),
             layer: Layer::File,
-            layers: vec![Layer::File; backends.len()],
+            origins: vec![Origin::Layer(Layer::File); backends.len()],
+            left_out: Vec::new(),
         };
         let wanted = "web/10.0.0.9:80".parse().unwrap();
         assert_eq!(

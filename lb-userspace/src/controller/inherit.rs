@@ -7,9 +7,14 @@ use std::{
 
 use lb_common::abi::{V4, V6, backend_state, protocol};
 
-use super::{effective, merge, world::Layers};
+use super::{
+    effective,
+    merge::{self, Origin},
+    world::Layers,
+};
 use crate::{
     datapath::Listen,
+    discovery::InstanceState,
     model::{BackendRef, Mode, Protocol},
     plan::Installed,
 };
@@ -22,8 +27,8 @@ use crate::{
 pub(super) fn verdicts(installed: &Installed, layers: &Layers) -> HashMap<BackendRef, bool> {
     let states = states(installed);
     let mut out = HashMap::new();
-    for service in merge::merge(&layers.file, &layers.state).services {
-        let spec = service.spec;
+    for service in merge::merge(layers).services {
+        let merge::Merged { spec, origins, .. } = service;
         let Some(id) = spec.listen.iter().find_map(|&address| {
             let listen = Listen {
                 address,
@@ -33,18 +38,25 @@ pub(super) fn verdicts(installed: &Installed, layers: &Layers) -> HashMap<Backen
         }) else {
             continue;
         };
-        for backend in &spec.backends {
+        for (backend, origin) in spec.backends.iter().zip(origins) {
             let reference = BackendRef {
                 service: spec.name.clone(),
                 address: backend.address,
             };
             let said = layers.state.overrides.get(&reference);
+            let registry = match origin {
+                Origin::Found { state, .. } => state,
+                Origin::Layer(_) => InstanceState::Up,
+            };
             let withheld = said
                 .is_some_and(|said| matches!(said.mode, Some(Mode::Drain | Mode::Maintenance)))
+                || registry == InstanceState::Drain
                 || effective::weight(backend.weight, said.and_then(|s| s.weight)) == 0;
             let key = (id, backend.address, spec.protocol);
             match states.get(&key).copied() {
                 Some(backend_state::ACTIVE) => out.insert(reference, true),
+                // Not for what probes found.
+                Some(backend_state::DOWN) if registry == InstanceState::Down => None,
                 Some(backend_state::DOWN) => out.insert(reference, false),
                 Some(backend_state::DRAINING | backend_state::CLOSED) if withheld => {
                     out.insert(reference, true)
@@ -174,6 +186,7 @@ mod tests {
                 .into(),
                 ..State::default()
             },
+            found: Default::default(),
         };
         let want = [(1, true), (2, false), (4, true), (5, true), (6, true)];
         let want: HashMap<_, _> = want.map(|(host, up)| (reference(host), up)).into();
@@ -187,6 +200,7 @@ mod tests {
         let layers = Layers {
             file: config([service("web", "192.0.2.1:80", &["10.0.0.1:80"])]).into(),
             state: State::default(),
+            found: Default::default(),
         };
         assert_eq!(verdicts(&installed, &layers), HashMap::new());
     }

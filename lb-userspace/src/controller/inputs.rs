@@ -79,16 +79,22 @@ pub(super) enum Input {
     VerifyDue,
     RetryDue,
     DeadlineDue,
+    /// Sources have other sets in force.
+    FoundDue,
 }
 
 pub(super) struct Inputs {
     pub reports: mpsc::UnboundedReceiver<Report>,
     pub messages: mpsc::UnboundedReceiver<Message>,
     pub network: Arc<Notify>,
+    pub found: Arc<Notify>,
     pub scan: Option<JoinHandle<Scanned>>,
     pub routes: Option<JoinHandle<Routed>>,
     pub tables: Option<JoinHandle<anyhow::Result<Tables>>>,
     pub routes_due: Option<Instant>,
+    pub found_due: Option<Instant>,
+    /// When sets that were found may be taken in again.
+    pub found_rest: Instant,
     /// When routes may be looked up again.
     pub routes_rest: Instant,
     pub scan_due: Instant,
@@ -104,6 +110,7 @@ impl Inputs {
         reports: mpsc::UnboundedReceiver<Report>,
         messages: mpsc::UnboundedReceiver<Message>,
         network: Arc<Notify>,
+        found: Arc<Notify>,
     ) -> Self {
         let now = Instant::now();
         let mut verify = interval_at(now + VERIFY_EVERY, VERIFY_EVERY);
@@ -112,10 +119,13 @@ impl Inputs {
             reports,
             messages,
             network,
+            found,
             scan: None,
             routes: None,
             tables: None,
             routes_due: None,
+            found_due: None,
+            found_rest: now,
             routes_rest: now,
             scan_due: now,
             retry_due: None,
@@ -143,6 +153,13 @@ impl Inputs {
                 () = at(self.settled) => {
                     self.settled = None;
                     return Input::NetworkChanged;
+                }
+                () = self.found.notified() => {
+                    self.found_due = Some(self.found_rest);
+                }
+                () = at(self.found_due) => {
+                    self.found_due = None;
+                    return Input::FoundDue;
                 }
                 () = at(self.routes_due), if self.routes.is_none() => {
                     self.routes_due = None;

@@ -4,7 +4,7 @@ use lb_common::abi::BackendCounters;
 
 use super::{
     effective::{Effective, Facts, effective},
-    merge::Layer,
+    merge::Origin,
     view::View,
     world::Service,
 };
@@ -22,8 +22,8 @@ pub(super) fn items(
 ) -> (ServiceItem, Vec<BackendItem>) {
     let backends: Vec<BackendItem> = service
         .facts()
-        .zip(&service.merged.layers)
-        .map(|(facts, layer)| backend_item(view, datapath, service, facts, *layer))
+        .zip(&service.merged.origins)
+        .map(|(facts, origin)| backend_item(view, datapath, service, facts, *origin))
         .collect();
     let counted: u64 = backends.iter().map(|b| b.total_connections).sum();
     let former = view.totals.get(service.name()).copied().unwrap_or(0);
@@ -40,6 +40,7 @@ pub(super) fn items(
         admission: _,
         health: _,
         backends: _,
+        discovery: _,
     } = &service.merged.spec;
     let item = ServiceItem {
         name: name.clone(),
@@ -79,7 +80,7 @@ fn backend_item(
     datapath: &dyn Datapath,
     service: &Service,
     facts: Facts<'_>,
-    layer: Layer,
+    origin: Origin,
 ) -> BackendItem {
     let Effective {
         state,
@@ -111,7 +112,7 @@ fn backend_item(
         bytes_in: counters.bytes_in,
         packets_out: counters.packets_out,
         bytes_out: counters.bytes_out,
-        source: layer.name().to_owned(),
+        source: origin.name(),
     }
 }
 

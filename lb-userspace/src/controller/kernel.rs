@@ -60,6 +60,10 @@ impl Kernel {
         self.reconciler.installed()
     }
 
+    pub(super) fn tables_written(&self) -> u64 {
+        self.reconciler.tables_written()
+    }
+
     /// Says that the next pass adds or removes objects, the last scan begun being `scan`.
     pub(super) fn note_moves(&mut self, scan: u64) {
         self.moved = true;

@@ -1,12 +1,14 @@
-//! File layer + CLI layer → the services in force. Pure.
+//! File layer + CLI layer + what sources found → the services in force. Pure.
 
 use std::{
     collections::{HashMap, HashSet},
     net::SocketAddr,
 };
 
+use super::world::Layers;
 use crate::{
-    model::{Config, Protocol, ServiceSpec},
+    discovery::{Discovered, InstanceState},
+    model::{Protocol, ServiceSpec},
     state::State,
 };
 
@@ -27,14 +29,89 @@ impl Layer {
     }
 }
 
+/// Where a backend comes from.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Origin {
+    Layer(Layer),
+    /// A source of this kind, whose registry says this of it.
+    Found {
+        kind: &'static str,
+        state: InstanceState,
+    },
+}
+
+impl Origin {
+    /// As shown in the `source` column.
+    pub(super) fn name(self) -> String {
+        match self {
+            Self::Layer(layer) => layer.name().to_owned(),
+            Self::Found { kind, .. } => format!("discovery:{kind}"),
+        }
+    }
+
+    pub(super) fn is_found(self) -> bool {
+        matches!(self, Self::Found { .. })
+    }
+}
+
 /// A service in force.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) struct Merged {
-    /// With the backends of both layers.
+    /// With the backends of both layers, and those found behind them.
     pub spec: ServiceSpec,
     pub layer: Layer,
-    /// Layer of each backend of `spec`, in its order.
-    pub layers: Vec<Layer>,
+    /// Of each backend of `spec`, in its order.
+    pub origins: Vec<Origin>,
+    /// Instances found that are out of force, and why, one sentence each.
+    pub left_out: Vec<String>,
+}
+
+impl Merged {
+    /// What people said of it, without what was found.
+    pub(super) fn configured(&self) -> ServiceSpec {
+        let mut spec = self.spec.clone();
+        spec.backends.truncate(self.count_configured());
+        spec
+    }
+
+    fn count_configured(&self) -> usize {
+        let found = self.origins.iter().position(|origin| origin.is_found());
+        found.unwrap_or(self.origins.len())
+    }
+
+    /// Puts the backends that its sources have found now in place of those they had. One that is
+    /// configured, or that an earlier source has found, stays as it is; `is_listen` says where
+    /// services listen.
+    pub(super) fn discover(
+        &mut self,
+        found: &Discovered,
+        is_listen: impl Fn(SocketAddr, Protocol) -> bool,
+    ) {
+        let configured = self.count_configured();
+        self.spec.backends.truncate(configured);
+        self.origins.truncate(configured);
+        self.left_out.clear();
+        let mut taken: HashSet<SocketAddr> = self.spec.backends.iter().map(|b| b.address).collect();
+        for source in &self.spec.discovery {
+            let name = source.name(&self.spec.name);
+            for one in found.0.get(&name).map_or(&[][..], |set| set) {
+                let address = one.spec.address;
+                if is_listen(address, self.spec.protocol) {
+                    self.left_out.push(format!(
+                        "instance `{}` of source {name} is left out: a service listens on \
+                         {address}, so packets would come straight back",
+                        one.id
+                    ));
+                } else if taken.insert(address) {
+                    self.spec.backends.push(one.spec.clone());
+                    self.origins.push(Origin::Found {
+                        kind: name.kind,
+                        state: one.state,
+                    });
+                }
+            }
+        }
+    }
 }
 
 /// Result of [`merge`].
@@ -48,8 +125,10 @@ pub(super) struct Merge {
     pub orphans: Vec<String>,
 }
 
-/// Where both layers claim a name, an address or a backend, the file wins.
-pub(super) fn merge(file: &Config, state: &State) -> Merge {
+/// Where both layers claim a name, an address or a backend, the file wins; what is configured wins
+/// over what is found.
+pub(super) fn merge(layers: &Layers) -> Merge {
+    let Layers { file, state, found } = layers;
     let mut merged: Vec<Merged> = file
         .services
         .iter()
@@ -85,6 +164,10 @@ pub(super) fn merge(file: &Config, state: &State) -> Merge {
             merged.push(whole(spec, Layer::Cli));
         }
     }
+    let is_listen = |address, protocol| listens.contains_key(&(address, protocol));
+    for service in merged.iter_mut().filter(|s| !s.spec.discovery.is_empty()) {
+        service.discover(found, is_listen);
+    }
     Merge {
         services: merged,
         conflicts,
@@ -104,7 +187,8 @@ fn whole(spec: &ServiceSpec, layer: Layer) -> Merged {
     Merged {
         spec: spec.clone(),
         layer,
-        layers: vec![layer; spec.backends.len()],
+        origins: vec![Origin::Layer(layer); spec.backends.len()],
+        left_out: Vec::new(),
     }
 }
 
@@ -127,10 +211,10 @@ fn add_backends(merged: &mut [Merged], state: &State) -> Vec<String> {
             ));
             continue;
         };
-        let Merged { spec, layers, .. } = &mut merged[place];
+        let Merged { spec, origins, .. } = &mut merged[place];
         if spec.backends.iter().all(|known| known.address != address) {
             spec.backends.push(added.backend.clone());
-            layers.push(Layer::Cli);
+            origins.push(Origin::Layer(Layer::Cli));
         }
     }
     orphans
@@ -159,12 +243,16 @@ mod tests {
             backends: vec![added("web", "10.0.0.2:80")],
             ..State::default()
         };
-        let merge = merge(&file, &state);
+        let merge = merge(&Layers {
+            file: file.clone().into(),
+            state,
+            found: Default::default(),
+        });
         assert_eq!(merge.conflicts.len() + merge.orphans.len(), 0, "{merge:#?}");
         let [web, dns] = &merge.services[..] else {
             panic!("{merge:#?}");
         };
-        assert_eq!(web.layers, [Layer::File, Layer::Cli]);
+        assert_eq!(web.origins, [Layer::File, Layer::Cli].map(Origin::Layer));
         assert_eq!(web.spec.backends[1].weight, 7);
         assert_eq!((dns.layer, dns.spec.name.as_str()), (Layer::Cli, "dns"));
     }
@@ -180,7 +268,11 @@ mod tests {
             backends: vec![added("web", "10.0.0.1:80"), added("gone", "10.0.0.1:80")],
             ..State::default()
         };
-        let merge = merge(&file, &state);
+        let merge = merge(&Layers {
+            file: file.clone().into(),
+            state,
+            found: Default::default(),
+        });
         assert_eq!(merge.services, [whole(&file.services[0], Layer::File)]);
         assert_eq!(merge.conflicts.len(), 2, "{merge:#?}");
         assert_eq!(merge.orphans.len(), 1, "{merge:#?}");

@@ -11,6 +11,7 @@ mod drains;
 mod effective;
 mod events;
 mod faults;
+mod found;
 mod inherit;
 mod inputs;
 mod items;
@@ -28,6 +29,7 @@ mod testing;
 mod tests;
 
 use std::{
+    collections::BTreeMap,
     path::{Path, PathBuf},
     sync::{
         Arc,
@@ -51,6 +53,7 @@ use crate::{
     api::types::{BackendItem, Fault, Request, Response, ServiceItem, StatusItem},
     config::{self, Parsed},
     datapath::{Datapath, MapFill},
+    discovery::{SourceItem, Sources},
     health::Checks,
     model::Config,
     state::Store,
@@ -85,8 +88,11 @@ pub struct Snapshot {
     pub reloads_failed: u64,
     pub repairs: u64,
     pub flows_aged: u64,
+    /// Selection tables.
+    pub tables_written: u64,
     /// Seconds of each reconcile pass since the last snapshot, for a histogram.
     pub reconcile_seconds: Vec<f64>,
+    pub sources: Vec<SourceItem>,
 }
 
 /// Starts the controller as a task of the current tokio runtime. `config_file` is what `Reload`
@@ -111,10 +117,16 @@ pub fn start(
         services: Vec::new(),
         ..config.clone()
     };
-    let layers = Layers {
-        file: Arc::new(config),
-        state,
-    };
+    let found = Arc::new(Notify::new());
+    let sources = Sources::new(&config.node.state_dir, found.clone())?;
+    let layers = begin_sources(
+        Layers {
+            file: Arc::new(config),
+            state,
+            found: Arc::default(),
+        },
+        &sources,
+    );
     let inherited = inherit::verdicts(kernel.installed(), &layers);
     let world = World::new(layers, &inherited, |ip| kernel::route(&*datapath, ip));
 
@@ -123,12 +135,13 @@ pub fn start(
     let network = Arc::new(Notify::new());
     let ready = Arc::new(AtomicBool::new(false));
     let actor = Actor {
-        inputs: Inputs::new(reports, messages, network.clone()),
+        inputs: Inputs::new(reports, messages, network.clone(), found),
         world,
         kernel,
         note: Notes::new(store.problems()),
         store,
         checks: Checks::new(reports_sender),
+        sources,
         config_file: config_file.clone(),
         began_with,
         ready: ready.clone(),
@@ -142,6 +155,27 @@ pub fn start(
         config_file: config_file.map(Arc::from),
         reloading: Arc::default(),
     })
+}
+
+/// Starts all sources; what they last knew is in force from the first pass on.
+fn begin_sources(layers: Layers, sources: &Sources) -> Layers {
+    let mut wanted = BTreeMap::new();
+    let mut configured = layers.file.services.iter().chain(&layers.state.services);
+    let services = match configured.any(|spec| !spec.discovery.is_empty()) {
+        true => merge::merge(&layers).services,
+        false => Vec::new(),
+    };
+    for service in services {
+        for spec in &service.spec.discovery {
+            wanted.insert(spec.name(&service.spec.name), spec.clone());
+        }
+    }
+    sources.forget_all_but(&wanted);
+    sources.set(&wanted);
+    Layers {
+        found: sources.found(),
+        ..layers
+    }
 }
 
 impl Handle {
@@ -258,6 +292,8 @@ fn take_snapshot(view: &View, datapath: &dyn Datapath, reconcile_seconds: Vec<f6
         reloads_failed: view.counts.reloads_failed,
         repairs: view.counts.repairs,
         flows_aged: view.counts.flows_aged,
+        tables_written: view.counts.tables_written,
         reconcile_seconds,
+        sources: view.sources.clone(),
     }
 }

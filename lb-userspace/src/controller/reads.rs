@@ -12,6 +12,7 @@ use crate::{
     api::types::{BackendItem, EventItem, Fault, OverrideItem, Response},
     config,
     datapath::Datapath,
+    discovery::SourceItem,
     model::{BackendRef, Config},
 };
 
@@ -30,6 +31,21 @@ pub(super) fn backends(view: &View, datapath: &dyn Datapath, service: Option<&st
         None => all_backends(view, datapath),
     };
     Ok(Response::Backends { items })
+}
+
+pub(super) fn sources(view: &View, service: Option<&str>) -> Result {
+    if let Some(name) = service {
+        find(view, name)?;
+    }
+    Ok(Response::Sources {
+        items: sources_of(view, service),
+    })
+}
+
+fn sources_of(view: &View, service: Option<&str>) -> Vec<SourceItem> {
+    let sources = view.sources.iter();
+    let wanted = sources.filter(|s| service.is_none_or(|name| s.service == name));
+    wanted.cloned().collect()
 }
 
 pub(super) fn overrides(view: &View) -> Result {
@@ -55,9 +71,10 @@ pub(super) fn service(view: &View, datapath: &dyn Datapath, name: &str) -> Resul
     let own = format!("service/{name}");
     let backends_of = format!("backend/{name}/");
     Ok(Response::Service {
-        spec: Box::new(service.merged.spec.clone()),
+        spec: Box::new(service.merged.configured()),
         item,
         backends,
+        sources: sources_of(view, Some(name)),
         events: events_where(view, |event| {
             event.object == own || event.object.starts_with(&backends_of)
         }),
@@ -109,7 +126,7 @@ pub(super) fn export(view: &View) -> Result {
         services: view
             .services
             .iter()
-            .map(|s| s.merged.spec.clone())
+            .map(|s| s.merged.configured())
             .collect(),
     };
     Ok(Response::Export {

@@ -14,6 +14,11 @@ pub(super) async fn answer(handle: &Handle, request: Request) -> Result<Response
                 .read(move |v, d| reads::backends(v, d, service.as_deref()))
                 .await
         }
+        Request::GetSources { service } => {
+            handle
+                .read(move |v, _| reads::sources(v, service.as_deref()))
+                .await
+        }
         Request::GetOverrides => handle.read(|v, _| reads::overrides(v)).await,
         Request::GetEvents { since } => handle.read(move |v, _| reads::events(v, since)).await,
         Request::DescribeService { name } => {

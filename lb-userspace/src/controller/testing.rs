@@ -26,6 +26,7 @@ pub(super) fn service(name: &str, listen: &str, backends: &[&str]) -> ServiceSpe
         admission: Default::default(),
         health: Health::default(),
         backends: backends.iter().map(|a| backend(a, 100)).collect(),
+        discovery: Vec::new(),
     }
 }
 

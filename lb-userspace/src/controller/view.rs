@@ -13,6 +13,7 @@ use super::{
 use crate::{
     api::types::{EventItem, StatusItem},
     datapath::{Datapath, FlowScan},
+    discovery::SourceItem,
     model::{Admin, BackendState, Config, Node},
     plan::{Admit, Placement},
     state::State,
@@ -30,6 +31,7 @@ pub(super) struct View {
     pub events: Vec<Arc<EventItem>>,
     /// What is wrong with the daemon itself, one sentence each.
     pub problems: Vec<String>,
+    pub sources: Vec<SourceItem>,
     pub ready: bool,
     pub started: Instant,
     pub config_file: Option<PathBuf>,
@@ -44,6 +46,7 @@ pub(super) struct Counts {
     pub reloads_failed: u64,
     pub repairs: u64,
     pub flows_aged: u64,
+    pub tables_written: u64,
 }
 
 impl View {
@@ -57,6 +60,7 @@ impl View {
                     services: Vec::new(),
                 }),
                 state: State::default(),
+                found: Arc::default(),
             }),
             services: Vec::new(),
             placement: Arc::default(),
@@ -64,6 +68,7 @@ impl View {
             totals: HashMap::new(),
             events: Vec::new(),
             problems: vec!["lbd is stopping; the data path keeps running".to_owned()],
+            sources: Vec::new(),
             ready: false,
             started: Instant::now(),
             config_file: None,
@@ -85,6 +90,7 @@ impl View {
             ready: self.ready,
             problems: problems
                 .chain(self.services.iter().filter_map(|s| trouble(s)))
+                .chain(self.sources.iter().filter_map(SourceItem::trouble))
                 .collect(),
             uptime_seconds: self.started.elapsed().as_secs(),
             config_file: self.config_file.as_ref().map(|p| p.display().to_string()),

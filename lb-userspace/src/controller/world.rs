@@ -1,29 +1,36 @@
 //! The three layers of truth, never mixed (configured, override, observed), and what the kernel
 //! should hold because of them. No I/O: routes and verdicts come in as arguments.
 
+mod discover;
+
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     net::IpAddr,
     sync::Arc,
 };
 
+pub(super) use self::discover::Rediscovered;
 use super::{
     effective::{self, Effective, Facts, Via},
     merge::{self, Merged},
 };
 use crate::{
     datapath::Route,
+    discovery::{Discovered, SourceName, SourceSpec},
     health::{Report, Target, Verdict},
-    model::{BackendRef, BackendSpec, Config, Forwarding, HealthCheck, Mode, Override, Snat},
+    model::{
+        BackendRef, BackendSpec, Config, Forwarding, HealthCheck, Mode, Override, ServiceSpec, Snat,
+    },
     plan::{Desired, DesiredService},
     state::State,
 };
 
-/// What people said: the config file, and `lbctl`.
+/// What people said, in the config file and by `lbctl`, and what sources found on their behalf.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) struct Layers {
     pub file: Arc<Config>,
     pub state: State,
+    pub found: Arc<Discovered>,
 }
 
 impl Layers {
@@ -33,6 +40,7 @@ impl Layers {
         Arc::ptr_eq(&self.file, &other.file)
             && self.state.services == other.state.services
             && self.state.backends == other.state.backends
+            && self.found == other.found
     }
 }
 
@@ -124,6 +132,7 @@ impl Service {
             verdict: &observed.verdict,
             via: observed.via,
             overdue: observed.overdue,
+            origin: self.merged.origins[place],
         }
     }
 
@@ -427,7 +436,7 @@ impl World {
             services,
             mut conflicts,
             orphans,
-        } = merge::merge(&layers.file, &layers.state);
+        } = merge::merge(&layers);
         conflicts.extend(orphans);
 
         let old_routes = std::mem::take(&mut self.routes);
@@ -439,23 +448,10 @@ impl World {
                         service: merged.spec.name.clone(),
                         address: backend.address,
                     };
-                    let said = layers.state.overrides.get(&reference);
-                    let said = said.cloned().unwrap_or_default();
-                    let former = former(&reference, &said);
-                    let ip = backend.address.ip();
-                    let matters = merged.spec.snat != Snat::Never
-                        || merged.spec.forwarding != Forwarding::Nat;
-                    if matters && !self.routes.contains_key(&ip) {
-                        let known = old_routes.get(&ip).copied().or_else(|| route(ip));
-                        self.routes.insert(ip, known.unwrap_or(NO_ROUTE));
-                    }
-                    Observed {
-                        overdue: is_overdue(&said, self.clock_ms),
-                        said,
-                        verdict: former.verdict(),
-                        via: effective::via(&merged.spec, ip, self.routes.get(&ip).copied()),
-                        probes: former.probes,
-                    }
+                    let none = Override::default();
+                    let said = layers.state.overrides.get(&reference).unwrap_or(&none);
+                    let former = former(&reference, said);
+                    self.first_seen(&merged.spec, backend, former, &old_routes, &mut route)
                 });
                 Arc::new(Service {
                     observed: observed.collect(),
@@ -476,16 +472,54 @@ impl World {
         self.note_conflicts();
     }
 
+    /// What is known of a backend as it comes into force.
+    fn first_seen(
+        &mut self,
+        service: &ServiceSpec,
+        backend: &BackendSpec,
+        former: Former,
+        old_routes: &HashMap<IpAddr, Route>,
+        route: &mut impl FnMut(IpAddr) -> Option<Route>,
+    ) -> Observed {
+        let reference = BackendRef {
+            service: service.name.clone(),
+            address: backend.address,
+        };
+        let said = self.layers.state.overrides.get(&reference);
+        let said = said.cloned().unwrap_or_default();
+        let ip = backend.address.ip();
+        let matters = service.snat != Snat::Never || service.forwarding != Forwarding::Nat;
+        if matters && !self.routes.contains_key(&ip) {
+            let known = old_routes.get(&ip).copied().or_else(|| route(ip));
+            self.routes.insert(ip, known.unwrap_or(NO_ROUTE));
+        }
+        Observed {
+            overdue: is_overdue(&said, self.clock_ms),
+            said,
+            verdict: former.verdict(),
+            via: effective::via(service, ip, self.routes.get(&ip).copied()),
+            probes: former.probes,
+        }
+    }
+
     fn note_conflicts(&mut self) {
         let overrides = self.layers.state.overrides.keys();
-        let stray = overrides.filter(|backend| self.find(backend).is_none());
+        // An instance that was drained may register again, and is still to be drained then.
+        let may_return = |backend: &BackendRef| {
+            let at = self.places.get(&backend.service);
+            at.is_some_and(|at| !self.services[*at].merged.spec.discovery.is_empty())
+        };
+        let stray = overrides.filter(|b| self.find(b).is_none() && !may_return(b));
         let stray = stray.map(|backend| {
             format!(
                 "the override of {backend} applies to no backend; `lbctl unset {backend}` \
                  forgets it"
             )
         });
-        self.conflicts = self.merge_conflicts.iter().cloned().chain(stray).collect();
+        let left_out = self.services.iter().flat_map(|s| &s.merged.left_out);
+        let merge_conflicts = self.merge_conflicts.iter();
+        let told = merge_conflicts.chain(left_out).cloned().chain(stray);
+        self.conflicts = told.collect();
     }
 }
 

@@ -84,6 +84,30 @@ pub const METRICS: &[(&str, &str)] = &[
         "lbd_service_connections_total",
         "Connections given to any backend of a service.",
     ),
+    (
+        "lbd_source_errors_total",
+        "Failures of a source of backends, by class.",
+    ),
+    (
+        "lbd_source_instances",
+        "Backends of a source that are in force.",
+    ),
+    (
+        "lbd_source_last_success_timestamp_seconds",
+        "When a source last answered, in seconds since 1970; 0 if it never did.",
+    ),
+    (
+        "lbd_source_stale",
+        "1 while what is known of a source may be out of date, else 0.",
+    ),
+    (
+        "lbd_source_updates_total",
+        "Sets of backends of a source that came into force.",
+    ),
+    (
+        "lbd_tables_written_total",
+        "Selection tables built and written to the kernel.",
+    ),
 ];
 
 /// Seconds: from one map write to a full node's worth of them.

@@ -8,7 +8,11 @@ use prometheus::{
 
 use super::help;
 use crate::{
-    api::types::BackendItem, controller::Snapshot, datapath::MapFill, model::BackendState,
+    api::types::BackendItem,
+    controller::Snapshot,
+    datapath::MapFill,
+    discovery::{Class, SourceItem},
+    model::BackendState,
 };
 
 const STATES: [BackendState; 6] = [
@@ -26,6 +30,7 @@ pub(super) fn text(snapshot: &Snapshot, ready: bool, reconcile: &Histogram) -> R
     scrape.node(snapshot, ready)?;
     scrape.services(snapshot)?;
     scrape.backends(&snapshot.backends)?;
+    scrape.sources(&snapshot.sources)?;
     scrape.drops(&snapshot.drops)?;
     scrape.maps(&snapshot.map_fill)?;
     let mut text = Vec::new();
@@ -51,6 +56,11 @@ impl Scrape {
             &self.counter("lbd_repairs_total", &[])?,
             &[],
             snapshot.repairs,
+        );
+        add(
+            &self.counter("lbd_tables_written_total", &[])?,
+            &[],
+            snapshot.tables_written,
         );
         add(
             &self.counter("lbd_flows_aged_total", &[])?,
@@ -102,6 +112,31 @@ impl Scrape {
                 let labels = [key[0], key[1], &name];
                 set(&state, &labels, (item.state == one).into());
             }
+        }
+        Ok(())
+    }
+
+    fn sources(&self, sources: &[SourceItem]) -> Result<()> {
+        let one = ["service", "kind", "target"];
+        let errors = self.counter(
+            "lbd_source_errors_total",
+            &["service", "kind", "target", "class"],
+        )?;
+        let updates = self.counter("lbd_source_updates_total", &one)?;
+        let instances = self.gauge("lbd_source_instances", &one)?;
+        let success = self.gauge("lbd_source_last_success_timestamp_seconds", &one)?;
+        let stale = self.gauge("lbd_source_stale", &one)?;
+        for item in sources {
+            let key = [&*item.service, &*item.kind, &*item.target];
+            for class in Class::ALL {
+                let count = item.errors_by_class.get(class.name()).copied();
+                let labels = [key[0], key[1], key[2], class.name()];
+                add(&errors, &labels, count.unwrap_or(0));
+            }
+            add(&updates, &key, item.updates);
+            set(&instances, &key, item.instances.into());
+            set(&success, &key, item.last_success_ms.unwrap_or(0) / 1000);
+            set(&stale, &key, item.is_stale().into());
         }
         Ok(())
     }

@@ -36,6 +36,8 @@ pub struct Reconciler {
     rewritten: HashSet<u32>,
     /// Services whose source lists were, likewise.
     relisted: HashSet<u32>,
+    /// Since this was made.
+    tables_written: u64,
     names: Names,
     builder: Builder,
 }
@@ -61,6 +63,7 @@ impl Reconciler {
             scans: 0,
             rewritten: HashSet::new(),
             relisted: HashSet::new(),
+            tables_written: 0,
             names: Names::default(),
             builder: Builder::default(),
         })
@@ -69,6 +72,11 @@ impl Reconciler {
     /// What the kernel held when this was made, or holds since the last pass.
     pub fn installed(&self) -> &Installed {
         &self.installed
+    }
+
+    /// Selection tables written since this was made.
+    pub fn tables_written(&self) -> u64 {
+        self.tables_written
     }
 
     /// Says that the counts given to [`Self::apply`] from now on are those of a scan that began

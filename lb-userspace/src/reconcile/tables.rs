@@ -41,6 +41,7 @@ impl Reconciler {
             match outcome {
                 Ok((digest, written)) => {
                     writes += usize::from(written);
+                    self.tables_written += u64::from(written);
                     self.installed.tables.insert(table, digest);
                     self.recipes.insert(table, recipe);
                 }

@@ -1,6 +1,6 @@
-//! The state file's text: `{"version", "checksum", "state"}`. Pure.
+//! A state file's text: `{"version", "checksum", "state"}`. Pure.
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use super::State;
 
@@ -9,7 +9,7 @@ pub(super) const VERSION: u32 = 1;
 
 /// Why a state file's text gives no state.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub(super) enum Unreadable {
+pub(crate) enum Unreadable {
     /// Written by a later daemon, with this version.
     Newer(u32),
     /// Cut off or altered, in words.
@@ -19,17 +19,27 @@ pub(super) enum Unreadable {
 const STATE_KEY: &str = "\"state\":";
 
 pub(super) fn encode(state: &State) -> serde_json::Result<String> {
-    let body = serde_json::to_string_pretty(state)?;
-    let checksum = crc32(body.as_bytes());
-    Ok(format!(
-        "{{\"version\": {VERSION}, \"checksum\": \"{checksum:08x}\", {STATE_KEY} {body}}}\n"
-    ))
+    seal(VERSION, state)
 }
 
 pub(super) fn decode(text: &str) -> Result<State, Unreadable> {
+    unseal(VERSION, text)
+}
+
+/// Text from which [`unseal`] gives the same value, and no other.
+pub(crate) fn seal(version: u32, state: &impl Serialize) -> serde_json::Result<String> {
+    let body = serde_json::to_string_pretty(state)?;
+    let checksum = crc32(body.as_bytes());
+    Ok(format!(
+        "{{\"version\": {version}, \"checksum\": \"{checksum:08x}\", {STATE_KEY} {body}}}\n"
+    ))
+}
+
+/// Reads what [`seal`] wrote with `version` or an earlier one.
+pub(crate) fn unseal<T: DeserializeOwned>(version: u32, text: &str) -> Result<T, Unreadable> {
     let damaged = |why: String| Unreadable::Damaged(why);
     let header: Header = serde_json::from_str(text).map_err(|e| damaged(e.to_string()))?;
-    if header.version > VERSION {
+    if header.version > version {
         return Err(Unreadable::Newer(header.version));
     }
     let body = body(text).ok_or_else(|| damaged("it has no `state`".to_owned()))?;

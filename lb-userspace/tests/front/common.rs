@@ -16,6 +16,7 @@ use lb_userspace::{
         socket::{self, SocketFile},
         types::{BackendItem, Fault, FaultCode, Request, Response, ServiceItem, StatusItem},
     },
+    discovery::SourceItem,
     http::Limits,
     model::BackendState,
 };
@@ -167,6 +168,24 @@ pub(crate) fn backend(service: &str, address: &str, state: BackendState) -> Back
         packets_out: 999,
         bytes_out: 1536,
         source: "file".to_owned(),
+    }
+}
+
+pub(crate) fn source(state: &str) -> SourceItem {
+    SourceItem {
+        service: "web".to_owned(),
+        kind: "consul".to_owned(),
+        target: "web".to_owned(),
+        state: state.to_owned(),
+        instances: 2,
+        held: 1,
+        last_success_ms: Some(1_700_000_000_123),
+        updates: 7,
+        errors: 3,
+        errors_by_class: BTreeMap::from([("unreachable".to_owned(), 3)]),
+        last_error: Some("cannot connect to 10.0.0.5:8500: connection refused".to_owned()),
+        last_error_ms: Some(1_700_000_060_000),
+        left_out: vec!["`x`: 0.0.0.0:80 is the unspecified address".to_owned()],
     }
 }
 

@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use crate::common::{backend, service, status};
+use crate::common::{backend, service, source, status};
 use lb_userspace::{
     controller::Snapshot,
     datapath::MapFill,
@@ -65,7 +65,9 @@ fn snapshot() -> Snapshot {
         reloads_failed: 1,
         repairs: 4,
         flows_aged: 9,
+        tables_written: 12,
         reconcile_seconds: vec![0.002, 0.2],
+        sources: vec![source("stale")],
     }
 }
 
@@ -130,6 +132,13 @@ async fn values_carry_their_labels() {
         r#"lbd_map_capacity{map="FLOWS4"} 262144"#,
         r#"lbd_reloads_total{result="error"} 1"#,
         r#"lbd_build_info{version="0.1.0"} 1"#,
+        r#"lbd_source_errors_total{class="unreachable",kind="consul",service="web",target="web"} 3"#,
+        r#"lbd_source_errors_total{class="malformed",kind="consul",service="web",target="web"} 0"#,
+        r#"lbd_source_instances{kind="consul",service="web",target="web"} 2"#,
+        r#"lbd_source_last_success_timestamp_seconds{kind="consul",service="web",target="web"} 1700000000"#,
+        r#"lbd_source_stale{kind="consul",service="web",target="web"} 1"#,
+        r#"lbd_source_updates_total{kind="consul",service="web",target="web"} 7"#,
+        "lbd_tables_written_total 12",
         "lbd_ready 1",
         r#"lbd_reconcile_duration_seconds_bucket{le="0.003"} 1"#,
         "lbd_reconcile_duration_seconds_count 2",
@@ -144,8 +153,10 @@ async fn a_series_ends_with_its_object_and_the_histogram_goes_on() {
     get(address, "/metrics").await;
     fake.snapshot.lock().unwrap().backends.remove(0);
     fake.snapshot.lock().unwrap().health_checks.clear();
+    fake.snapshot.lock().unwrap().sources.clear();
     let page = get(address, "/metrics").await;
     assert!(!page.contains("10.1.0.11"), "{page}");
+    assert!(!page.contains("lbd_source"), "{page}");
     assert!(page.contains("lbd_reconcile_duration_seconds_count 2"));
 }
 

@@ -13,7 +13,7 @@ pub(super) fn listen_fault(address: SocketAddr) -> Option<String> {
 }
 
 /// Why packets cannot be forwarded to `address`.
-pub(super) fn backend_fault(address: SocketAddr) -> Option<String> {
+pub(crate) fn backend_fault(address: SocketAddr) -> Option<String> {
     common_fault(address)
 }
 

@@ -23,7 +23,7 @@ pub(super) fn admission(spec: &ServiceSpec, index: usize, remarks: &mut Remarks)
     let mut seen = HashMap::new();
     for (denies, list) in [(false, allow_sources), (true, deny_sources)] {
         for (at, prefix) in list.iter().enumerate() {
-            let item = Item::Source(index, denies, at);
+            let item = Item::Listed(index, denies, at);
             match seen.get(prefix) {
                 Some(&(first, same)) => {
                     let message = match same == denies {

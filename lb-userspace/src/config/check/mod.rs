@@ -6,7 +6,8 @@ mod health;
 pub(super) mod node;
 mod service;
 
-use crate::model::Config;
+pub(crate) use self::{address::backend_fault, service::label_fault};
+use crate::{config::discovery, model::Config};
 
 /// Every fault of a config that did not come from a file; empty if it may be applied.
 pub fn check(config: &Config) -> Vec<String> {
@@ -41,10 +42,14 @@ pub(super) enum Item {
     Labels(usize, usize),
     OnBackendDown(usize),
     /// Of the service, whether it is on the list of the denied, its place in its list.
-    Source(usize, bool, usize),
+    Listed(usize, bool, usize),
     Affinity(usize),
     /// A key of `health`, or all of it for an empty one.
     Health(usize, &'static str),
+    Discovery(usize),
+    Source(usize, usize),
+    /// A key of a source.
+    SourceKey(usize, usize, &'static str),
 }
 
 impl Item {
@@ -60,9 +65,12 @@ impl Item {
             | Self::Choice(service, _)
             | Self::Backends(service)
             | Self::OnBackendDown(service)
-            | Self::Source(service, ..)
+            | Self::Listed(service, ..)
             | Self::Affinity(service)
+            | Self::Discovery(service)
             | Self::Health(service, "") => Some(Self::Service(service)),
+            Self::Source(service, _) => Some(Self::Discovery(service)),
+            Self::SourceKey(service, source, _) => Some(Self::Source(service, source)),
             Self::Listen(service, _) => Some(Self::Listens(service)),
             Self::Backend(service, _) => Some(Self::Backends(service)),
             Self::Labels(service, backend) => Some(Self::Backend(service, backend)),
@@ -82,8 +90,11 @@ impl Item {
             | Self::Backend(service, _)
             | Self::Labels(service, _)
             | Self::OnBackendDown(service)
-            | Self::Source(service, ..)
+            | Self::Listed(service, ..)
             | Self::Affinity(service)
+            | Self::Discovery(service)
+            | Self::Source(service, _)
+            | Self::SourceKey(service, ..)
             | Self::Health(service, _) => Some(service),
         }
     }
@@ -114,24 +125,25 @@ pub(super) fn remarks(config: &Config) -> Vec<Remark> {
         service::service(spec, index, &mut remarks);
         admission::admission(spec, index, &mut remarks);
         health::health(&spec.health, index, &mut remarks);
+        discovery::check(&spec.discovery, index, &mut remarks);
     }
     service::names_differ(config, &mut remarks);
     service::listens_differ(config, &mut remarks);
     remarks.0
 }
 
-struct Remarks(Vec<Remark>);
+pub(super) struct Remarks(Vec<Remark>);
 
 impl Remarks {
-    fn fault(&mut self, item: Item, message: impl Into<String>) {
+    pub(super) fn fault(&mut self, item: Item, message: impl Into<String>) {
         self.push(Severity::Fault, item, message.into(), None);
     }
 
-    fn warn(&mut self, item: Item, message: impl Into<String>) {
+    pub(super) fn warn(&mut self, item: Item, message: impl Into<String>) {
         self.push(Severity::Warning, item, message.into(), None);
     }
 
-    fn conflict(&mut self, item: Item, other: Item, message: impl Into<String>) {
+    pub(super) fn conflict(&mut self, item: Item, other: Item, message: impl Into<String>) {
         self.push(Severity::Fault, item, message.into(), Some(other));
     }
 

@@ -237,6 +237,13 @@ fn interface_fault(name: &str) -> Option<String> {
 }
 
 fn absolute(item: &'static str, path: &Path, remarks: &mut Remarks) {
+    if let Some(fault) = path_fault(path) {
+        remarks.fault(Item::Setting(item), format!("`{item}`: {fault}"));
+    }
+}
+
+/// Why a path of the config is none, the path in front.
+pub(in crate::config) fn path_fault(path: &Path) -> Option<String> {
     let shown = quoted(&path.to_string_lossy());
     let bytes = path.as_os_str().as_bytes();
     let fault = if !path.is_absolute() {
@@ -250,7 +257,7 @@ fn absolute(item: &'static str, path: &Path, remarks: &mut Remarks) {
     {
         "contains characters that a path cannot have here"
     } else {
-        return;
+        return None;
     };
-    remarks.fault(Item::Setting(item), format!("`{item}`: {shown} {fault}"));
+    Some(format!("{shown} {fault}"))
 }

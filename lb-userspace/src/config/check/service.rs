@@ -180,7 +180,7 @@ fn is_name(name: &str) -> bool {
 }
 
 fn backends(spec: &ServiceSpec, index: usize, remarks: &mut Remarks) {
-    if spec.backends.is_empty() {
+    if spec.backends.is_empty() && spec.discovery.is_empty() {
         let message = format!(
             "service {} has no backends; its connections are refused",
             quoted(&spec.name)
@@ -216,27 +216,33 @@ fn backends(spec: &ServiceSpec, index: usize, remarks: &mut Remarks) {
 
 fn labels(labels: &BTreeMap<String, String>, item: Item, remarks: &mut Remarks) {
     for (key, value) in labels {
-        let key_char = |b: u8| b.is_ascii_alphanumeric() || b"._/-".contains(&b);
-        if key.is_empty() || key.len() > MAX_NAME || !key.bytes().all(key_char) {
-            let message = format!(
-                "label {} must be 1 to {MAX_NAME} characters a-z, A-Z, 0-9, `.`, `_`, `/` and `-`",
-                quoted(key)
-            );
-            remarks.fault(item, message);
-        }
-        if value.len() > MAX_LABEL_VALUE || value.contains(char::is_control) {
-            let message = format!(
-                "the value of label {} must be at most {MAX_LABEL_VALUE} bytes on one line",
-                quoted(key)
-            );
-            remarks.fault(item, message);
+        if let Some(fault) = label_fault(key, value) {
+            remarks.fault(item, fault);
         }
     }
 }
 
+/// Why this cannot be a backend's label.
+pub(crate) fn label_fault(key: &str, value: &str) -> Option<String> {
+    let key_char = |b: u8| b.is_ascii_alphanumeric() || b"._/-".contains(&b);
+    if key.is_empty() || key.len() > MAX_NAME || !key.bytes().all(key_char) {
+        return Some(format!(
+            "label {} must be 1 to {MAX_NAME} characters a-z, A-Z, 0-9, `.`, `_`, `/` and `-`",
+            quoted(key)
+        ));
+    }
+    if value.len() > MAX_LABEL_VALUE || value.contains(char::is_control) {
+        return Some(format!(
+            "the value of label {} must be at most {MAX_LABEL_VALUE} bytes on one line",
+            quoted(key)
+        ));
+    }
+    None
+}
+
 /// A listen whose family no backend has is refused like one without backends.
 fn families(spec: &ServiceSpec, index: usize, remarks: &mut Remarks) {
-    if spec.backends.is_empty() {
+    if spec.backends.is_empty() || !spec.discovery.is_empty() {
         return;
     }
     for (at, listen) in spec.listen.iter().enumerate() {

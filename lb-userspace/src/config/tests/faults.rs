@@ -284,7 +284,8 @@ fn services_left_incomplete() {
             "4:13: `listen` is empty; write at least one IP:PORT",
             "5:5: `service` must be a mapping with the keys name, listen, protocol, forwarding, \
              snat, tunnel_source, policy, no_backend, on_backend_down, health, backends, \
-             allow_sources, deny_sources, max_connections, rate, source_rate, affinity, not `web`",
+             allow_sources, deny_sources, max_connections, rate, source_rate, affinity, \
+             discovery, not `web`",
         ]
     );
 }
@@ -327,8 +328,7 @@ fn one_service() {
         ),
         (
             "discovery: {}",
-            "4:5: `discovery` is not supported by this version; list the servers under `backends` \
-             instead",
+            "4:16: `discovery` names no source; write one of file",
         ),
         (
             "forwarding: dsr",
@@ -465,7 +465,8 @@ fn a_faulty_value_is_reported_once() {
              (allowed: node, admin or services)",
             "1:12: unknown key `nmae` in service; did you mean `name`? (allowed: name, listen, \
              protocol, forwarding, snat, tunnel_source, policy, no_backend, on_backend_down, health, \
-             backends, allow_sources, deny_sources, max_connections, rate, source_rate or affinity)",
+             backends, allow_sources, deny_sources, max_connections, rate, source_rate, affinity \
+             or discovery)",
             "1:31: `listen` 0.0.0.0:80 is the unspecified address; write the address of one host",
         ]
     );

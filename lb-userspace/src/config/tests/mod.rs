@@ -1,3 +1,4 @@
+mod discovery;
 mod faults;
 mod hostile;
 mod round_trip;

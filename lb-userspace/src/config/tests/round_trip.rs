@@ -165,6 +165,7 @@ prop_compose! {
             admission,
             health,
             backends,
+            discovery: Vec::new(),
         }
     }
 }

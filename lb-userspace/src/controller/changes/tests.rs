@@ -24,6 +24,7 @@ fn layers() -> Layers {
             }],
             overrides: [overridden("web/10.0.0.2:80"), overridden("dns/10.0.0.9:53")].into(),
         },
+        found: Default::default(),
     }
 }
 
@@ -364,7 +365,7 @@ proptest! {
             };
             layers = change.layers;
             let merge::Merge { services, conflicts, orphans } =
-                merge::merge(&layers.file, &layers.state);
+                merge::merge(&layers);
             prop_assert_eq!(conflicts.len() + orphans.len(), 0);
             let whole = config(services.iter().map(|s| s.spec.clone()));
             prop_assert_eq!(crate::config::check(&whole), Vec::<String>::new());

@@ -32,6 +32,7 @@ fn eviction_at_size() {
     let layers = Layers {
         file: bed.config(services).into(),
         state: State::default(),
+        found: Default::default(),
     };
     let inherited = HashMap::new();
     let near = |_| {

@@ -27,6 +27,7 @@ fn layers(modes: &[(&str, Mode)]) -> Layers {
                 .collect(),
             ..State::default()
         },
+        found: Default::default(),
     }
 }
 

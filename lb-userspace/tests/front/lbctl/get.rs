@@ -108,6 +108,43 @@ async fn json_and_yaml_have_one_structure() {
 }
 
 #[tokio::test]
+async fn sources_as_a_table() {
+    let daemon = Daemon::start(|request| {
+        let Request::GetSources { service } = request else {
+            panic!("{request:?}");
+        };
+        assert_eq!(service.as_deref(), Some("web"));
+        let well = SourceItem {
+            last_success_ms: None,
+            target: "api".to_owned(),
+            ..source("synced")
+        };
+        let failing = SourceItem {
+            last_success_ms: None,
+            ..source("failing")
+        };
+        Ok(Response::Sources {
+            items: vec![well, failing],
+        })
+    });
+    let output = lbctl(&daemon.socket, "get sources web").await;
+    assert_eq!(
+        stdout(&output),
+        "SERVICE   KIND     TARGET   INSTANCES   STATE     LAST-SUCCESS   UPDATES   ERRORS   LAST-ERROR\n\
+         web       consul   api      2           synced    never          7         3        -\n\
+         web       consul   web      2           failing   never          7         3        cannot connect to 10.0.0.5:8500: connection refused\n"
+    );
+    let output = lbctl(&daemon.socket, "get src web -o wide").await;
+    let text = stdout(&output);
+    assert!(text.contains("2023-11-14T22:14:20Z"), "{text}");
+    assert!(text.contains("unspecified address"), "{text}");
+    let output = lbctl(&daemon.socket, "get sources web -o json").await;
+    let json: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(json["kind"], "Sources");
+    assert_eq!(json["items"][0]["errorsByClass"]["unreachable"], 3);
+}
+
+#[tokio::test]
 async fn an_empty_list_says_so_on_stderr_and_stays_a_list_in_json() {
     let daemon = Daemon::start(|_| Ok(Response::Services { items: vec![] }));
     let output = lbctl(&daemon.socket, "get services").await;
@@ -137,9 +174,14 @@ async fn describe_shows_everything() {
                 admission: Default::default(),
                 health: Health::default(),
                 backends: vec![],
+                discovery: vec![],
             }),
             item: service("web"),
             backends: backends(),
+            sources: vec![SourceItem {
+                last_success_ms: None,
+                ..source("failing")
+            }],
             events: vec![],
         }),
         _ => Ok(described(backends().remove(1))),
@@ -163,7 +205,12 @@ async fn describe_shows_everything() {
          Backends:\n  \
          ADDRESS            STATE       WEIGHT   EFFECTIVE   ACTIVE   TOTAL   FAILED   REASON\n  \
          10.1.0.11:8080     healthy     100      100         5        60      2        -\n  \
-         [2001:db8::1]:80   unhealthy   100      0           5        60      2        health: connection refused (3 of 3) (+1)\n"
+         [2001:db8::1]:80   unhealthy   100      0           5        60      2        health: connection refused (3 of 3) (+1)\n\
+         \n\
+         Sources:\n  \
+         KIND     TARGET   INSTANCES   STATE     LAST-SUCCESS   UPDATES   ERRORS   LAST-ERROR\n  \
+         consul   web      2           failing   never          7         3        cannot connect to 10.0.0.5:8500: connection refused\n  \
+         consul:web left out: `x`: 0.0.0.0:80 is the unspecified address\n"
     );
     let output = lbctl(&daemon.socket, "describe be web/[2001:db8::1]:80").await;
     assert_eq!(

@@ -13,11 +13,12 @@ use std::{
     time::Duration,
 };
 
-use crate::common::{Daemon, Directory, backend, done, fault, service, status};
+use crate::common::{Daemon, Directory, backend, done, fault, service, source, status};
 use lb_userspace::{
     api::types::{
         BackendItem, EventItem, FaultCode, HealthItem, OverrideItem, Request, Response, UnsetWhat,
     },
+    discovery::SourceItem,
     model::{
         BackendState, Health, HealthCheck, Mode, Override, Policy, Protocol, ServiceSpec,
         WeightOverride,

@@ -1,0 +1,120 @@
+//! Backends from wherever services register.
+//!
+//! A source ([`Source`]) asks one registry and reports whole sets of instances, or a failure. What
+//! becomes of that is decided by one rule set ([`rules`], pure) that all share; [`Sources`] runs
+//! sources, keeps what they said on disk ([`saved`]) and hands the controller the sets in force.
+//!
+//! A kind of source is a module here, a decoder in `config/discovery/`, and a line in
+//! [`for_each_kind`].
+
+mod backoff;
+pub mod file;
+pub mod http;
+mod instance;
+mod item;
+pub mod rules;
+mod run;
+mod saved;
+mod secret;
+mod source;
+mod spec;
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use serde::{Deserialize, Serialize};
+
+pub use self::{
+    backoff::Backoff,
+    instance::{Instance, InstanceState, Snapshot},
+    item::SourceItem,
+    run::Sources,
+    secret::{Revealed, Secret},
+    source::{Class, Failure, Feed, Report, Source, jittered},
+    spec::{Settings, SourceName, SourceSpec},
+};
+use crate::model::BackendSpec;
+
+/// Every kind of source: its key in the config, its variant of [`Kind`], and its module, which has
+/// a `Config` that implements [`Configured`].
+macro_rules! for_each_kind {
+    ($callback:ident) => {
+        $callback! {
+            "file" File file,
+        }
+    };
+}
+pub(crate) use for_each_kind;
+
+/// The configuration of one kind of source.
+pub trait Configured {
+    type Source: Source;
+
+    /// What is asked for, as people name it and without secrets. A service has no two sources of
+    /// one kind with one target.
+    fn target(&self) -> String;
+
+    /// The common keys where the config leaves them out.
+    fn usual() -> Settings {
+        Settings::default()
+    }
+
+    /// The source, which begins to ask only in its first session. Called anew if it panics.
+    fn source(&self, service: &str) -> Self::Source;
+}
+
+macro_rules! kinds {
+    ($($key:literal $variant:ident $module:ident,)+) => {
+        /// What is asked, and how.
+        #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+        #[serde(rename_all = "lowercase")]
+        pub enum Kind {
+            $($variant($module::Config),)+
+        }
+
+        impl Kind {
+            /// Its key in the config.
+            pub const fn name(&self) -> &'static str {
+                match self {
+                    $(Self::$variant(_) => $key,)+
+                }
+            }
+
+            pub fn target(&self) -> String {
+                match self {
+                    $(Self::$variant(config) => config.target(),)+
+                }
+            }
+
+            /// The common keys where the config leaves them out.
+            pub fn usual(&self) -> Settings {
+                match self {
+                    $(Self::$variant(_) => <$module::Config as Configured>::usual(),)+
+                }
+            }
+
+            /// Runs the source for ever.
+            async fn run(self, service: String, feed: Feed) {
+                match self {
+                    $(Self::$variant(config) => run::run(|| config.source(&service), feed).await,)+
+                }
+            }
+        }
+    };
+}
+for_each_kind!(kinds);
+
+/// One backend as a source has it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Found {
+    /// The instance it is.
+    pub id: String,
+    pub spec: BackendSpec,
+    pub state: InstanceState,
+}
+
+/// The backends of one source, by address, each address once.
+pub type Set = Arc<Vec<Found>>;
+
+/// The sets in force.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Discovered(pub BTreeMap<SourceName, Set>);

@@ -1,0 +1,379 @@
+//! What becomes of a source's reports: one state machine for all kinds, driven by time and
+//! reports. Pure.
+//!
+//! - A failure changes nothing of what is known, however long it lasts.
+//! - An instance that an answer leaves out is missing; it goes when it was missing for its hold, in
+//!   answers that no failure interrupts. The hold is `removal_hold`; where the answer is empty, or the
+//!   first after a failure, it is `empty_hold` if that is longer: a registry that comes back may not
+//!   know everyone yet.
+//! - Of several instances with one address the one in the best state counts, then the one not
+//!   missing, then the one with the lowest id.
+//! - What is known comes into force at once, and then no sooner than `merge_window` later; what was
+//!   undone meanwhile never does.
+
+use std::{
+    collections::{BTreeMap, HashMap, HashSet},
+    net::SocketAddr,
+    sync::Arc,
+    time::Instant,
+};
+
+use super::{
+    Class, Failure, Found, Instance, Report, Set, Settings, Snapshot, instance::admissible,
+};
+use crate::model::BackendSpec;
+
+/// Most instances of one source; an answer with more is not believed.
+pub const MAX_INSTANCES: usize = 100_000;
+
+/// Sentences kept of what was left out of an answer.
+const MAX_NOTES: usize = 10;
+
+/// A moment, by both clocks.
+#[derive(Clone, Copy, Debug)]
+pub struct Now {
+    pub at: Instant,
+    /// Milliseconds since 1970; only shown and saved.
+    pub ms: u64,
+}
+
+/// How a source is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum State {
+    /// No answer and no failure yet.
+    Starting,
+    /// Its last answer counts.
+    Synced,
+    /// It failed since its last answer, which still counts.
+    Failing,
+    /// It gave no answer for `stale_after`, or none since lbd started and failed: what is in force
+    /// may be out of date.
+    Stale,
+}
+
+impl State {
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Starting => "starting",
+            Self::Synced => "synced",
+            Self::Failing => "failing",
+            Self::Stale => "stale",
+        }
+    }
+}
+
+/// What a source knew, to begin with after a restart.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Restored {
+    pub instances: Vec<Instance>,
+    /// Milliseconds since 1970.
+    pub last_success_ms: Option<u64>,
+}
+
+/// How a source has fared since lbd started.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Counts {
+    /// Sets that came into force.
+    pub updates: u64,
+    pub errors: BTreeMap<Class, u64>,
+}
+
+#[derive(Clone, Debug)]
+struct Known {
+    instance: Instance,
+    /// It is not in the last answer, and goes at this time.
+    missing_until: Option<Instant>,
+}
+
+/// One source's state.
+#[derive(Clone, Debug)]
+pub struct Machine {
+    settings: Settings,
+    /// By id.
+    known: BTreeMap<String, Known>,
+    /// When the first of those that are missing goes.
+    next_missing: Option<Instant>,
+    in_force: Set,
+    /// `known` may differ from `in_force`, since then.
+    changed: Option<Instant>,
+    last_in_force: Option<Instant>,
+    /// When it began, or its last answer of this life.
+    last_word: Instant,
+    answered: bool,
+    failing: bool,
+    last_success_ms: Option<u64>,
+    last_failure: Option<(Failure, u64)>,
+    left_out: Vec<String>,
+    counts: Counts,
+}
+
+impl Machine {
+    /// Puts what was restored in force.
+    pub fn new(settings: Settings, restored: Restored, now: Now) -> Self {
+        let known = restored.instances.into_iter().map(|instance| {
+            let known = Known {
+                instance,
+                missing_until: None,
+            };
+            (known.instance.id.clone(), known)
+        });
+        let mut machine = Self {
+            settings,
+            known: known.collect(),
+            next_missing: None,
+            in_force: Arc::default(),
+            changed: None,
+            last_in_force: None,
+            last_word: now.at,
+            answered: false,
+            failing: false,
+            last_success_ms: restored.last_success_ms,
+            last_failure: None,
+            left_out: Vec::new(),
+            counts: Counts::default(),
+        };
+        machine.in_force = machine.set();
+        machine
+    }
+
+    /// Takes other settings in place of these. Holds that run keep their ends.
+    pub fn set_settings(&mut self, settings: Settings, now: Now) {
+        self.settings = settings;
+        self.changed.get_or_insert(now.at);
+    }
+
+    pub fn report(&mut self, report: Report, now: Now) {
+        let outcome = match report {
+            Report::Snapshot(snapshot) => self.answer(snapshot, now),
+            Report::Failure(failure) => Err(failure),
+        };
+        if let Err(failure) = outcome {
+            self.fail(failure, now);
+        }
+    }
+
+    fn fail(&mut self, failure: Failure, now: Now) {
+        *self.counts.errors.entry(failure.class).or_default() += 1;
+        self.failing = true;
+        self.last_failure = Some((failure, now.ms));
+        for known in self.known.values_mut() {
+            known.missing_until = None;
+        }
+        self.next_missing = None;
+    }
+
+    fn answer(&mut self, snapshot: Snapshot, now: Now) -> Result<(), Failure> {
+        let (instances, left_out) = sift(snapshot)?;
+        let doubtful = instances.is_empty() || self.failing;
+        let Settings {
+            removal_hold,
+            empty_hold,
+            ..
+        } = self.settings;
+        let hold = match doubtful {
+            true => removal_hold.max(empty_hold),
+            false => removal_hold,
+        };
+        self.left_out = left_out;
+        self.answered = true;
+        self.failing = false;
+        self.last_word = now.at;
+        self.last_success_ms = Some(now.ms);
+
+        for (id, known) in &mut self.known {
+            if !instances.contains_key(id) {
+                known.missing_until.get_or_insert(now.at + hold);
+            }
+        }
+        for (id, instance) in instances {
+            let known = Known {
+                instance,
+                missing_until: None,
+            };
+            self.known.insert(id, known);
+        }
+        self.changed.get_or_insert(now.at);
+        self.next_missing = self.missing().min();
+        self.drop_missing(now.at);
+        Ok(())
+    }
+
+    fn drop_missing(&mut self, at: Instant) {
+        if self.next_missing.is_none_or(|until| until > at) {
+            return;
+        }
+        self.known
+            .retain(|_, known| known.missing_until.is_none_or(|until| until > at));
+        self.next_missing = self.missing().min();
+        self.changed.get_or_insert(at);
+    }
+
+    fn missing(&self) -> impl Iterator<Item = Instant> {
+        self.known.values().filter_map(|known| known.missing_until)
+    }
+
+    /// Lets time pass. True if another set came into force.
+    pub fn advance(&mut self, now: Now) -> bool {
+        self.drop_missing(now.at);
+        if self.due().is_none_or(|due| due > now.at) {
+            return false;
+        }
+        self.changed = None;
+        let set = self.set();
+        if set == self.in_force {
+            return false;
+        }
+        self.in_force = set;
+        self.last_in_force = Some(now.at);
+        self.counts.updates += 1;
+        true
+    }
+
+    /// When [`Self::advance`] has something to do, at the latest.
+    pub fn wake_at(&self) -> Option<Instant> {
+        self.next_missing.into_iter().chain(self.due()).min()
+    }
+
+    /// When what changed comes into force.
+    fn due(&self) -> Option<Instant> {
+        let changed = self.changed?;
+        let earliest = self.last_in_force.map(|at| at + self.settings.merge_window);
+        Some(earliest.map_or(changed, |earliest| earliest.max(changed)))
+    }
+
+    fn set(&self) -> Set {
+        let mut by_address: HashMap<SocketAddr, &Known> = HashMap::new();
+        for known in self.known.values() {
+            let rank = |k: &Known| (k.instance.state, k.missing_until.is_some());
+            by_address
+                .entry(known.instance.address)
+                .and_modify(|best| {
+                    if rank(known) < rank(best) {
+                        *best = known;
+                    }
+                })
+                .or_insert(known);
+        }
+        let mut set: Vec<Found> = by_address
+            .into_values()
+            .map(|known| self.found(&known.instance))
+            .collect();
+        set.sort_unstable_by_key(|found| found.spec.address);
+        Arc::new(set)
+    }
+
+    fn found(&self, instance: &Instance) -> Found {
+        let mut labels = self.settings.labels.clone();
+        labels.extend(instance.labels.clone());
+        Found {
+            id: instance.id.clone(),
+            spec: BackendSpec {
+                address: instance.address,
+                weight: instance.weight.unwrap_or(self.settings.weight),
+                labels,
+                max_connections: None,
+            },
+            state: instance.state,
+        }
+    }
+
+    /// The set in force.
+    pub fn in_force(&self) -> &Set {
+        &self.in_force
+    }
+
+    /// What to begin with after a restart.
+    pub fn to_save(&self) -> Restored {
+        Restored {
+            instances: self.known.values().map(|k| k.instance.clone()).collect(),
+            last_success_ms: self.last_success_ms,
+        }
+    }
+
+    pub fn state(&self, at: Instant) -> State {
+        let silent = at.saturating_duration_since(self.last_word) >= self.settings.stale_after;
+        // A watch that nobody asks to repeat itself may be silent because nothing happens.
+        let silence_tells = self.failing || !self.answered || !self.settings.resync.is_zero();
+        match (self.answered, self.failing) {
+            _ if silent && silence_tells => State::Stale,
+            (false, true) if !self.in_force.is_empty() => State::Stale,
+            (_, true) => State::Failing,
+            (false, false) => State::Starting,
+            (true, false) => State::Synced,
+        }
+    }
+
+    /// Milliseconds since 1970; also of an earlier life.
+    pub fn last_success_ms(&self) -> Option<u64> {
+        self.last_success_ms
+    }
+
+    /// The last failure, whether or not it is over, and when, in milliseconds since 1970.
+    pub fn last_failure(&self) -> Option<&(Failure, u64)> {
+        self.last_failure.as_ref()
+    }
+
+    pub fn is_failing(&self) -> bool {
+        self.failing
+    }
+
+    /// What the last answer holds that cannot be a backend.
+    pub fn left_out(&self) -> &[String] {
+        &self.left_out
+    }
+
+    /// Instances that are missing in the last answer and still held.
+    pub fn held(&self) -> usize {
+        self.missing().count()
+    }
+
+    pub fn counts(&self) -> &Counts {
+        &self.counts
+    }
+
+    pub fn settings(&self) -> &Settings {
+        &self.settings
+    }
+}
+
+/// The instances that can be backends, by id, and what is wrong with the others.
+fn sift(snapshot: Snapshot) -> Result<(HashMap<String, Instance>, Vec<String>), Failure> {
+    let Snapshot {
+        instances,
+        left_out: mut notes,
+    } = snapshot;
+    let count = instances.len();
+    if count > MAX_INSTANCES {
+        return Err(Failure::new(
+            Class::Malformed,
+            format!("an answer with {count} instances, at most {MAX_INSTANCES} are taken"),
+        ));
+    }
+    let mut sound = HashMap::with_capacity(count);
+    for instance in instances {
+        match admissible(instance) {
+            Ok(instance) => {
+                sound.entry(instance.id.clone()).or_insert(instance);
+            }
+            Err(fault) => notes.push(fault),
+        }
+    }
+    if sound.is_empty() && count > 0 {
+        let first = notes.last().cloned().unwrap_or_default();
+        return Err(Failure::new(
+            Class::Malformed,
+            format!("none of its {count} instances can be a backend; {first}"),
+        ));
+    }
+    let mut seen = HashSet::new();
+    notes.retain(|note| seen.insert(note.clone()));
+    let more = notes.len().saturating_sub(MAX_NOTES);
+    notes.truncate(MAX_NOTES);
+    if more > 0 {
+        notes.push(format!("and {more} more"));
+    }
+    Ok((sound, notes))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,197 @@
+//! What a source is, and what it is given.
+
+use std::{fmt, future::Future, sync::Arc, time::Duration};
+
+use rand::Rng as _;
+use tokio::{
+    sync::mpsc,
+    time::{Instant, sleep_until},
+};
+
+use super::{Settings, Snapshot};
+
+/// A registry, or one query to it.
+///
+/// A source asks and reports; what becomes of its answers is decided by [`super::rules`], the same
+/// for all: a source never filters, delays, remembers or compares.
+pub trait Source: Send + 'static {
+    /// Asks the registry for as long as it answers, and reports whole sets of instances to `feed`.
+    /// Ends by a failure, which is reported; it is called again after a pause, which is longer
+    /// after each failure in a row and which a snapshot makes short again. `Ok` wants to be called
+    /// again after a short pause, and is no failure.
+    ///
+    /// The future is dropped at any `await` when the source is to stop. What must outlive a
+    /// session (an index, a connection) is kept in `self`.
+    fn session(&mut self, feed: &mut Feed) -> impl Future<Output = Result<(), Failure>> + Send;
+}
+
+/// Why a registry's answer is not known, in words.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Failure {
+    pub class: Class,
+    /// What was asked, what was wrong, and, where it is known, what to do. Never a secret.
+    pub message: String,
+}
+
+impl Failure {
+    pub fn new(class: Class, message: impl Into<String>) -> Self {
+        Self {
+            class,
+            message: message.into(),
+        }
+    }
+
+    /// The same, with what was being done in front.
+    #[must_use]
+    pub fn context(self, what: impl fmt::Display) -> Self {
+        Self {
+            message: format!("{what}: {}", self.message),
+            ..self
+        }
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+impl std::error::Error for Failure {}
+
+/// Kinds of failures; the label of `lbd_source_errors_total`.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub enum Class {
+    /// Nobody listens there, no route, no such host, the connection broke.
+    Unreachable,
+    /// No answer, or not the whole of it, in time.
+    Timeout,
+    /// Credentials or certificates are refused, by either side.
+    Denied,
+    /// It answers that it cannot answer.
+    Refused,
+    /// What is asked for is not there.
+    Missing,
+    /// The answer is not understood.
+    Malformed,
+    /// What the config names (a secret, a certificate) cannot be used.
+    Config,
+    /// A fault of lbd.
+    Internal,
+}
+
+impl Class {
+    pub const ALL: [Self; 8] = [
+        Self::Unreachable,
+        Self::Timeout,
+        Self::Denied,
+        Self::Refused,
+        Self::Missing,
+        Self::Malformed,
+        Self::Config,
+        Self::Internal,
+    ];
+
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Unreachable => "unreachable",
+            Self::Timeout => "timeout",
+            Self::Denied => "denied",
+            Self::Refused => "refused",
+            Self::Missing => "missing",
+            Self::Malformed => "malformed",
+            Self::Config => "config",
+            Self::Internal => "internal",
+        }
+    }
+}
+
+/// What a source reports.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Report {
+    /// All there is.
+    Snapshot(Snapshot),
+    /// What there is is not known.
+    Failure(Failure),
+}
+
+type Sink = Arc<dyn Fn(Report) + Send + Sync>;
+
+/// Where a source reports to, and its clock.
+#[derive(Clone)]
+pub struct Feed {
+    sink: Sink,
+    merge_window: Duration,
+    resync: Duration,
+    last_snapshot: Option<Instant>,
+    resync_at: Option<Instant>,
+    snapshots: u64,
+}
+
+impl Feed {
+    pub(super) fn new(settings: &Settings, sink: Sink) -> Self {
+        let mut feed = Self {
+            sink,
+            merge_window: settings.merge_window,
+            resync: settings.resync,
+            last_snapshot: None,
+            resync_at: None,
+            snapshots: 0,
+        };
+        feed.plan_resync();
+        feed
+    }
+
+    /// A feed whose reports come out at the other end, for tests of sources.
+    pub fn open(settings: &Settings) -> (Self, mpsc::UnboundedReceiver<Report>) {
+        let (sender, receiver) = mpsc::unbounded_channel();
+        let sink = move |report| {
+            let _ = sender.send(report);
+        };
+        (Self::new(settings, Arc::new(sink)), receiver)
+    }
+
+    /// Reports all instances there are. One that is not among them is gone.
+    pub fn snapshot(&mut self, snapshot: impl Into<Snapshot>) {
+        self.snapshots += 1;
+        self.last_snapshot = Some(Instant::now());
+        self.plan_resync();
+        (self.sink)(Report::Snapshot(snapshot.into()));
+    }
+
+    /// Reports a failure that does not end the session.
+    pub fn failure(&mut self, failure: Failure) {
+        (self.sink)(Report::Failure(failure));
+    }
+
+    /// Waits until another snapshot may come into force at once: a watch that brings many small
+    /// changes gathers them until then and reports once. Cancel safe.
+    pub async fn turn(&self) {
+        if let Some(last) = self.last_snapshot {
+            sleep_until(last + self.merge_window).await;
+        }
+    }
+
+    /// Waits until all there is should be asked for anew, `resync` after the last snapshot, give or
+    /// take a tenth; for ever with `resync: 0s`. Cancel safe.
+    pub async fn resync(&self) {
+        match self.resync_at {
+            Some(at) => sleep_until(at).await,
+            None => std::future::pending().await,
+        }
+    }
+
+    /// Snapshots reported since it was made.
+    pub fn snapshots(&self) -> u64 {
+        self.snapshots
+    }
+
+    fn plan_resync(&mut self) {
+        self.resync_at = (!self.resync.is_zero()).then(|| Instant::now() + jittered(self.resync));
+    }
+}
+
+/// A time within a tenth of `time`, so that many nodes do not ask at once.
+pub fn jittered(time: Duration) -> Duration {
+    time.mul_f64(rand::rng().random_range(0.9..=1.1))
+}
