@@ -327,10 +327,6 @@ fn one_service() {
             "4:22: `max_connections` must be a whole number from 1 to 16777216, not `0`",
         ),
         (
-            "discovery: {}",
-            "4:16: `discovery` names no source; write one of file",
-        ),
-        (
             "forwarding: dsr",
             "4:17: unknown value `dsr` for `forwarding`; allowed: nat, dsr-l2 or dsr-ipip",
         ),
