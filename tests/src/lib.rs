@@ -1,7 +1,7 @@
 //! What the tests, the benchmark and the demo share: packet cases ([`packets`]), and the harness of
 //! the network tests: hosts and cables ([`net`]), servers behind the load balancer ([`servers`]),
 //! clients in front of it ([`clients`]), the daemon ([`daemon`]), and registries it asks
-//! ([`registry`]).
+//! ([`registry`], [`names`], [`dnsmasq`]).
 //!
 //! Everything a network test builds hangs on file descriptors and child processes of the test process.
 //! When it ends, by whatever means, the kernel takes it all away.
@@ -11,9 +11,11 @@ pub mod capture;
 pub mod clients;
 pub mod daemon;
 pub mod direct;
+pub mod dnsmasq;
 pub mod docs;
 pub mod frames;
 pub mod host;
+pub mod names;
 pub mod net;
 pub mod packets;
 pub mod registry;

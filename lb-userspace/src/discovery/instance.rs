@@ -68,13 +68,16 @@ pub struct Snapshot {
     /// What the registry holds that is no instance, one sentence each; shown, and otherwise
     /// ignored.
     pub left_out: Vec<String>,
+    /// The registry says in so many words that these are all: an answer that is empty is believed
+    /// at once.
+    pub decided: bool,
 }
 
 impl From<Vec<Instance>> for Snapshot {
     fn from(instances: Vec<Instance>) -> Self {
         Self {
             instances,
-            left_out: Vec::new(),
+            ..Self::default()
         }
     }
 }

@@ -5,7 +5,7 @@
 //! - An instance that an answer leaves out is missing; it goes when it was missing for its hold, in
 //!   answers that no failure interrupts. The hold is `removal_hold`; where the answer is empty, or the
 //!   first after a failure, it is `empty_hold` if that is longer: a registry that comes back may not
-//!   know everyone yet.
+//!   know everyone yet. An answer that says itself that it is final (`decided`) needs no such proof.
 //! - Of several instances with one address the one in the best state counts, then the one not
 //!   missing, then the one with the lowest id.
 //! - What is known comes into force at once, and then no sooner than `merge_window` later; what was
@@ -163,8 +163,9 @@ impl Machine {
     }
 
     fn answer(&mut self, snapshot: Snapshot, now: Now) -> Result<(), Failure> {
+        let decided = snapshot.decided;
         let (instances, left_out) = sift(snapshot)?;
-        let doubtful = instances.is_empty() || self.failing;
+        let doubtful = !decided && (instances.is_empty() || self.failing);
         let Settings {
             removal_hold,
             empty_hold,
@@ -182,7 +183,10 @@ impl Machine {
 
         for (id, known) in &mut self.known {
             if !instances.contains_key(id) {
-                known.missing_until.get_or_insert(now.at + hold);
+                let until = known.missing_until.get_or_insert(now.at + hold);
+                if decided {
+                    *until = (*until).min(now.at + hold);
+                }
             }
         }
         for (id, instance) in instances {
@@ -341,6 +345,7 @@ fn sift(snapshot: Snapshot) -> Result<(HashMap<String, Instance>, Vec<String>), 
     let Snapshot {
         instances,
         left_out: mut notes,
+        decided: _,
     } = snapshot;
     let count = instances.len();
     if count > MAX_INSTANCES {

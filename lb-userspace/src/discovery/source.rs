@@ -181,6 +181,12 @@ impl Feed {
         }
     }
 
+    /// Longest time that an answer may count; `None` with `resync: 0s`. For a source that plans by
+    /// itself when it asks what.
+    pub fn resync_every(&self) -> Option<Duration> {
+        (!self.resync.is_zero()).then_some(self.resync)
+    }
+
     /// Snapshots reported since it was made.
     pub fn snapshots(&self) -> u64 {
         self.snapshots

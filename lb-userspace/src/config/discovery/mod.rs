@@ -2,6 +2,7 @@
 //!
 //! A kind of source has a file here that implements [`Form`] for its configuration.
 
+mod dns;
 mod file;
 #[allow(
     dead_code,
@@ -39,8 +40,7 @@ const COMMON: [&str; 7] = [
     "labels",
 ];
 
-const LATER_KINDS: [Later; 6] = [
-    ("dns", "use `file`"),
+const LATER_KINDS: [Later; 5] = [
     ("consul", "use `file`"),
     ("eureka", "use `file`"),
     ("kubernetes", "use `file`"),

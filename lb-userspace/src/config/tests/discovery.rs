@@ -3,7 +3,7 @@
 use super::{accepted, faults, service_with, warnings};
 use crate::{
     config::{check, discovery::secret, render, report::Report, tree},
-    discovery::Secret,
+    discovery::{Kind, Secret, dns},
 };
 
 fn discovery(text: &str) -> String {
@@ -149,5 +149,131 @@ fn a_secret_is_a_place_and_is_never_repeated() {
         let (secret, faults) = read(text);
         assert_eq!((secret, faults.len()), (None, 1), "{text}");
         assert!(!faults[0].message.contains("hunter2"), "{faults:?}");
+    }
+}
+
+#[test]
+fn dns_with_its_defaults_and_with_every_key() {
+    let parsed = accepted(&discovery(
+        "{dns: {name: Web.example.internal, port: 8080}}",
+    ))
+    .config;
+    let source = &parsed.services[0].discovery[0];
+    assert_eq!(
+        source.name("web").to_string(),
+        "web/dns:web.example.internal:8080"
+    );
+    assert_eq!(source.settings, source.kind.usual());
+    let Kind::Dns(config) = &source.kind else {
+        panic!("{source:?}");
+    };
+    assert_eq!(*config, dns::Config::new(config.lookup.clone()));
+
+    let text = "\
+services:
+- name: web
+  listen: 192.0.2.10:80
+  protocol: tcp
+  policy: maglev
+  discovery:
+  - dns:
+      name: web
+      port: 8080
+      family: ipv4
+      servers:
+      - 10.0.0.53:53
+      - '[2001:db8::53]:5353'
+      search:
+      - example.internal
+      ndots: 2
+      min_ttl: 1s
+      timeout: 500ms
+      empty_hold: 10s
+  - dns:
+      srv: _http._tcp.web.example.internal
+      search: []
+";
+    let parsed = accepted(text).config;
+    assert_eq!(render(&parsed), text);
+    assert_eq!(check(&parsed), Vec::<String>::new());
+    let short = discovery("{dns: {name: a, port: 1, servers: 10.0.0.53, search: b.c}}");
+    let config = accepted(&short).config;
+    let Kind::Dns(config) = &config.services[0].discovery[0].kind else {
+        panic!("{config:?}");
+    };
+    assert_eq!(config.servers, ["10.0.0.53:53".parse().unwrap()]);
+    assert_eq!(config.search.as_deref(), Some(&["b.c".to_owned()][..]));
+}
+
+#[test]
+fn faults_of_dns_have_their_places() {
+    for (text, fault) in [
+        (
+            "{dns: {}}",
+            "the dns source without `srv` has no `name`; write e.g. `name: web.example.internal`",
+        ),
+        (
+            "{dns: {name: a.b}}",
+            "the dns source without `srv` has no `port`; write e.g. `port: 8080`",
+        ),
+        (
+            "{dns: {srv: a.b, port: 80}}",
+            "`port` beside `srv`: SRV records have ports of their own; leave one of them out",
+        ),
+        (
+            "{dns: {srv: a.b, name: c.d}}",
+            "`name` beside `srv`: a source asks for the addresses of a name or for SRV records; \
+             leave one of them out",
+        ),
+        (
+            "{dns: {name: 10.0.0.1, port: 80}}",
+            "dns `name` `10.0.0.1` is an address, not a name; list it under `backends`",
+        ),
+        (
+            "{dns: {srv: \"\"}}",
+            "dns `srv` `` must be labels of 1 to 63 characters with dots between",
+        ),
+        (
+            "{dns: {name: a, port: 0}}",
+            "`port` must be a whole number from 1 to 65535, not `0`",
+        ),
+        (
+            "{dns: {srv: a, servers: []}}",
+            "`servers` is empty; leave it out for those of /etc/resolv.conf",
+        ),
+        (
+            "{dns: {srv: a, servers: [10.0.0.1, 10.0.0.1:53]}}",
+            "dns `servers` has 10.0.0.1:53 twice",
+        ),
+        (
+            "{dns: {srv: a, servers: 0.0.0.0}}",
+            "dns `servers` has 0.0.0.0:53, at which no server can be",
+        ),
+        (
+            "{dns: {srv: a, search: [b c]}}",
+            "dns `search` `b c` has a ' '; letters, digits, `-`, `_` and dots make a name",
+        ),
+        (
+            "{dns: {srv: a, family: ipv5}}",
+            "unknown value `ipv5` for `family`; did you mean `ipv4`? (allowed: both, ipv4 or ipv6)",
+        ),
+        (
+            "{dns: {srv: a, min_ttl: 10ms}}",
+            "dns `min_ttl` must be 100ms to 1h",
+        ),
+        (
+            "{dns: {srv: a, timeout: 31s}}",
+            "dns `timeout` must be 100ms to 30s",
+        ),
+        (
+            "{dns: {srv: a, ndots: 16}}",
+            "`ndots` must be a whole number from 0 to 15, not `16`",
+        ),
+    ] {
+        let told = faults(&discovery(text));
+        assert!(
+            told.iter().any(|told| told.ends_with(fault)),
+            "{text}: {told:?}"
+        );
     }
 }

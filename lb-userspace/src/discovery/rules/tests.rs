@@ -496,3 +496,24 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn an_empty_answer_that_is_meant_waits_for_removal_hold_alone() {
+    for before in ["nothing", "failure", "empty"] {
+        let mut bed = Bed::new(settings(), &[]);
+        bed.snapshot(&["a", "b"]);
+        match before {
+            "failure" => bed.failure(),
+            "empty" => bed.snapshot(&[]),
+            _ => {}
+        }
+        bed.report(Report::Snapshot(Snapshot {
+            decided: true,
+            ..Snapshot::default()
+        }));
+        bed.pass(4 * SECOND);
+        assert_eq!(bed.ids(), ["a", "b"], "{before}");
+        bed.pass(SECOND);
+        assert_eq!(bed.ids(), Vec::<String>::new(), "{before}");
+    }
+}
