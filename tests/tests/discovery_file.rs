@@ -311,7 +311,7 @@ fn no_fault_of_the_file_takes_a_backend_away() {
 /// Killed, and all that was in the kernel removed as by a restart of the node; the file is gone.
 #[test]
 fn a_daemon_that_starts_without_its_file_serves_what_it_knew() {
-    let mut scene = Scene::new(&[(1, ""), (2, ", weight: 300, state: drain")], "");
+    let mut scene = Scene::new(&[(1, ""), (2, ", weight: 300")], "");
     scene.write(&[
         (1, ""),
         (2, ""),
@@ -491,7 +491,7 @@ fn five_thousand_instances_in_a_second_are_few_passes() {
     let (passes, tables) = (passes_after - passes_before, tables_after - tables_before);
     note(format!(
         "{COUNT} instances within {registered:.1?}: all in the kernel {:.0?} after the last, in {passes} passes, \
-         {tables} tables (of 2 families) written; resident {} → at most {} MiB",
+         {tables} tables written; resident {} → at most {} MiB",
         done.saturating_sub(registered),
         memory_before >> 20,
         peak >> 20

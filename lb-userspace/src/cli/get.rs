@@ -125,7 +125,7 @@ fn by_key(rows: Vec<Row>) -> BTreeMap<String, Row> {
 /// Whether somebody who sees this form of output would see a difference.
 fn differs(before: Option<&Row>, now: &Row, format: Format) -> bool {
     before.is_none_or(|before| match format.is_table() {
-        true => before.cells != now.cells,
+        true => before.lasting() != now.lasting(),
         false => before.item != now.item,
     })
 }

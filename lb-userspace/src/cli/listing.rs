@@ -17,6 +17,8 @@ use crate::{
 /// Characters of a reason in a table that is not wide.
 const SHORT: usize = 40;
 
+const LAST_SUCCESS: &str = "LAST-SUCCESS";
+
 pub(super) struct Listing {
     pub(super) kind: &'static str,
     pub(super) header: Vec<&'static str>,
@@ -27,7 +29,18 @@ pub(super) struct Row {
     /// Stays the same for as long as the object lives.
     pub(super) key: String,
     pub(super) cells: Vec<String>,
+    /// The cell that changes by time passing alone, if one does.
+    aging: Option<usize>,
     pub(super) item: Value,
+}
+
+impl Row {
+    /// The cells that change only if the object does.
+    pub(super) fn lasting(&self) -> Vec<&String> {
+        let cells = self.cells.iter().enumerate();
+        let lasting = cells.filter(|(place, _)| Some(*place) != self.aging);
+        lasting.map(|(_, cell)| cell).collect()
+    }
 }
 
 impl Listing {
@@ -72,10 +85,16 @@ impl Listing {
         items: Vec<T>,
         show: impl Fn(&T) -> (String, Vec<String>),
     ) -> Self {
+        let aging = header.iter().position(|name| *name == LAST_SUCCESS);
         let rows = items.iter().map(|item| {
             let (key, cells) = show(item);
             let item = serde_json::to_value(item).unwrap_or_default();
-            Row { key, cells, item }
+            Row {
+                key,
+                cells,
+                aging,
+                item,
+            }
         });
         Self {
             kind,
@@ -204,7 +223,7 @@ pub(super) fn source_header(wide: bool) -> Vec<&'static str> {
         "TARGET",
         "INSTANCES",
         "STATE",
-        "LAST-SUCCESS",
+        LAST_SUCCESS,
         "UPDATES",
         "ERRORS",
     ];

@@ -1,6 +1,7 @@
 //! The whole controller over the data path that only remembers.
 
 mod bench;
+mod discovery;
 mod life;
 mod requests;
 

@@ -291,8 +291,10 @@ impl Machine {
 
     pub fn state(&self, at: Instant) -> State {
         let silent = at.saturating_duration_since(self.last_word) >= self.settings.stale_after;
+        // A watch that nobody asks to repeat itself may be silent because nothing happens.
+        let silence_tells = self.failing || !self.answered || !self.settings.resync.is_zero();
         match (self.answered, self.failing) {
-            _ if silent => State::Stale,
+            _ if silent && silence_tells => State::Stale,
             (false, true) if !self.in_force.is_empty() => State::Stale,
             (_, true) => State::Failing,
             (false, false) => State::Starting,

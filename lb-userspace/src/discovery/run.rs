@@ -26,7 +26,7 @@ const SAVE_EVERY: Duration = Duration::from_secs(1);
 /// A set that stays the same is written again after so many milliseconds, with its last success.
 const SAVE_ANYWAY_MS: u64 = 600_000;
 /// Pause after a source panicked.
-const AFTER_PANIC: Duration = Duration::from_secs(10);
+const AFTER_PANIC: Duration = Duration::from_secs(5);
 
 /// All sources of the daemon. Stops them when dropped.
 pub struct Sources {
@@ -432,3 +432,6 @@ impl<T> Drop for Task<T> {
         self.0.abort();
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -169,3 +169,6 @@ fn differences(old: &Merged, new: &Merged) -> Vec<Difference> {
     }
     told
 }
+
+#[cfg(test)]
+mod tests;

@@ -24,8 +24,9 @@ use super::read::is_read;
 const QUIET: Duration = Duration::from_millis(50);
 /// Longest wait for a writer to close its file, counted from its last write.
 const WRITER: Duration = Duration::from_secs(1);
-/// Longest wait from the first change on.
+/// Longest wait from the first change on, while somebody writes, and while nobody does.
 const LONGEST: Duration = Duration::from_secs(5);
+const LONGEST_CLOSED: Duration = Duration::from_millis(250);
 
 /// Watches the directories in which `path`, what it points to, and its files are.
 pub(super) struct Watch {
@@ -96,8 +97,11 @@ impl Watch {
             let event = match begun {
                 None => self.events.recv().await,
                 Some(begun) => {
-                    let quiet = if open.is_empty() { QUIET } else { WRITER };
-                    let end = (Instant::now() + quiet).min(begun + LONGEST);
+                    let (quiet, longest) = match open.is_empty() {
+                        true => (QUIET, LONGEST_CLOSED),
+                        false => (WRITER, LONGEST),
+                    };
+                    let end = (Instant::now() + quiet).min(begun + longest);
                     match timeout_at(end, self.events.recv()).await {
                         Ok(event) => event,
                         Err(_) => return,

@@ -379,6 +379,17 @@ fn silence_is_stale_too() {
     assert_eq!(bed.state(), State::Stale);
     bed.snapshot(&["a"]);
     assert_eq!(bed.state(), State::Synced);
+
+    let settings = Settings {
+        resync: Duration::ZERO,
+        ..settings()
+    };
+    let mut bed = Bed::new(settings, &[]);
+    bed.snapshot(&["a"]);
+    bed.pass(1000 * SECOND);
+    assert_eq!(bed.state(), State::Synced, "it is not to repeat itself");
+    bed.failure();
+    assert_eq!(bed.state(), State::Stale);
 }
 
 #[derive(Clone, Debug)]

@@ -51,3 +51,31 @@ async fn watched_events_are_asked_for_since_the_last_one() {
         assert!(id == 0 || line.contains(&format!("({id} of 3)")), "{line}");
     }
 }
+
+/// That time passes since a source's last success is no change of it.
+#[tokio::test]
+async fn watched_sources_are_not_printed_every_second() {
+    let polls = AtomicU32::new(0);
+    let last = lb_userspace::utc::now_ms();
+    let daemon = Daemon::start(move |_| {
+        let state = match polls.fetch_add(1, Ordering::Relaxed) {
+            0..=2 => "synced",
+            _ => "failing",
+        };
+        let item = SourceItem {
+            last_success_ms: Some(last),
+            ..source(state)
+        };
+        Ok(Response::Sources { items: vec![item] })
+    });
+    let mut child = command(&daemon.socket, "get sources -w")
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    for wanted in ["LAST-SUCCESS", "synced", "failing"] {
+        let line = tokio::time::timeout(Duration::from_secs(20), lines.next_line());
+        let line = line.await.unwrap().unwrap().unwrap();
+        assert!(line.contains(wanted), "{line}");
+    }
+}
