@@ -8,9 +8,11 @@
 
 pub mod bulk;
 pub mod capture;
+pub mod certificates;
 pub mod clients;
 pub mod daemon;
 pub mod docs;
+pub mod etcd;
 pub mod frames;
 pub mod host;
 pub mod net;
@@ -19,6 +21,7 @@ pub mod registry;
 pub mod servers;
 pub mod veth;
 pub mod world;
+pub mod zookeeper;
 
 use std::{
     io::Write,

@@ -19,6 +19,7 @@ mod saved;
 mod secret;
 mod source;
 mod spec;
+pub mod zookeeper;
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -42,6 +43,7 @@ macro_rules! for_each_kind {
         $callback! {
             "file" File file,
             "etcd" Etcd etcd,
+            "zookeeper" Zookeeper zookeeper,
         }
     };
 }

@@ -6,6 +6,7 @@ mod etcd;
 mod file;
 mod http;
 pub(crate) mod instances;
+mod zookeeper;
 
 use std::time::Duration;
 
@@ -36,12 +37,11 @@ const COMMON: [&str; 7] = [
     "labels",
 ];
 
-const LATER_KINDS: [Later; 5] = [
+const LATER_KINDS: [Later; 4] = [
     ("dns", "use `file`"),
     ("consul", "use `file`"),
     ("eureka", "use `file`"),
     ("kubernetes", "use `file`"),
-    ("zookeeper", "use `file`"),
 ];
 
 const LONGEST: Duration = Duration::from_secs(86_400);
