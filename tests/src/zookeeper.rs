@@ -148,9 +148,17 @@ impl Registrar {
         if let Some(digest) = digest {
             connector = connector.with_auth("digest", digest.as_bytes());
         }
-        // On the runtime's own thread, which is the one inside the host.
-        let connect = runtime.spawn(connector.connect(ADDRESS));
-        let client = runtime.block_on(connect)??;
+        // A server that has just begun may be slow.
+        let mut last = None;
+        let connected = eventually(READY, || {
+            // On the runtime's own thread, which is the one inside the host.
+            let connect = runtime.spawn(connector.clone().connect(ADDRESS));
+            last = Some(runtime.block_on(connect));
+            matches!(last, Some(Ok(Ok(_))))
+        });
+        let last = last.context("not tried")?;
+        ensure!(connected, "no session with ZooKeeper: {last:?}");
+        let client = last??;
         Ok(Self { client, runtime })
     }
 

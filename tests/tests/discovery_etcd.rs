@@ -221,21 +221,15 @@ fn no_fault_of_the_server_takes_a_backend_away() {
     note(format!("a kill is told {:.0?} later", began.elapsed()));
     // Others in its place.
     let address: SocketAddr = "127.0.0.1:2379".parse().unwrap();
-    for fault in [
-        Fault::NoHttp,
-        Fault::Garbage,
-        Fault::HalfBody,
-        Fault::Status(500),
-    ] {
+    for fault in [Fault::NoHttp, Fault::Garbage, Fault::Status(500)] {
         let registry =
             Registry::start(&scene.network.node, address, |_| Reply::json("{}")).unwrap();
         let what = format!("{fault:?} in its place");
         registry.set_fault(fault);
-        scene.fails(
-            &what,
-            &["does an etcd v3 answer", "http2", "transport"],
-            &all,
-        );
+        // The first may still be of what was before.
+        let errors = scene.wait_source(|_| true).errors;
+        scene.wait_source(|s| s.errors > errors + 1);
+        scene.fails(&what, &["http://127.0.0.1:2379: "], &all);
     }
     scene.etcd.restart().unwrap();
     scene.recovers(2);
@@ -246,11 +240,7 @@ fn no_fault_of_the_server_takes_a_backend_away() {
 
     let began = Instant::now();
     scene.etcd.hang(true);
-    scene.fails(
-        "hangs",
-        &["timed out", "within", "keep-alive", "keepalive"],
-        &all,
-    );
+    scene.fails("hangs", &["timed out", "within", "broken pipe"], &all);
     note(format!("a hang is told {:.1?} later", began.elapsed()));
     scene.etcd.hang(false);
     scene.recovers(3);
@@ -275,18 +265,11 @@ fn no_fault_of_the_server_takes_a_backend_away() {
 fn a_cluster_restored_from_a_backup_is_read_anew() {
     let mut scene = Scene::new(&[1], ", empty_hold: 3s");
     scene.etcd.kill9();
-    let (data, backup) = (
-        scene.etcd.data(),
-        scene.network.node.run_path("etcd-backup"),
-    );
-    let copy = |from: &std::path::Path, to: &std::path::Path| {
-        let status = std::process::Command::new("cp")
-            .arg("-a")
-            .args([from, to])
-            .status();
-        assert!(status.unwrap().success());
+    let copy = |from: &str, to: &str| {
+        let node = &scene.network.node;
+        node.execute("cp", &["-a", from, to]).unwrap();
     };
-    copy(&data, &backup);
+    copy("/run/etcd-one", "/run/etcd-backup");
     scene.etcd.restart().unwrap();
     scene.recovers(1);
     for turn in 0..20 {
@@ -295,8 +278,8 @@ fn a_cluster_restored_from_a_backup_is_read_anew() {
     scene.wait(2, |b| b.effective_weight == 20);
     let before = scene.etcd.revision().unwrap();
     scene.etcd.kill9();
-    std::fs::remove_dir_all(&data).unwrap();
-    copy(&backup, &data);
+    std::fs::remove_dir_all(scene.etcd.data()).unwrap();
+    copy("/run/etcd-backup", "/run/etcd-one");
     scene.etcd.restart().unwrap();
     let after = scene.etcd.revision().unwrap();
     assert!(after < before, "{after} < {before}");

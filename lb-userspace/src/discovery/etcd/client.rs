@@ -210,6 +210,8 @@ fn class(code: Option<i32>, text: &str) -> Class {
         _ if has(&["certificate", "handshake", "alert", "invalid peer"]) => Class::Denied,
         _ if has(&["timed out", "keep-alive", "keepalive", "deadline"]) => Class::Timeout,
         Some(code::DEADLINE_EXCEEDED) => Class::Timeout,
+        // As a connection ends that was killed, or whose pings are not answered.
+        _ if has(&["broken pipe", "reset by peer", "refused", "closed"]) => Class::Unreachable,
         _ if has(&["protocol error", "frame", "http/1", "content-type", "decod"]) => {
             Class::Malformed
         }
@@ -291,6 +293,12 @@ mod tests {
                 Class::Denied,
             ),
             (Some(14), "keep-alive timed out", Class::Timeout),
+            (
+                Some(13),
+                "h2 protocol error: error reading a body from connection: stream closed because \
+                 of a broken pipe",
+                Class::Unreachable,
+            ),
             (Some(13), "h2 protocol error: http2 error", Class::Malformed),
         ] {
             assert_eq!(class(code, text), wanted, "{text}");
