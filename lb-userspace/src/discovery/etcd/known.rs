@@ -12,6 +12,8 @@ pub struct Known {
     /// The cluster's revision at the last full reading: what a watch tells of it and of what was
     /// before is known.
     revision: i64,
+    /// The highest revision seen, by reading or watching.
+    latest: i64,
 }
 
 #[derive(Default)]
@@ -36,11 +38,16 @@ impl Known {
             prefix: prefix.into(),
             keys: BTreeMap::new(),
             revision: 0,
+            latest: 0,
         }
     }
 
     pub fn revision(&self) -> i64 {
         self.revision
+    }
+
+    pub fn latest(&self) -> i64 {
+        self.latest
     }
 
     /// All there is, as of one revision.
@@ -52,6 +59,7 @@ impl Known {
                 .insert(key.clone(), entry.with(&self.prefix, &key, &value));
         }
         self.revision = revision;
+        self.latest = revision;
     }
 
     /// What a watch tells; whether anything may have changed.
@@ -59,6 +67,7 @@ impl Known {
         if pair.mod_revision <= self.revision || !pair.key.starts_with(&self.prefix) {
             return false;
         }
+        self.latest = self.latest.max(pair.mod_revision);
         let before = self.keys.remove(pair.key);
         let Some(value) = pair.value else {
             return before.is_some();

@@ -104,7 +104,7 @@ impl Etcd {
     }
 
     async fn read(&mut self, member: &Member, feed: &mut Feed) -> Result<(), Failure> {
-        let before = self.known.revision();
+        let before = self.known.latest();
         member.read(&self.config.prefix, &mut self.known).await?;
         let now = self.known.revision();
         if now < before {

@@ -101,6 +101,7 @@ fn events_change_what_was_read_and_old_ones_do_not() {
     assert!(known.change(&gone("web/a", 12)));
     assert!(!known.change(&gone("web/a", 13)), "gone already");
     assert_eq!(ids(&known), ["b", "c"]);
+    assert_eq!((known.revision(), known.latest()), (10, 13));
     // A reading of all takes the place of all, also if its revision is lower.
     known.replace([(b"web/z".to_vec(), OWN.to_vec())], 3);
     assert_eq!((ids(&known), known.revision()), (vec!["z".to_owned()], 3));
