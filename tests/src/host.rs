@@ -87,7 +87,7 @@ impl Host {
     }
 
     /// Moves the calling thread into the host, for good.
-    fn enter(&self) {
+    pub(crate) fn enter(&self) {
         // SAFETY: unshare only detaches this thread's working directory and root from the others'.
         let detached = unsafe { libc::unshare(libc::CLONE_FS) };
         assert_eq!(detached, 0, "unshare: {}", io::Error::last_os_error());

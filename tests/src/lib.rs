@@ -8,11 +8,13 @@
 
 pub mod bulk;
 pub mod capture;
+pub mod certificates;
 pub mod clients;
 pub mod daemon;
 pub mod direct;
 pub mod dnsmasq;
 pub mod docs;
+pub mod etcd;
 pub mod frames;
 pub mod host;
 pub mod names;
@@ -22,6 +24,7 @@ pub mod registry;
 pub mod servers;
 pub mod veth;
 pub mod world;
+pub mod zookeeper;
 
 use std::{
     io::Write,

@@ -9,6 +9,7 @@
 
 mod backoff;
 pub mod dns;
+pub mod etcd;
 pub mod file;
 pub mod http;
 mod instance;
@@ -19,6 +20,7 @@ mod saved;
 mod secret;
 mod source;
 mod spec;
+pub mod zookeeper;
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -42,6 +44,8 @@ macro_rules! for_each_kind {
         $callback! {
             "file" File file,
             "dns" Dns dns,
+            "etcd" Etcd etcd,
+            "zookeeper" Zookeeper zookeeper,
         }
     };
 }

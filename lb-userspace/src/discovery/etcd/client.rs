@@ -1,0 +1,307 @@
+//! One connection to one member of a cluster.
+//!
+//! The client library would balance requests over several endpoints, and then nobody could tell
+//! which of them does not answer, nor compare the revisions of two answers.
+
+use std::{fs, future::Future, path::Path, time::Duration};
+
+use etcd_client::{
+    Certificate, Client, ConnectOptions, Error, GetOptions, Identity, KvClient, TlsOptions,
+    WatchOptions, WatchStream,
+};
+use tokio::{task::spawn_blocking, time::timeout};
+
+use super::{Config, known::Known};
+use crate::discovery::{
+    Class, Failure,
+    http::{BaseUrl, Tls},
+};
+
+/// Time to connect, and for each answer. etcd itself gives up a request after 7 s without a quorum.
+pub(super) const PATIENCE: Duration = Duration::from_secs(8);
+const CONNECT: Duration = Duration::from_secs(4);
+
+/// A member that does not answer a ping in this time hangs: a watch would wait for it for ever. etcd
+/// ends connections that ping more often than every 5 s (`--grpc-keepalive-min-time`).
+const PING: Duration = Duration::from_secs(7);
+const PONG: Duration = Duration::from_secs(5);
+
+/// Keys a page: a request of them all may be larger than what a server is willing to send.
+const PAGE: i64 = 1000;
+/// Largest message.
+const MAX_MESSAGE: usize = 64 << 20;
+/// All keys and values below a prefix together, in bytes.
+const MAX_TOTAL: usize = 64 << 20;
+const MAX_KEY_FILE: u64 = 1 << 20;
+
+pub(super) struct Member {
+    name: BaseUrl,
+    client: Client,
+}
+
+impl Member {
+    pub(super) async fn connect(config: &Config, url: &BaseUrl) -> Result<Self, Failure> {
+        let mut options = ConnectOptions::new()
+            .with_connect_timeout(CONNECT)
+            .with_keep_alive(PING, PONG)
+            // A member without a quorum would answer from what it knew, and watch nothing for ever.
+            .with_require_leader(true)
+            .with_auto_token_refresh(true);
+        let (tls, password) = (config.tls.clone(), config.password.clone());
+        let is_tls = url.is_tls;
+        let read = spawn_blocking(move || {
+            let tls = is_tls.then(|| tls_options(&tls)).transpose()?;
+            let password = password.map(|secret| secret.read()).transpose()?;
+            Ok((tls, password))
+        });
+        let (tls, password) = read.await.unwrap_or_else(|_| {
+            Err(Failure::new(
+                Class::Internal,
+                "reading certificates panicked",
+            ))
+        })?;
+        if let Some(tls) = tls {
+            options = options.with_tls(tls);
+        }
+        if let (Some(user), Some(password)) = (&config.user, password) {
+            options = options.with_user(user, password.expose());
+        }
+        let connect = Client::connect([url.to_string()], Some(options));
+        let client = within(url, "no connection", connect).await?;
+        Ok(Self {
+            name: url.clone(),
+            client,
+        })
+    }
+
+    /// All keys below the prefix, as of one revision.
+    pub(super) async fn read(&self, prefix: &str, known: &mut Known) -> Result<(), Failure> {
+        let mut kv: KvClient = self
+            .client
+            .kv_client()
+            .max_decoding_message_size(MAX_MESSAGE);
+        let end = behind(prefix.as_bytes());
+        let mut from = prefix.as_bytes().to_vec();
+        let mut pairs = Vec::new();
+        let mut total = 0;
+        let mut revision = 0;
+        loop {
+            let options = GetOptions::new()
+                .with_range(end.clone())
+                .with_limit(PAGE)
+                .with_revision(revision);
+            let get = kv.get(from, Some(options));
+            let mut page = within(&self.name, "no answer", get).await?;
+            if revision == 0 {
+                revision = page.header().map_or(0, |header| header.revision());
+            }
+            let more = page.more();
+            for pair in page.take_kvs() {
+                let (key, value) = pair.into_key_value();
+                total += key.len() + value.len();
+                pairs.push((key, value));
+            }
+            if total > MAX_TOTAL {
+                let what = format!("below `{prefix}` is more than {} MiB", MAX_TOTAL >> 20);
+                return Err(self.failure(Class::Malformed, what));
+            }
+            match pairs.last() {
+                Some((last, _)) if more => from = [last.as_slice(), &[0]].concat(),
+                _ => break,
+            }
+        }
+        if revision <= 0 {
+            return Err(self.failure(Class::Malformed, "an answer without a revision"));
+        }
+        known.replace(pairs, revision);
+        Ok(())
+    }
+
+    /// What happens below the prefix from a revision on.
+    pub(super) async fn watch(&self, prefix: &str, from: i64) -> Result<WatchStream, Failure> {
+        let options = WatchOptions::new()
+            .with_range(behind(prefix.as_bytes()))
+            .with_start_revision(from)
+            .with_progress_notify();
+        let mut watch = self
+            .client
+            .watch_client()
+            .max_decoding_message_size(MAX_MESSAGE);
+        let watch = watch.watch(prefix, Some(options));
+        within(&self.name, "no watch", watch).await
+    }
+
+    pub(super) fn failure(&self, class: Class, what: impl std::fmt::Display) -> Failure {
+        Failure::new(class, format!("{}: {what}", self.name))
+    }
+
+    pub(super) fn failed(&self, error: &Error) -> Failure {
+        failed(&self.name, error)
+    }
+}
+
+/// The first key behind all that begin with the prefix; `\0`, which is none, if there is no such.
+fn behind(prefix: &[u8]) -> Vec<u8> {
+    let mut end = prefix.to_vec();
+    while let Some(last) = end.pop() {
+        if last < u8::MAX {
+            end.push(last + 1);
+            return end;
+        }
+    }
+    vec![0]
+}
+
+async fn within<T>(
+    url: &BaseUrl,
+    what: &str,
+    work: impl Future<Output = Result<T, Error>>,
+) -> Result<T, Failure> {
+    match timeout(PATIENCE, work).await {
+        Ok(result) => result.map_err(|error| failed(url, &error)),
+        Err(_) => Err(Failure::new(
+            Class::Timeout,
+            format!("{url}: {what} within {PATIENCE:?}"),
+        )),
+    }
+}
+
+/// gRPC's numbers of status codes.
+mod code {
+    pub(super) const INVALID_ARGUMENT: i32 = 3;
+    pub(super) const DEADLINE_EXCEEDED: i32 = 4;
+    pub(super) const PERMISSION_DENIED: i32 = 7;
+    pub(super) const OUT_OF_RANGE: i32 = 11;
+    pub(super) const UNAUTHENTICATED: i32 = 16;
+}
+
+fn failed(url: &BaseUrl, error: &Error) -> Failure {
+    let (code, own, cause) = match error {
+        Error::GRpcStatus(status) => (
+            Some(status.code() as i32),
+            status.message().to_owned(),
+            innermost(status),
+        ),
+        Error::TransportError(error) => (None, error.to_string(), innermost(error)),
+        Error::InvalidArgs(_) | Error::InvalidUri(_) => {
+            return Failure::new(Class::Config, format!("{url}: {error}"));
+        }
+        error => (None, error.to_string(), None),
+    };
+    let mut text = match cause {
+        Some(cause) if !own.contains(&cause) => format!("{own}: {cause}"),
+        _ => own,
+    };
+    let class = class(code, &text);
+    if class == Class::Malformed {
+        text += "; does an etcd v3 answer there?";
+    }
+    Failure::new(class, format!("{url}: {text}"))
+}
+
+fn class(code: Option<i32>, text: &str) -> Class {
+    let is_told_by_etcd = text.starts_with("etcdserver:");
+    let lower = text.to_lowercase();
+    let has = |words: &[&str]| words.iter().any(|word| lower.contains(word));
+    match code {
+        Some(code::PERMISSION_DENIED | code::UNAUTHENTICATED) => Class::Denied,
+        Some(code::INVALID_ARGUMENT) if has(&["auth", "user"]) => Class::Denied,
+        _ if is_told_by_etcd => Class::Refused,
+        _ if has(&["certificate", "handshake", "alert", "invalid peer"]) => Class::Denied,
+        _ if has(&["timed out", "keep-alive", "keepalive", "deadline"]) => Class::Timeout,
+        Some(code::DEADLINE_EXCEEDED) => Class::Timeout,
+        // As a connection ends that was killed, or whose pings are not answered.
+        _ if has(&["broken pipe", "reset by peer", "refused", "closed"]) => Class::Unreachable,
+        _ if has(&["protocol error", "frame", "http/1", "content-type", "decod"]) => {
+            Class::Malformed
+        }
+        Some(code::OUT_OF_RANGE) => Class::Malformed,
+        _ if has(&["http status", "http code"]) => Class::Refused,
+        _ => Class::Unreachable,
+    }
+}
+
+/// The cause of causes, which says more than `transport error`.
+fn innermost(error: &dyn std::error::Error) -> Option<String> {
+    let mut cause = error.source()?;
+    while let Some(deeper) = cause.source() {
+        cause = deeper;
+    }
+    Some(cause.to_string())
+}
+
+/// Blocks.
+fn tls_options(tls: &Tls) -> Result<TlsOptions, Failure> {
+    // Tells what is wrong with the files better than a handshake that fails.
+    tls.client_config()?;
+    let mut options = TlsOptions::new();
+    options = match &tls.ca_file {
+        Some(file) => options.ca_certificate(Certificate::from_pem(pem(file)?)),
+        None => options.with_native_roots(),
+    };
+    if let (Some(cert), Some(key)) = (&tls.cert_file, &tls.key_file) {
+        options = options.identity(Identity::from_pem(pem(cert)?, pem(key)?));
+    }
+    if let Some(name) = &tls.server_name {
+        options = options.domain_name(name);
+    }
+    Ok(options)
+}
+
+fn pem(file: &Path) -> Result<Vec<u8>, Failure> {
+    let fault = |what: String| Failure::new(Class::Config, format!("{}: {what}", file.display()));
+    let length = fs::metadata(file).map_err(|error| fault(error.to_string()))?;
+    if length.len() > MAX_KEY_FILE {
+        return Err(fault("larger than 1 MiB".to_owned()));
+    }
+    fs::read(file).map_err(|error| fault(error.to_string()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_end_of_a_prefix() {
+        for (prefix, end) in [
+            (&b"web/"[..], &b"web0"[..]),
+            (b"a\xff", b"b"),
+            (b"\xff\xff", b"\0"),
+        ] {
+            assert_eq!(behind(prefix), end);
+        }
+    }
+
+    #[test]
+    fn failures_have_classes() {
+        for (code, text, wanted) in [
+            (Some(14), "etcdserver: no leader", Class::Refused),
+            (
+                Some(14),
+                "transport error: Connection refused",
+                Class::Unreachable,
+            ),
+            (
+                Some(3),
+                "etcdserver: authentication failed, invalid user ID or password",
+                Class::Denied,
+            ),
+            (Some(7), "etcdserver: permission denied", Class::Denied),
+            (
+                None,
+                "transport error: invalid peer certificate: UnknownIssuer",
+                Class::Denied,
+            ),
+            (Some(14), "keep-alive timed out", Class::Timeout),
+            (
+                Some(13),
+                "h2 protocol error: error reading a body from connection: stream closed because \
+                 of a broken pipe",
+                Class::Unreachable,
+            ),
+            (Some(13), "h2 protocol error: http2 error", Class::Malformed),
+        ] {
+            assert_eq!(class(code, text), wanted, "{text}");
+        }
+    }
+}
