@@ -8,6 +8,7 @@
 //! [`for_each_kind`].
 
 mod backoff;
+pub mod consul;
 pub mod file;
 pub mod http;
 mod instance;
@@ -40,6 +41,7 @@ macro_rules! for_each_kind {
     ($callback:ident) => {
         $callback! {
             "file" File file,
+            "consul" Consul consul,
         }
     };
 }

@@ -2,11 +2,8 @@
 //!
 //! A kind of source has a file here that implements [`Form`] for its configuration.
 
+mod consul;
 mod file;
-#[allow(
-    dead_code,
-    reason = "for the kinds of sources that speak HTTP; file does not"
-)]
 mod http;
 pub(crate) mod instances;
 
@@ -39,9 +36,8 @@ const COMMON: [&str; 7] = [
     "labels",
 ];
 
-const LATER_KINDS: [Later; 6] = [
+const LATER_KINDS: [Later; 5] = [
     ("dns", "use `file`"),
-    ("consul", "use `file`"),
     ("eureka", "use `file`"),
     ("kubernetes", "use `file`"),
     ("etcd", "use `file`"),
@@ -318,7 +314,6 @@ fn render_settings(settings: &Settings, mut usual: Settings, map: &mut Mapping) 
     put_unless_empty(map, "labels", labels.collect());
 }
 
-#[allow(dead_code, reason = "for the kinds of sources that authenticate")]
 /// `{file: PATH}` or `{env: NAME}`. What stands in the config instead is not repeated in the fault: it may
 /// be the secret itself.
 pub(super) fn secret(value: &Node, key: &str, report: &mut Report) -> Option<Secret> {
@@ -343,7 +338,6 @@ pub(super) fn secret(value: &Node, key: &str, report: &mut Report) -> Option<Sec
     word
 }
 
-#[allow(dead_code, reason = "for the kinds of sources that authenticate")]
 /// The way back of [`secret`].
 pub(super) fn render_secret(secret: &Secret) -> Value {
     let (key, value) = match secret {

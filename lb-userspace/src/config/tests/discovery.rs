@@ -16,7 +16,9 @@ fn one_source_with_its_defaults_and_with_every_key() {
     let [source] = &parsed.services[0].discovery[..] else {
         panic!("{parsed:?}");
     };
-    let Kind::File(config) = &source.kind;
+    let Kind::File(config) = &source.kind else {
+        panic!("{source:?}");
+    };
     assert_eq!(config.path.to_str(), Some("/etc/lbd/web.yaml"));
     assert_eq!(source.settings, source.kind.usual());
     assert_eq!(source.name("web").to_string(), "web/file:/etc/lbd/web.yaml");
@@ -57,7 +59,7 @@ fn every_fault_has_its_place() {
     for (text, fault) in [
         (
             "{fiel: {path: /a}}",
-            "4:17: unknown key `fiel` in discovery; did you mean `file`? (allowed: file)",
+            "4:17: unknown key `fiel` in discovery; did you mean `file`? (allowed: file or consul)",
         ),
         (
             "{dns: {name: a}}",
@@ -113,6 +115,80 @@ fn one_that_would_always_be_stale_is_warned_of() {
     ));
     assert_eq!(warned.len(), 1, "{warned:?}");
     assert!(warned[0].contains("hardly longer"), "{warned:?}");
+}
+
+#[test]
+fn consul_with_every_key() {
+    let text = "\
+services:
+- name: web
+  listen: 192.0.2.10:80
+  protocol: tcp
+  policy: maglev
+  discovery:
+    consul:
+      url: https://consul.example:8501/base
+      service: web
+      tags:
+      - v1
+      - blue
+      filter: Service.Meta.zone == \"a\"
+      datacenter: dc2
+      namespace: team
+      token:
+        file: /etc/lbd/token
+      tls:
+        ca_file: /etc/lbd/ca.pem
+      consistency: stale
+      wait: 5m
+      weight_unit: 10
+      weight: 7
+";
+    let parsed = accepted(text).config;
+    assert_eq!(render(&parsed), text);
+    assert_eq!(check(&parsed), Vec::<String>::new());
+}
+
+#[test]
+fn faults_of_consul() {
+    for (text, fault) in [
+        (
+            "{consul: {}}",
+            "4:25: the consul source has no `service`; write e.g. `service: web`",
+        ),
+        (
+            "{consul: {service: \"\"}}",
+            "4:35: consul `service` must not be empty, and stand on one line",
+        ),
+        (
+            "{consul: {service: web, wait: 11m}}",
+            "4:46: consul `wait` must be from 1s to 10m",
+        ),
+        (
+            "{consul: {service: web, url: 10.0.0.5}}",
+            "4:45: `url` must begin with http:// or https://",
+        ),
+        (
+            "{consul: {service: web, consistency: stal}}",
+            "4:53: unknown value `stal` for `consistency`; did you mean `stale`? (allowed: \
+             default, stale or consistent)",
+        ),
+        (
+            "[{consul: {service: web}}, {consul: {service: web, wait: 2s}}]",
+            "4:44: consul `web@127.0.0.1:8500` is listed twice; first defined at line 4",
+        ),
+    ] {
+        assert_eq!(faults(&discovery(text)), [fault], "{text}");
+    }
+    // Others of the same service are told apart by what they select.
+    accepted(&discovery(
+        "[{consul: {service: web}}, {consul: {service: web, tags: v2}}]",
+    ));
+    let warned = warnings(&discovery(
+        "{consul: {service: web, url: \"http://10.0.0.5:8500\", token: {env: TOKEN}}}",
+    ));
+    assert_eq!(warned.len(), 1, "{warned:?}");
+    assert!(warned[0].contains("unencrypted"), "{warned:?}");
 }
 
 #[test]
