@@ -9,8 +9,11 @@
 pub mod bulk;
 pub mod capture;
 pub mod clients;
+pub mod consul;
 pub mod daemon;
+pub mod discovered;
 pub mod docs;
+pub mod eureka;
 pub mod frames;
 pub mod host;
 pub mod net;

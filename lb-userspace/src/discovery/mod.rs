@@ -9,6 +9,7 @@
 
 mod backoff;
 pub mod consul;
+pub mod eureka;
 pub mod file;
 pub mod http;
 mod instance;
@@ -42,6 +43,7 @@ macro_rules! for_each_kind {
         $callback! {
             "file" File file,
             "consul" Consul consul,
+            "eureka" Eureka eureka,
         }
     };
 }

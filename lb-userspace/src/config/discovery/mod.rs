@@ -3,6 +3,7 @@
 //! A kind of source has a file here that implements [`Form`] for its configuration.
 
 mod consul;
+mod eureka;
 mod file;
 mod http;
 pub(crate) mod instances;
@@ -36,9 +37,8 @@ const COMMON: [&str; 7] = [
     "labels",
 ];
 
-const LATER_KINDS: [Later; 5] = [
+const LATER_KINDS: [Later; 4] = [
     ("dns", "use `file`"),
-    ("eureka", "use `file`"),
     ("kubernetes", "use `file`"),
     ("etcd", "use `file`"),
     ("zookeeper", "use `file`"),

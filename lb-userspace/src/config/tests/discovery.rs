@@ -59,7 +59,7 @@ fn every_fault_has_its_place() {
     for (text, fault) in [
         (
             "{fiel: {path: /a}}",
-            "4:17: unknown key `fiel` in discovery; did you mean `file`? (allowed: file or consul)",
+            "4:17: unknown key `fiel` in discovery; did you mean `file`? (allowed: file, consul or eureka)",
         ),
         (
             "{dns: {name: a}}",
@@ -189,6 +189,66 @@ fn faults_of_consul() {
     ));
     assert_eq!(warned.len(), 1, "{warned:?}");
     assert!(warned[0].contains("unencrypted"), "{warned:?}");
+}
+
+#[test]
+fn eureka_with_every_key() {
+    let text = "\
+services:
+- name: web
+  listen: 192.0.2.10:80
+  protocol: tcp
+  policy: maglev
+  discovery:
+    eureka:
+      urls:
+      - https://eureka-1.example:8761/eureka
+      - https://eureka-2.example:8761
+      app: web
+      user: lbd
+      password:
+        env: PASSWORD
+      tls:
+        ca_file: /etc/lbd/ca.pem
+      fetch: delta
+      port: secure
+      interval: 30s
+      weight_key: lb.weight
+      removal_hold: 0s
+";
+    let parsed = accepted(text).config;
+    assert_eq!(render(&parsed), text);
+    assert_eq!(check(&parsed), Vec::<String>::new());
+}
+
+#[test]
+fn faults_of_eureka() {
+    for (text, fault) in [
+        (
+            "{eureka: {app: web}}",
+            "4:25: the eureka source has no `urls`; write e.g. `urls: \
+             \"http://10.0.0.5:8761/eureka\"`",
+        ),
+        (
+            "{eureka: {app: web, urls: []}}",
+            "4:42: eureka `urls` must name a server",
+        ),
+        (
+            "{eureka: {app: web, urls: \"http://10.0.0.5\", user: lbd}}",
+            "4:25: the eureka source has no `password`; write e.g. `password: {file: \
+             /etc/lbd/eureka-password}`",
+        ),
+        (
+            "{eureka: {app: web, urls: \"http://10.0.0.5\", password: {env: A}}}",
+            "4:71: `password` stands without `user`",
+        ),
+        (
+            "{eureka: {app: web, urls: \"http://10.0.0.5\", interval: 10ms}}",
+            "4:61: eureka `interval` must be from 1s to 10m",
+        ),
+    ] {
+        assert_eq!(faults(&discovery(text)), [fault], "{text}");
+    }
 }
 
 #[test]
