@@ -36,10 +36,11 @@ impl Form for Config {
     fn decode(fields: &Fields<'_>, report: &mut Report) -> Option<Self> {
         let what = "the eureka source";
         let urls = fields.require("urls", what, "\"http://10.0.0.5:8761/eureka\"", report);
-        let urls = urls.map_or(&[][..], one_or_many).iter();
-        let urls: Vec<_> = urls
-            .filter_map(|url| http::url(url, "urls", report))
-            .collect();
+        let urls = urls.and_then(|value| {
+            let read = one_or_many(value).iter();
+            let read: Vec<_> = read.map(|url| http::url(url, "urls", report)).collect();
+            read.into_iter().collect()
+        });
         let app = fields
             .require("app", what, "web", report)
             .and_then(|value| line(value, "app", report));
@@ -76,7 +77,7 @@ impl Form for Config {
                 .unwrap_or(INTERVAL),
             weight_key: weight_key.unwrap_or_else(|| WEIGHT_KEY.to_owned()),
             app: app?,
-            urls,
+            urls: urls?,
         })
     }
 

@@ -244,7 +244,7 @@ fn faults_of_eureka() {
         ),
         (
             "{eureka: {app: web, urls: \"http://10.0.0.5\", interval: 10ms}}",
-            "4:61: eureka `interval` must be from 1s to 10m",
+            "4:71: eureka `interval` must be from 1s to 10m",
         ),
     ] {
         assert_eq!(faults(&discovery(text)), [fault], "{text}");
