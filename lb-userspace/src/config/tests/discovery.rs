@@ -3,7 +3,7 @@
 use super::{accepted, faults, service_with, warnings};
 use crate::{
     config::{check, discovery::secret, render, report::Report, tree},
-    discovery::{Kind, Secret},
+    discovery::Secret,
 };
 
 fn discovery(text: &str) -> String {
@@ -16,10 +16,7 @@ fn one_source_with_its_defaults_and_with_every_key() {
     let [source] = &parsed.services[0].discovery[..] else {
         panic!("{parsed:?}");
     };
-    let Kind::File(config) = &source.kind else {
-        panic!("{source:?}");
-    };
-    assert_eq!(config.path.to_str(), Some("/etc/lbd/web.yaml"));
+    assert_eq!(source.kind.target(), "/etc/lbd/web.yaml");
     assert_eq!(source.settings, source.kind.usual());
     assert_eq!(source.name("web").to_string(), "web/file:/etc/lbd/web.yaml");
 
@@ -57,14 +54,6 @@ fn a_service_with_sources_needs_no_backends() {
 #[test]
 fn every_fault_has_its_place() {
     for (text, fault) in [
-        (
-            "{fiel: {path: /a}}",
-            "4:17: unknown key `fiel` in discovery; did you mean `file`? (allowed: file, consul or eureka)",
-        ),
-        (
-            "{dns: {name: a}}",
-            "4:17: `dns` is not supported by this version; use `file`",
-        ),
         (
             "{file: {pth: /a}}",
             "4:24: unknown key `pth` in file; did you mean `path`? (allowed: path, empty_hold, \
@@ -105,6 +94,21 @@ fn every_fault_has_its_place() {
         ),
     ] {
         assert_eq!(faults(&discovery(text)), [fault], "{text}");
+    }
+}
+
+/// Their ends list the kinds there are.
+#[test]
+fn faults_about_kinds() {
+    for (text, fault) in [
+        ("{}", "4:16: `discovery` names no source; write one of "),
+        (
+            "{fiel: {path: /a}}",
+            "4:17: unknown key `fiel` in discovery; did you mean `file`?",
+        ),
+    ] {
+        let faults = faults(&discovery(text));
+        assert!(faults[0].starts_with(fault), "{faults:?}");
     }
 }
 

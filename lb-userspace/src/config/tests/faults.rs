@@ -297,10 +297,6 @@ fn one_service() {
              a connection's 5-tuple on one backend",
         ),
         (
-            "discovery: {}",
-            "4:16: `discovery` names no source; write one of file, consul, eureka",
-        ),
-        (
             "forwarding: dsr-ipip",
             "4:17: `dsr-ipip` is not supported by this version; use `nat`",
         ),
