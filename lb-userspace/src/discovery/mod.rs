@@ -10,6 +10,8 @@
 mod backoff;
 pub mod dns;
 pub mod etcd;
+pub mod consul;
+pub mod eureka;
 pub mod file;
 pub mod http;
 mod instance;
@@ -46,6 +48,8 @@ macro_rules! for_each_kind {
             "dns" Dns dns,
             "etcd" Etcd etcd,
             "zookeeper" Zookeeper zookeeper,
+            "consul" Consul consul,
+            "eureka" Eureka eureka,
         }
     };
 }

@@ -78,6 +78,20 @@ pub(super) fn check_tls(tls: &Tls, remarks: &mut SourceRemarks<'_>) {
     }
 }
 
+/// Warns of a secret, the value of `key`, that would cross a network for everybody to read.
+pub(super) fn check_plain(
+    url: &BaseUrl,
+    has_secret: bool,
+    key: &'static str,
+    remarks: &mut SourceRemarks<'_>,
+) {
+    let address = url.host.parse::<std::net::IpAddr>();
+    let is_local = url.host == "localhost" || address.is_ok_and(|address| address.is_loopback());
+    if has_secret && !url.is_tls && !is_local {
+        remarks.warn(key, format!("goes to {url} unencrypted; use https"));
+    }
+}
+
 /// The way back of [`tls`].
 pub(super) fn render_tls(tls: &Tls, map: &mut Mapping) {
     let Tls {

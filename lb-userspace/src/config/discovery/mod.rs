@@ -4,6 +4,8 @@
 
 mod dns;
 mod etcd;
+mod consul;
+mod eureka;
 mod file;
 mod http;
 pub(crate) mod instances;
@@ -38,9 +40,7 @@ const COMMON: [&str; 7] = [
     "labels",
 ];
 
-const LATER_KINDS: [Later; 3] = [
-    ("consul", "use `file`"),
-    ("eureka", "use `file`"),
+const LATER_KINDS: [Later; 1] = [
     ("kubernetes", "use `file`"),
 ];
 

@@ -122,6 +122,140 @@ fn one_that_would_always_be_stale_is_warned_of() {
 }
 
 #[test]
+fn consul_with_every_key() {
+    let text = "\
+services:
+- name: web
+  listen: 192.0.2.10:80
+  protocol: tcp
+  policy: maglev
+  discovery:
+    consul:
+      url: https://consul.example:8501/base
+      service: web
+      tags:
+      - v1
+      - blue
+      filter: Service.Meta.zone == \"a\"
+      datacenter: dc2
+      namespace: team
+      token:
+        file: /etc/lbd/token
+      tls:
+        ca_file: /etc/lbd/ca.pem
+      consistency: stale
+      wait: 5m
+      weight_unit: 10
+      weight: 7
+";
+    let parsed = accepted(text).config;
+    assert_eq!(render(&parsed), text);
+    assert_eq!(check(&parsed), Vec::<String>::new());
+}
+
+#[test]
+fn faults_of_consul() {
+    for (text, fault) in [
+        (
+            "{consul: {}}",
+            "4:25: the consul source has no `service`; write e.g. `service: web`",
+        ),
+        (
+            "{consul: {service: \"\"}}",
+            "4:35: consul `service` must not be empty, and stand on one line",
+        ),
+        (
+            "{consul: {service: web, wait: 11m}}",
+            "4:46: consul `wait` must be from 1s to 10m",
+        ),
+        (
+            "{consul: {service: web, url: 10.0.0.5}}",
+            "4:45: `url` must begin with http:// or https://",
+        ),
+        (
+            "{consul: {service: web, consistency: stal}}",
+            "4:53: unknown value `stal` for `consistency`; did you mean `stale`? (allowed: \
+             default, stale or consistent)",
+        ),
+        (
+            "[{consul: {service: web}}, {consul: {service: web, wait: 2s}}]",
+            "4:44: consul `web@127.0.0.1:8500` is listed twice; first defined at line 4",
+        ),
+    ] {
+        assert_eq!(faults(&discovery(text)), [fault], "{text}");
+    }
+    // Others of the same service are told apart by what they select.
+    accepted(&discovery(
+        "[{consul: {service: web}}, {consul: {service: web, tags: v2}}]",
+    ));
+    let warned = warnings(&discovery(
+        "{consul: {service: web, url: \"http://10.0.0.5:8500\", token: {env: TOKEN}}}",
+    ));
+    assert_eq!(warned.len(), 1, "{warned:?}");
+    assert!(warned[0].contains("unencrypted"), "{warned:?}");
+}
+
+#[test]
+fn eureka_with_every_key() {
+    let text = "\
+services:
+- name: web
+  listen: 192.0.2.10:80
+  protocol: tcp
+  policy: maglev
+  discovery:
+    eureka:
+      urls:
+      - https://eureka-1.example:8761/eureka
+      - https://eureka-2.example:8761
+      app: web
+      user: lbd
+      password:
+        env: PASSWORD
+      tls:
+        ca_file: /etc/lbd/ca.pem
+      fetch: delta
+      port: secure
+      interval: 30s
+      weight_key: lb.weight
+      removal_hold: 0s
+";
+    let parsed = accepted(text).config;
+    assert_eq!(render(&parsed), text);
+    assert_eq!(check(&parsed), Vec::<String>::new());
+}
+
+#[test]
+fn faults_of_eureka() {
+    for (text, fault) in [
+        (
+            "{eureka: {app: web}}",
+            "4:25: the eureka source has no `urls`; write e.g. `urls: \
+             \"http://10.0.0.5:8761/eureka\"`",
+        ),
+        (
+            "{eureka: {app: web, urls: []}}",
+            "4:42: eureka `urls` must name a server",
+        ),
+        (
+            "{eureka: {app: web, urls: \"http://10.0.0.5\", user: lbd}}",
+            "4:25: the eureka source has no `password`; write e.g. `password: {file: \
+             /etc/lbd/eureka-password}`",
+        ),
+        (
+            "{eureka: {app: web, urls: \"http://10.0.0.5\", password: {env: A}}}",
+            "4:71: `password` stands without `user`",
+        ),
+        (
+            "{eureka: {app: web, urls: \"http://10.0.0.5\", interval: 10ms}}",
+            "4:71: eureka `interval` must be from 1s to 10m",
+        ),
+    ] {
+        assert_eq!(faults(&discovery(text)), [fault], "{text}");
+    }
+}
+
+#[test]
 fn a_secret_is_a_place_and_is_never_repeated() {
     let read = |text: &str| {
         let mut report = Report::default();

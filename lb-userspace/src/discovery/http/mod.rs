@@ -34,7 +34,7 @@ use tokio_rustls::TlsConnector;
 pub use self::{
     answer::{Answer, Stream},
     tls::Tls,
-    url::BaseUrl,
+    url::{BaseUrl, escaped},
 };
 use super::{Class, Failure, Secret};
 

@@ -107,9 +107,29 @@ impl FromStr for BaseUrl {
     }
 }
 
+/// A text as one segment of a path or as a value in a query (RFC 3986, section 2.1).
+pub fn escaped(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for byte in text.bytes() {
+        match byte {
+            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => {
+                out.push(char::from(byte));
+            }
+            _ => out += &format!("%{byte:02X}"),
+        }
+    }
+    out
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_has_a_meaning_is_escaped() {
+        assert_eq!(escaped("web-1_a.b~c"), "web-1_a.b~c");
+        assert_eq!(escaped("a b/c?d&e=é%"), "a%20b%2Fc%3Fd%26e%3D%C3%A9%25");
+    }
 
     #[test]
     fn urls_are_read_and_written() {
