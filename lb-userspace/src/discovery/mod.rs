@@ -12,6 +12,7 @@ pub mod file;
 pub mod http;
 mod instance;
 mod item;
+pub mod kubernetes;
 pub mod rules;
 mod run;
 mod saved;
@@ -40,6 +41,7 @@ macro_rules! for_each_kind {
     ($callback:ident) => {
         $callback! {
             "file" File file,
+            "kubernetes" Kubernetes kubernetes,
         }
     };
 }

@@ -9,6 +9,7 @@ mod file;
 )]
 mod http;
 pub(crate) mod instances;
+mod kubernetes;
 
 use std::time::Duration;
 
@@ -39,11 +40,10 @@ const COMMON: [&str; 7] = [
     "labels",
 ];
 
-const LATER_KINDS: [Later; 6] = [
+const LATER_KINDS: [Later; 5] = [
     ("dns", "use `file`"),
     ("consul", "use `file`"),
     ("eureka", "use `file`"),
-    ("kubernetes", "use `file`"),
     ("etcd", "use `file`"),
     ("zookeeper", "use `file`"),
 ];

@@ -16,7 +16,9 @@ fn one_source_with_its_defaults_and_with_every_key() {
     let [source] = &parsed.services[0].discovery[..] else {
         panic!("{parsed:?}");
     };
-    let Kind::File(config) = &source.kind;
+    let Kind::File(config) = &source.kind else {
+        panic!("{source:?}");
+    };
     assert_eq!(config.path.to_str(), Some("/etc/lbd/web.yaml"));
     assert_eq!(source.settings, source.kind.usual());
     assert_eq!(source.name("web").to_string(), "web/file:/etc/lbd/web.yaml");
@@ -57,7 +59,8 @@ fn every_fault_has_its_place() {
     for (text, fault) in [
         (
             "{fiel: {path: /a}}",
-            "4:17: unknown key `fiel` in discovery; did you mean `file`? (allowed: file)",
+            "4:17: unknown key `fiel` in discovery; did you mean `file`? (allowed: file or \
+             kubernetes)",
         ),
         (
             "{dns: {name: a}}",

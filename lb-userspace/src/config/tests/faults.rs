@@ -298,7 +298,7 @@ fn one_service() {
         ),
         (
             "discovery: {}",
-            "4:16: `discovery` names no source; write one of file",
+            "4:16: `discovery` names no source; write one of file, kubernetes",
         ),
         (
             "forwarding: dsr-ipip",

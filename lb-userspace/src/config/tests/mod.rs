@@ -1,6 +1,7 @@
 mod discovery;
 mod faults;
 mod hostile;
+mod kubernetes;
 mod round_trip;
 mod valid;
 
