@@ -417,10 +417,7 @@ fn told(error: &kube::Error) -> Failure {
             class = Class::Malformed;
         }
         if let Some(error) = error.downcast_ref::<std::io::Error>() {
-            if error
-                .get_ref()
-                .is_some_and(|inner| inner.is::<rustls::Error>())
-            {
+            if is_of_tls(error) {
                 class = Class::Denied;
             }
             if error.kind() == std::io::ErrorKind::TimedOut {
@@ -435,9 +432,20 @@ fn told(error: &kube::Error) -> Failure {
     Failure::new(class, words)
 }
 
+/// Whether an error of TLS is within, at any depth: `source` leaves out what such an error wraps.
+fn is_of_tls(error: &std::io::Error) -> bool {
+    error.get_ref().is_some_and(|inner| {
+        inner.is::<rustls::Error>() || inner.downcast_ref().is_some_and(is_of_tls)
+    })
+}
+
 /// An error with its causes, each said once.
 fn words(error: &(dyn std::error::Error + 'static)) -> String {
     let mut text = error.to_string();
+    // The name of a layer, which says nothing to anybody.
+    if let Some(rest) = text.strip_prefix("ServiceError: ") {
+        text = rest.to_owned();
+    }
     let mut cause = error.source();
     while let Some(error) = cause {
         let more = error.to_string();

@@ -17,7 +17,7 @@ use super::{
 };
 use crate::discovery::{Backoff, Class, Failure, Feed, Source};
 
-/// A watch that lasted this long did some good, even if nothing happened.
+/// Watches that lasted this long did some good, even if nothing happened.
 const GOOD: Duration = Duration::from_secs(5);
 /// Watches that may break in a row before anybody is told.
 const BREAKS: u32 = 3;
@@ -253,6 +253,7 @@ impl<K: Object + 'static> Follower<K> {
 
     async fn follow(&mut self) -> Ended {
         let mut good = false;
+        let began = Instant::now();
         loop {
             let opened = Instant::now();
             let api = self.api.clone();
@@ -271,7 +272,7 @@ impl<K: Object + 'static> Follower<K> {
             let _ = self.words.send(Word::Alive).await;
             loop {
                 let event = watch.next::<K>().await;
-                good |= opened.elapsed() >= GOOD;
+                good |= began.elapsed() >= GOOD;
                 let event = match event {
                     Ok(Some(event)) => event,
                     Ok(None) => break,
