@@ -37,8 +37,11 @@ pub enum Reply {
     },
     /// Status 200 and a body that the function writes for as long as it likes, in chunks. It should
     /// end when writing fails: the client is gone, or the registry was killed.
-    Stream(Box<dyn FnOnce(&mut Chunks<'_>) -> io::Result<()> + Send>),
+    Stream(Box<Writer>),
 }
+
+/// Writes the body of a [`Reply::Stream`].
+pub type Writer = dyn FnOnce(&mut Chunks<'_>) -> io::Result<()> + Send;
 
 impl Reply {
     pub fn json(body: impl Into<String>) -> Self {

@@ -23,7 +23,7 @@ use super::{
     inputs::{Input, Inputs, Message, Routed, Scanned},
     kernel::{self, Kernel},
     view::{Counts, View},
-    world::{Layers, Rediscovered, Relayered, Transition, World},
+    world::{Layers, Relayered, Transition, World},
 };
 use crate::{
     api::types::{Fault, Response},
@@ -41,8 +41,6 @@ const RETRY_AFTER: Duration = Duration::from_secs(1);
 
 /// Flow scans and route look-ups take at most one part in this many of a CPU each.
 const BACKGROUND_SHARE: u32 = 20;
-/// Taking in what sources find takes at most one part in this many of a CPU, plus one.
-const DISCOVERY_SHARE: u32 = 4;
 const SCAN_EVERY: Duration = Duration::from_secs(1);
 /// While a deadline is to come, the wall clock is looked at this often: somebody may set it.
 const CLOCK_EVERY: Duration = Duration::from_secs(10);
@@ -287,47 +285,6 @@ impl Actor {
         applied
     }
 
-    /// Runs the sources of the services in force, and no others.
-    fn follow_sources(&mut self) {
-        self.sources.set(&self.world.sources());
-        self.discover();
-    }
-
-    /// Puts the sets that sources found in force; what changed is told of. To be followed by a pass
-    /// if it returns true.
-    fn discover(&mut self) -> Rediscovered {
-        let datapath = self.kernel.datapath.clone();
-        let found = self.sources.found();
-        let rediscovered = self
-            .world
-            .discover(found, |address| kernel::route(&*datapath, address));
-        if rediscovered.moved {
-            self.kernel.note_moves(self.note.scans_begun);
-        }
-        rediscovered
-    }
-
-    fn take_found(&mut self) {
-        let began = Instant::now();
-        let Rediscovered {
-            moved,
-            changed,
-            differences,
-        } = self.discover();
-        if changed {
-            let _ = self.apply();
-        }
-        if moved {
-            self.checks.set_targets(&self.world.targets());
-        }
-        self.inputs.found_rest = Instant::now() + began.elapsed() * DISCOVERY_SHARE;
-        for (service, differences) in differences {
-            for event in Event::discovered(&service, differences) {
-                self.tell(event);
-            }
-        }
-    }
-
     fn reload(&mut self, read: Result<Parsed, Fault>) -> Result<Response, Fault> {
         let change = read.and_then(|parsed| self.reloaded(parsed));
         let result = change.and_then(|change| self.commit(change));
@@ -487,7 +444,7 @@ impl Actor {
         }
     }
 
-    fn apply(&mut self) -> Result<(), String> {
+    pub(super) fn apply(&mut self) -> Result<(), String> {
         let failed_before = self.kernel.failure.is_some();
         let result = self.kernel.apply(&self.world);
         match &result {
@@ -510,7 +467,7 @@ impl Actor {
         result
     }
 
-    fn tell(&mut self, event: Event) {
+    pub(super) fn tell(&mut self, event: Event) {
         self.note.events.push(event, utc::now_ms());
     }
 

@@ -11,6 +11,7 @@ mod drains;
 mod effective;
 mod events;
 mod faults;
+mod found;
 mod inherit;
 mod inputs;
 mod items;

@@ -1,6 +1,7 @@
 //! Instances from a file, or a directory of files.
 
 mod read;
+mod shared;
 #[cfg(test)]
 mod tests;
 mod watch;

@@ -17,16 +17,19 @@ use crate::{
 /// Largest file read, in bytes.
 const MAX_BYTES: u64 = 16 << 20;
 
-/// Attempts to read files that do not change meanwhile, and the pause between two.
+/// Attempts to read a file that does not change meanwhile, and the pause between two.
 const TRIES: u32 = 5;
 const PAUSE: Duration = Duration::from_millis(20);
 
 /// Endings of the files of a directory that are read.
 pub(super) const ENDINGS: [&str; 3] = ["yaml", "yml", "json"];
 
-/// Tells contents apart without reading them: of each file path, device, inode, size and times of
-/// last changes.
-pub(super) type Signature = Vec<(PathBuf, [i64; 7])>;
+/// Tells contents apart without reading them.
+pub(super) type Signature = Vec<(PathBuf, Stamp)>;
+
+/// Device, inode, size, and times of last changes of contents and of anything, in seconds and
+/// nanoseconds.
+type Stamp = [i64; 7];
 
 #[derive(Debug)]
 pub(super) struct Reading {
@@ -34,28 +37,29 @@ pub(super) struct Reading {
     pub(super) signature: Signature,
 }
 
-/// All there is at `path`, as of one moment.
+/// All there is at `path`, each file as of one moment.
 pub(super) fn read(path: &Path) -> Result<Reading, Failure> {
-    let mut before = signature(path)?;
-    for _ in 0..TRIES {
-        let read = read_all(path, &before);
-        let after = signature(path)?;
-        if after == before {
-            return read.map(|instances| Reading {
-                instances,
-                signature: after,
-            });
-        }
-        before = after;
-        thread::sleep(PAUSE);
+    let files = signature(path)?;
+    let is_one = matches!(&files[..], [(file, _)] if file == path);
+    let mut instances = Vec::new();
+    let mut read = Vec::with_capacity(files.len());
+    for (file, _) in files {
+        let (text, stamp) = text(&file)?;
+        let found = parse(&text, &file)?;
+        let name = file.file_name().unwrap_or_default().to_string_lossy();
+        instances.extend(found.into_iter().map(|instance| match is_one {
+            true => instance,
+            false => Instance {
+                id: format!("{name}:{}", instance.id),
+                ..instance
+            },
+        }));
+        read.push((file, stamp));
     }
-    Err(Failure::new(
-        Class::Malformed,
-        format!(
-            "{} changes while it is read; write to another file and rename it",
-            path.display()
-        ),
-    ))
+    Ok(Reading {
+        instances,
+        signature: read,
+    })
 }
 
 /// The files at `path`, looked at from outside.
@@ -96,7 +100,7 @@ pub(super) fn is_read(file: &Path) -> bool {
     !name.starts_with('.') && ENDINGS.contains(&&*ending)
 }
 
-fn stamp(metadata: &Metadata) -> [i64; 7] {
+fn stamp(metadata: &Metadata) -> Stamp {
     [
         metadata.dev() as i64,
         metadata.ino() as i64,
@@ -108,29 +112,9 @@ fn stamp(metadata: &Metadata) -> [i64; 7] {
     ]
 }
 
-fn read_all(path: &Path, files: &Signature) -> Result<Vec<Instance>, Failure> {
-    if let [(file, _)] = &files[..]
-        && file == path
-    {
-        return read_one(file);
-    }
-    let mut all = Vec::new();
-    for (file, _) in files {
-        let name = file.file_name().unwrap_or_default().to_string_lossy();
-        for instance in read_one(file)? {
-            all.push(Instance {
-                id: format!("{name}:{}", instance.id),
-                ..instance
-            });
-        }
-    }
-    Ok(all)
-}
-
-fn read_one(file: &Path) -> Result<Vec<Instance>, Failure> {
+fn parse(text: &str, file: &Path) -> Result<Vec<Instance>, Failure> {
     let shown = file.display();
-    let text = text(file)?;
-    parse_instances(&text, &shown.to_string()).map_err(|faults| {
+    parse_instances(text, &shown.to_string()).map_err(|faults| {
         let first = faults.findings.first();
         let first = first.map_or_else(String::new, |f| {
             format!("{shown}:{}:{}: {}", f.line, f.column, f.message)
@@ -143,36 +127,55 @@ fn read_one(file: &Path) -> Result<Vec<Instance>, Failure> {
     })
 }
 
-fn text(file: &Path) -> Result<String, Failure> {
+/// A file's text that nobody wrote to while it was read.
+fn text(file: &Path) -> Result<(String, Stamp), Failure> {
     let shown = file.display();
     let malformed = |what: String| Failure::new(Class::Malformed, what);
-    let open = || -> io::Result<(File, Metadata)> {
+    for _ in 0..TRIES {
+        let (bytes, before, after) = bytes(file)?;
+        // That another file takes its place changes its ctime, and not what was read.
+        let contents = |stamp: Stamp| [stamp[2], stamp[3], stamp[4]];
+        if contents(before) != contents(after) {
+            thread::sleep(PAUSE);
+            continue;
+        }
+        return match String::from_utf8(bytes) {
+            Ok(text) => Ok((text, after)),
+            Err(error) => {
+                let at = error.utf8_error().valid_up_to();
+                Err(malformed(format!(
+                    "{shown}: byte {at} is no UTF-8; is this a text file?"
+                )))
+            }
+        };
+    }
+    Err(malformed(format!(
+        "{shown} changes while it is read; write to another file and rename it"
+    )))
+}
+
+/// All of a file, and its stamps before and after it was read.
+fn bytes(file: &Path) -> Result<(Vec<u8>, Stamp, Stamp), Failure> {
+    let shown = file.display();
+    let malformed = |what: String| Failure::new(Class::Malformed, what);
+    let read = || -> io::Result<Result<_, Failure>> {
         // A pipe must not hold up who opens it.
-        let file = File::options()
+        let mut opened = File::options()
             .read(true)
             .custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC)
             .open(file)?;
-        let metadata = file.metadata()?;
-        Ok((file, metadata))
+        let before = opened.metadata()?;
+        if !before.is_file() {
+            return Ok(Err(malformed(format!("{shown} is no regular file"))));
+        }
+        let mut bytes = Vec::new();
+        (&mut opened).take(MAX_BYTES + 1).read_to_end(&mut bytes)?;
+        if bytes.len() as u64 > MAX_BYTES {
+            return Ok(Err(malformed(format!("{shown} is larger than 16 MiB"))));
+        }
+        Ok(Ok((bytes, stamp(&before), stamp(&opened.metadata()?))))
     };
-    let (opened, metadata) = open().map_err(|error| unreadable(file, &error))?;
-    if !metadata.is_file() {
-        return Err(malformed(format!("{shown} is no regular file")));
-    }
-    let mut bytes = Vec::new();
-    opened
-        .take(MAX_BYTES + 1)
-        .read_to_end(&mut bytes)
-        .map_err(|error| unreadable(file, &error))?;
-    if bytes.len() as u64 > MAX_BYTES {
-        return Err(malformed(format!("{shown} is larger than 16 MiB")));
-    }
-    String::from_utf8(bytes).map_err(|error| {
-        let at = error.utf8_error().valid_up_to();
-        malformed(format!(
-            "{shown}: byte {at} is no UTF-8; is this a text file?"
-        ))
-    })
+    read().unwrap_or_else(|error| Err(unreadable(file, &error)))
 }
 
 fn unreadable(path: &Path, error: &io::Error) -> Failure {

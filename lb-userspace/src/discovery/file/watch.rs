@@ -10,7 +10,7 @@ use std::{
 };
 
 use notify::{
-    Event, EventKind, RecommendedWatcher, RecursiveMode, Watcher,
+    Event, EventKind,
     event::{AccessKind, AccessMode, CreateKind, ModifyKind},
 };
 use tokio::{
@@ -18,7 +18,10 @@ use tokio::{
     time::{Instant, timeout_at},
 };
 
-use super::read::is_read;
+use super::{
+    read::is_read,
+    shared::{self, Identity, Subscription},
+};
 
 /// Changes come in groups: this long after the last one, all are handled as one.
 const QUIET: Duration = Duration::from_millis(50);
@@ -31,10 +34,8 @@ const LONGEST_CLOSED: Duration = Duration::from_millis(250);
 /// Watches the directories in which `path`, what it points to, and its files are.
 pub(super) struct Watch {
     path: PathBuf,
-    watcher: RecommendedWatcher,
-    events: mpsc::UnboundedReceiver<notify::Result<Event>>,
-    /// Directories that are watched, by device and inode.
-    watched: HashMap<PathBuf, (u64, u64)>,
+    subscription: Subscription,
+    events: mpsc::UnboundedReceiver<Event>,
 }
 
 /// Waits for a change, and until it is over; for ever without a watch.
@@ -49,10 +50,7 @@ impl Watch {
     /// `None`, and a line in the log, if the kernel has no more watches to give.
     pub(super) fn new(path: &Path) -> Option<Self> {
         let (sender, events) = mpsc::unbounded_channel();
-        let tell = move |event| {
-            let _ = sender.send(event);
-        };
-        let watcher = notify::recommended_watcher(tell).inspect_err(|error| {
+        let subscription = shared::subscribe(sender).inspect_err(|error| {
             tracing::warn!(
                 path = %path.display(),
                 "cannot watch, looks every two seconds instead: {error} (see fs.inotify in sysctl)"
@@ -60,34 +58,14 @@ impl Watch {
         });
         Some(Self {
             path: path.to_owned(),
-            watcher: watcher.ok()?,
+            subscription: subscription.ok()?,
             events,
-            watched: HashMap::new(),
         })
     }
 
     /// Watches what `path` leads to now. What is not there is not watched; whoever polls will find it.
     pub(super) fn follow(&mut self) {
-        let wanted = directories(&self.path);
-        let Self {
-            watcher, watched, ..
-        } = self;
-        watched.retain(|directory, identity| {
-            let stays = wanted.get(directory) == Some(identity);
-            if !stays {
-                let _ = watcher.unwatch(directory);
-            }
-            stays
-        });
-        for (directory, identity) in wanted {
-            if !watched.contains_key(&directory)
-                && watcher
-                    .watch(&directory, RecursiveMode::NonRecursive)
-                    .is_ok()
-            {
-                watched.insert(directory, identity);
-            }
-        }
+        self.subscription.set(directories(&self.path));
     }
 
     async fn changed(&mut self) {
@@ -118,10 +96,7 @@ impl Watch {
     }
 
     /// Whether the event matters, with the files that are being written in `open`.
-    fn note(&self, event: notify::Result<Event>, open: &mut HashSet<PathBuf>) -> bool {
-        let Ok(event) = event else {
-            return true;
-        };
+    fn note(&self, event: Event, open: &mut HashSet<PathBuf>) -> bool {
         if event.need_rescan() {
             return true;
         }
@@ -164,14 +139,16 @@ impl Watch {
     }
 }
 
-/// The directories whose changes may change what is at `path`, by device and inode.
-fn directories(path: &Path) -> HashMap<PathBuf, (u64, u64)> {
+/// The directories whose changes may change what is at `path`.
+fn directories(path: &Path) -> HashMap<PathBuf, Identity> {
     let mut found = HashMap::new();
     let mut add = |directory: &Path| {
         if let Ok(metadata) = fs::metadata(directory)
             && metadata.is_dir()
         {
-            found.insert(directory.to_owned(), (metadata.dev(), metadata.ino()));
+            let made = metadata.created().ok();
+            let identity = (metadata.dev(), metadata.ino(), made);
+            found.insert(directory.to_owned(), identity);
         }
     };
     let real = fs::canonicalize(path);

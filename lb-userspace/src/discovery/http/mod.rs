@@ -69,7 +69,13 @@ pub struct Client {
     url: BaseUrl,
     tls: Tls,
     auth: Auth,
-    config: Arc<Mutex<Option<(Instant, Arc<ClientConfig>)>>>,
+    certificates: Arc<Mutex<Option<Certificates>>>,
+}
+
+/// What the files of [`Tls`] hold.
+struct Certificates {
+    read: Instant,
+    config: Arc<ClientConfig>,
 }
 
 /// What is asked.
@@ -141,7 +147,7 @@ impl Client {
             url,
             tls,
             auth,
-            config: Arc::default(),
+            certificates: Arc::default(),
         }
     }
 
@@ -297,11 +303,14 @@ impl Client {
     }
 
     async fn tls_config(&self, call: &Call, end: Instant) -> Result<Arc<ClientConfig>, Failure> {
-        let lock = || self.config.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((read, config)) = &*lock()
-            && read.elapsed() < TLS_AGE
+        let lock = || {
+            let certificates = self.certificates.lock();
+            certificates.unwrap_or_else(PoisonError::into_inner)
+        };
+        if let Some(known) = &*lock()
+            && known.read.elapsed() < TLS_AGE
         {
-            return Ok(config.clone());
+            return Ok(known.config.clone());
         }
         let tls = self.tls.clone();
         let read = spawn_blocking(move || tls.client_config());
@@ -312,7 +321,10 @@ impl Client {
                 "reading certificates panicked",
             ))
         })?;
-        *lock() = Some((Instant::now(), config.clone()));
+        *lock() = Some(Certificates {
+            read: Instant::now(),
+            config: config.clone(),
+        });
         Ok(config)
     }
 

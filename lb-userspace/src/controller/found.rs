@@ -1,0 +1,50 @@
+//! The controller's task, as far as sources are concerned.
+
+use tokio::time::Instant;
+
+use super::{actor::Actor, events::Event, kernel, world::Rediscovered};
+
+/// After taking in what sources found, the task rests from that for so many times as long.
+const REST: u32 = 4;
+
+impl Actor {
+    /// Runs the sources of the services in force, and no others.
+    pub(super) fn follow_sources(&mut self) {
+        self.sources.set(&self.world.sources());
+        self.discover();
+    }
+
+    /// Puts the sets that sources found in force. To be followed by a pass if anything changed.
+    fn discover(&mut self) -> Rediscovered {
+        let datapath = self.kernel.datapath.clone();
+        let found = self.sources.found();
+        let rediscovered = self
+            .world
+            .discover(found, |address| kernel::route(&*datapath, address));
+        if rediscovered.moved {
+            self.kernel.note_moves(self.note.scans_begun);
+        }
+        rediscovered
+    }
+
+    pub(super) fn take_found(&mut self) {
+        let began = Instant::now();
+        let Rediscovered {
+            moved,
+            changed,
+            differences,
+        } = self.discover();
+        if changed {
+            let _ = self.apply();
+        }
+        if moved {
+            self.checks.set_targets(&self.world.targets());
+        }
+        self.inputs.found_rest = Instant::now() + began.elapsed() * REST;
+        for (service, differences) in differences {
+            for event in Event::discovered(&service, differences) {
+                self.tell(event);
+            }
+        }
+    }
+}
