@@ -46,9 +46,7 @@ enum Word {
 
 enum Ended {
     /// What it would go on with is too old, or of a server that forgot.
-    Expired {
-        good: bool,
-    },
+    Expired { good: bool },
     Failed {
         failure: Failure,
         good: bool,
