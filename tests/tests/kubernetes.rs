@@ -456,10 +456,10 @@ fn nonsense_in_a_watch_is_told_and_got_over() {
         ),
         (
             "{\"type\": \"ERROR\", \"object\": {\"code\": 500, \"message\": \"etcd\"}}",
-            "500 : etcd",
+            "500: etcd",
         ),
     ]) {
-        assert!(eventually(LONG, || bed.cluster.counts().1 % 2 == 0));
+        assert!(eventually(LONG, || bed.cluster.counts().1.is_multiple_of(2)));
         std::thread::sleep(Duration::from_millis(200));
         bed.cluster.garble(line);
         bed.pods("web-a", &[n]);

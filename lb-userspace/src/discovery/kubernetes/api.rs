@@ -271,7 +271,7 @@ async fn config(access: &Access) -> Result<kube::Config, Failure> {
         Access::Kubeconfig { path, context } => {
             let shown = path.display();
             let unusable = |error| fault(format!("{shown} cannot be used: {}", words(&error)));
-            let file = Kubeconfig::read_from(path).map_err(|error| unusable(error))?;
+            let file = Kubeconfig::read_from(path).map_err(&unusable)?;
             let options = KubeConfigOptions {
                 context: context.clone(),
                 ..KubeConfigOptions::default()

@@ -35,6 +35,10 @@ pub struct Kubernetes {
 }
 
 /// What a watch tells the source.
+#[expect(
+    clippy::large_enum_variant,
+    reason = "they are few, and each is moved once"
+)]
 enum Word {
     Service(Event<Service>),
     Slice(Event<EndpointSlice>),

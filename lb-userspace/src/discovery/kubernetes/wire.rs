@@ -61,7 +61,11 @@ impl Status {
             _ => Class::Refused,
         };
         let message = shown(self.message.as_bytes());
-        Failure::new(class, format!("{} {}: {message}", self.code, self.reason))
+        let reason = match self.reason.is_empty() {
+            true => String::new(),
+            false => format!(" {}", shown(self.reason.as_bytes())),
+        };
+        Failure::new(class, format!("{}{reason}: {message}", self.code))
     }
 }
 
