@@ -459,7 +459,11 @@ fn nonsense_in_a_watch_is_told_and_got_over() {
             "500: etcd",
         ),
     ]) {
-        assert!(eventually(LONG, || bed.cluster.counts().1.is_multiple_of(2)));
+        assert!(eventually(LONG, || bed
+            .cluster
+            .counts()
+            .1
+            .is_multiple_of(2)));
         std::thread::sleep(Duration::from_millis(200));
         bed.cluster.garble(line);
         bed.pods("web-a", &[n]);
