@@ -201,6 +201,7 @@ pub struct Daemon {
     process: Option<Child>,
     lbd: PathBuf,
     lbctl: PathBuf,
+    environment: Vec<(&'static str, String)>,
 }
 
 impl Daemon {
@@ -211,11 +212,21 @@ impl Daemon {
 
     /// Like [`Self::start`], with the config file's text.
     pub fn start_with(node: &Host, config: &str) -> anyhow::Result<Self> {
+        Self::start_in(node, config, Vec::new())
+    }
+
+    /// Like [`Self::start_with`], with more variables in its environment.
+    pub fn start_in(
+        node: &Host,
+        config: &str,
+        environment: Vec<(&'static str, String)>,
+    ) -> anyhow::Result<Self> {
         let mut daemon = Self {
             node: node.clone(),
             process: None,
             lbd: crate::program("lbd", "LBD_BIN")?,
             lbctl: crate::program("lbctl", "LBCTL_BIN")?,
+            environment,
         };
         daemon.write_config(config)?;
         daemon.launch()?;
@@ -233,6 +244,7 @@ impl Daemon {
         let mut command = self.node.command(&self.lbd);
         command
             .args(["--config", CONFIG])
+            .envs(self.environment.iter().map(|(key, value)| (key, value)))
             .env(
                 "RUST_LOG",
                 std::env::var("LBT_LOG").unwrap_or("info".into()),

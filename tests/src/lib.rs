@@ -1,7 +1,8 @@
 //! What the tests, the benchmark and the demo share: packet cases ([`packets`]), and the harness of
 //! the network tests: hosts and cables ([`net`]), servers behind the load balancer ([`servers`]),
 //! clients in front of it ([`clients`]), the daemon ([`daemon`]), and registries it asks
-//! ([`registry`], [`names`], [`dnsmasq`]).
+//! ([`registry`], [`names`], [`dnsmasq`], and [`cluster`], the API server of Kubernetes; [`tls`] goes
+//! in front of them).
 //!
 //! Everything a network test builds hangs on file descriptors and child processes of the test process.
 //! When it ends, by whatever means, the kernel takes it all away.
@@ -10,6 +11,7 @@ pub mod bulk;
 pub mod capture;
 pub mod certificates;
 pub mod clients;
+pub mod cluster;
 pub mod consul;
 pub mod daemon;
 pub mod direct;
@@ -25,6 +27,7 @@ pub mod net;
 pub mod packets;
 pub mod registry;
 pub mod servers;
+pub mod tls;
 pub mod veth;
 pub mod world;
 pub mod zookeeper;

@@ -8,14 +8,15 @@
 //! [`for_each_kind`].
 
 mod backoff;
+pub mod consul;
 pub mod dns;
 pub mod etcd;
-pub mod consul;
 pub mod eureka;
 pub mod file;
 pub mod http;
 mod instance;
 mod item;
+pub mod kubernetes;
 pub mod rules;
 mod run;
 mod saved;
@@ -50,6 +51,7 @@ macro_rules! for_each_kind {
             "zookeeper" Zookeeper zookeeper,
             "consul" Consul consul,
             "eureka" Eureka eureka,
+            "kubernetes" Kubernetes kubernetes,
         }
     };
 }

@@ -2,13 +2,14 @@
 //!
 //! A kind of source has a file here that implements [`Form`] for its configuration.
 
+mod consul;
 mod dns;
 mod etcd;
-mod consul;
 mod eureka;
 mod file;
 mod http;
 pub(crate) mod instances;
+mod kubernetes;
 mod zookeeper;
 
 use std::time::Duration;
@@ -22,7 +23,7 @@ use super::{
     service::labels,
     suggest::quoted,
     tree::{Data, Node},
-    value::{Fields, Later, duration, number, one_or_many, unknown},
+    value::{Fields, duration, number, one_or_many, unknown},
 };
 use crate::{
     discovery::{Configured, Kind, Secret, Settings, SourceSpec, for_each_kind},
@@ -38,10 +39,6 @@ const COMMON: [&str; 7] = [
     "stale_after",
     "weight",
     "labels",
-];
-
-const LATER_KINDS: [Later; 1] = [
-    ("kubernetes", "use `file`"),
 ];
 
 const LONGEST: Duration = Duration::from_secs(86_400);
@@ -109,7 +106,7 @@ pub(super) fn discovery(value: &Node, service: usize, report: &mut Report) -> Ve
                 }
                 Decoded::Faulty => {}
                 Decoded::Unknown => {
-                    let words = unknown("key", &entry.key, " in discovery", KINDS, &LATER_KINDS);
+                    let words = unknown("key", &entry.key, " in discovery", KINDS, &[]);
                     report.fault(entry.place, words);
                 }
             }

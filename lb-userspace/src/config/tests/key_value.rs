@@ -135,7 +135,10 @@ fn faults_say_what_to_do() {
             "must have no empty part",
         ),
         (zookeeper(", chroot: b"), "must be an absolute path"),
-        (zookeeper(", ssl_port: maybe"), "`ssl_port` must be"),
+        (
+            zookeeper(", ssl_port: maybe"),
+            "unknown value `maybe` for `ssl_port`",
+        ),
         (zookeeper(", session_timeout: 2m"), "must be from 1s to 1m"),
         (
             zookeeper(", user: \"a:b\", password: {env: X}"),

@@ -2,6 +2,7 @@ mod discovery;
 mod faults;
 mod hostile;
 mod key_value;
+mod kubernetes;
 mod round_trip;
 mod valid;
 

@@ -84,6 +84,7 @@ impl Known {
         Snapshot {
             instances: entries.clone().filter_map(|e| e.instance.clone()).collect(),
             left_out: entries.filter_map(|e| e.fault.clone()).collect(),
+            ..Snapshot::default()
         }
     }
 }

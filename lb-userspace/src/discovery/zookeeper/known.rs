@@ -60,6 +60,7 @@ impl Known {
         Snapshot {
             instances: nodes.clone().filter_map(|e| e.instance.clone()).collect(),
             left_out: nodes.filter_map(|e| e.fault.clone()).collect(),
+            ..Snapshot::default()
         }
     }
 }

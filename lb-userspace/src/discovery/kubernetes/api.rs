@@ -1,0 +1,458 @@
+//! Requests to the API server: lists in pages, and watches. The `kube` crate knows where the server
+//! is and who lbd is; what comes back is read here, with an end in time and size.
+
+use std::{path::PathBuf, time::Duration};
+
+use http_body_util::BodyExt;
+use hyper::{
+    HeaderMap, StatusCode,
+    header::{ACCEPT, AUTHORIZATION, HeaderValue, USER_AGENT},
+    http,
+};
+use kube::{
+    client::Body,
+    config::{KubeConfigOptions, Kubeconfig},
+    core::{
+        params::{ListParams, WatchParams},
+        request::Request,
+    },
+};
+use tokio::{
+    task::spawn_blocking,
+    time::{Instant, timeout_at},
+};
+
+use super::{
+    Access,
+    wire::{self, Event, Object, Page, Status, shown},
+};
+use crate::discovery::{
+    Class, Failure, Secret,
+    http::{BaseUrl, Tls},
+};
+
+/// Largest page, in bytes: [`PAGE`] slices of the most endpoints that a slice may have.
+const MAX_PAGE: usize = 64 << 20;
+/// Longest event; etcd holds no object of more than 1.5 MiB.
+const MAX_EVENT: usize = 8 << 20;
+/// Objects a page.
+const PAGE: u32 = 100;
+/// Most objects of a list.
+const MAX_OBJECTS: usize = 100_000;
+/// Time until a page is there.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// Time until the client is made, which reads files and may run the kubeconfig's program.
+const PREPARE: Duration = Duration::from_secs(15);
+/// Time beyond its own end after which a watch is silent for ever.
+const GRACE: Duration = Duration::from_secs(5);
+/// Lists begun anew because their pages became too old.
+const LISTS: usize = 3;
+
+/// What is listed and watched.
+#[derive(Clone, Debug)]
+pub(super) struct Query {
+    pub(super) namespace: String,
+    pub(super) labels: Option<String>,
+    pub(super) fields: Option<String>,
+}
+
+/// A client of one API server.
+#[derive(Clone)]
+pub(super) struct Api {
+    client: kube::Client,
+    token: Option<Secret>,
+    /// For messages: `https://10.0.0.1:6443`.
+    name: String,
+}
+
+/// All objects there are.
+pub(super) struct Listed<K> {
+    pub(super) items: Vec<K>,
+    pub(super) version: String,
+}
+
+/// What a request comes to.
+enum Answer {
+    Body(Body),
+    /// 410: the version or the token is too old.
+    Expired,
+}
+
+impl Api {
+    /// A client, with certificates and credentials as they are now.
+    ///
+    /// # Errors
+    /// If the kubeconfig, the service account or a certificate cannot be used.
+    pub(super) async fn connect(access: &Access) -> Result<Self, Failure> {
+        let access = access.clone();
+        let token = match &access {
+            Access::Server { token, .. } => token.clone(),
+            _ => None,
+        };
+        let handle = tokio::runtime::Handle::current();
+        // Reads files, and a kubeconfig may name a program to ask for a token.
+        let made = spawn_blocking(move || {
+            let mut config = handle.block_on(config(&access))?;
+            // Sources have their own rules for asking again.
+            config.default_retry = false;
+            config.connect_timeout = Some(Duration::from_secs(5));
+            config.read_timeout = None;
+            let name = config.cluster_url.to_string();
+            let _guard = handle.enter();
+            let client = kube::Client::try_from(config)
+                .map_err(|error| Failure::new(Class::Config, words(&error)))?;
+            Ok(Self {
+                client,
+                token,
+                name: name.trim_end_matches('/').to_owned(),
+            })
+        });
+        let made = timeout_at(Instant::now() + PREPARE, made).await;
+        let made = made.map_err(|_| {
+            let what = format!("the credentials were not there within {PREPARE:.0?}");
+            Failure::new(Class::Timeout, what)
+        })?;
+        made.unwrap_or_else(|_| Err(Failure::new(Class::Internal, "making the client panicked")))
+    }
+
+    /// Lists all, page by page, as of now.
+    pub(super) async fn list<K: Object>(&self, query: &Query) -> Result<Listed<K>, Failure> {
+        for _ in 0..LISTS {
+            if let Some(listed) = self.pages(query).await? {
+                return Ok(listed);
+            }
+        }
+        let what = format!("the pages of a list became too old {LISTS} times");
+        Err(Failure::new(Class::Refused, what).context(self.what::<K>(query)))
+    }
+
+    /// `None` if its pages became too old: whatever was read is of no use then.
+    async fn pages<K: Object>(&self, query: &Query) -> Result<Option<Listed<K>>, Failure> {
+        let what = self.what::<K>(query);
+        let mut items = Vec::new();
+        let mut token = None;
+        loop {
+            let mut parameters = ListParams {
+                label_selector: query.labels.clone(),
+                field_selector: query.fields.clone(),
+                ..ListParams::default()
+            };
+            parameters.limit = Some(PAGE);
+            parameters.continue_token = token.clone();
+            let request = Request::new(path::<K>(query)).list(&parameters);
+            let end = Instant::now() + PATIENCE;
+            let body = match self.send(request, end, &what).await? {
+                Answer::Body(body) => body,
+                Answer::Expired if token.is_some() => return Ok(None),
+                Answer::Expired => {
+                    let failure = Failure::new(Class::Refused, "410: a list without a version");
+                    return Err(failure.context(what));
+                }
+            };
+            let bytes = read(body, MAX_PAGE, end)
+                .await
+                .map_err(|f| f.context(&what))?;
+            let page: Page<K> = wire::page(&bytes).map_err(|f| f.context(&what))?;
+            items.extend(page.items);
+            if items.len() > MAX_OBJECTS {
+                let many = format!("more than {MAX_OBJECTS} objects");
+                return Err(Failure::new(Class::Malformed, many).context(what));
+            }
+            token = page.next;
+            if token.is_none() {
+                return Ok(Some(Listed {
+                    items,
+                    version: page.version,
+                }));
+            }
+        }
+    }
+
+    /// Opens a watch that tells what happened behind `version`. The server ends it after
+    /// `duration`. `None` if the version is too old.
+    pub(super) async fn watch<K: Object>(
+        &self,
+        query: &Query,
+        version: &str,
+        duration: Duration,
+    ) -> Result<Option<Watch>, Failure> {
+        let what = format!("watching {}", self.what::<K>(query));
+        let parameters = WatchParams {
+            label_selector: query.labels.clone(),
+            field_selector: query.fields.clone(),
+            timeout: Some(u32::try_from(duration.as_secs()).unwrap_or(u32::MAX)),
+            bookmarks: true,
+            ..WatchParams::default()
+        };
+        let request = Request::new(path::<K>(query)).watch(&parameters, version);
+        let now = Instant::now();
+        Ok(match self.send(request, now + PATIENCE, &what).await? {
+            Answer::Body(body) => Some(Watch {
+                what,
+                body,
+                buffer: Vec::new(),
+                searched: 0,
+                end: now + duration + GRACE,
+            }),
+            Answer::Expired => None,
+        })
+    }
+
+    async fn send(
+        &self,
+        request: Result<http::Request<Vec<u8>>, kube::core::request::Error>,
+        end: Instant,
+        what: &str,
+    ) -> Result<Answer, Failure> {
+        let fault = |class, words: String| Failure::new(class, words).context(what);
+        let mut request = request
+            .map_err(|error| fault(Class::Config, error.to_string()))?
+            .map(Body::from);
+        let headers = request.headers_mut();
+        self.authorize(headers).await?;
+        headers.insert(ACCEPT, HeaderValue::from_static("application/json"));
+        let agent = concat!("lbd/", env!("CARGO_PKG_VERSION"));
+        headers.insert(USER_AGENT, HeaderValue::from_static(agent));
+        let silence = || fault(Class::Timeout, "no answer in time".to_owned());
+        let sent = timeout_at(end, self.client.send(request)).await;
+        let response = sent
+            .map_err(|_| silence())?
+            .map_err(|error| told(&error).context(what))?;
+        let (head, body) = response.into_parts();
+        match head.status {
+            status if status.is_success() => Ok(Answer::Body(body)),
+            StatusCode::GONE => Ok(Answer::Expired),
+            status => {
+                let body = read(body, 64 << 10, end).await.unwrap_or_default();
+                Err(refusal(status, &body).context(what))
+            }
+        }
+    }
+
+    /// Read whenever it is used: it may be exchanged meanwhile.
+    async fn authorize(&self, headers: &mut HeaderMap) -> Result<(), Failure> {
+        let Some(token) = self.token.clone() else {
+            return Ok(());
+        };
+        let read = spawn_blocking(move || token.read()).await;
+        let read = read.map_err(|_| Failure::new(Class::Internal, "reading a secret panicked"))?;
+        let mut value = HeaderValue::from_str(&format!("Bearer {}", read?.expose()))
+            .map_err(|_| Failure::new(Class::Config, "the token has characters no token has"))?;
+        value.set_sensitive(true);
+        headers.insert(AUTHORIZATION, value);
+        Ok(())
+    }
+
+    fn what<K: Object>(&self, query: &Query) -> String {
+        format!("{}{}", self.name, path::<K>(query))
+    }
+}
+
+/// `/apis/discovery.k8s.io/v1/namespaces/shop/endpointslices`
+fn path<K: Object>(query: &Query) -> String {
+    let group = match K::GROUP {
+        "" => "/api".to_owned(),
+        group => format!("/apis/{group}"),
+    };
+    let (version, kinds) = (K::VERSION, K::URL_PATH_SEGMENT);
+    format!("{group}/{version}/namespaces/{}/{kinds}", query.namespace)
+}
+
+async fn config(access: &Access) -> Result<kube::Config, Failure> {
+    let fault = |what: String| Failure::new(Class::Config, what);
+    match access {
+        Access::InCluster => kube::Config::incluster().map_err(|error| {
+            let why = words(&error);
+            fault(format!(
+                "lbd does not run in a pod with a service account ({why}); set `kubeconfig` or \
+                 `server`"
+            ))
+        }),
+        Access::Kubeconfig { path, context } => {
+            let shown = path.display();
+            let unusable = |error| fault(format!("{shown} cannot be used: {}", words(&error)));
+            let file = Kubeconfig::read_from(path).map_err(&unusable)?;
+            let options = KubeConfigOptions {
+                context: context.clone(),
+                ..KubeConfigOptions::default()
+            };
+            kube::Config::from_custom_kubeconfig(file, &options)
+                .await
+                .map_err(unusable)
+        }
+        Access::Server { url, tls, .. } => server(url, tls),
+    }
+}
+
+fn server(url: &BaseUrl, tls: &Tls) -> Result<kube::Config, Failure> {
+    let fault = |what: String| Failure::new(Class::Config, what);
+    let parsed = url.to_string().parse();
+    let parsed = parsed.map_err(|error| fault(format!("{url} is no URL: {error}")))?;
+    let mut config = kube::Config::new(parsed);
+    // `Some` keeps kube from looking for the system's CA certificates, which need not be there.
+    if !url.is_tls {
+        config.root_cert = Some(Vec::new());
+        return Ok(config);
+    }
+    let text = |path: &PathBuf| path.to_str().map(str::to_owned);
+    // The same words about a file that cannot be used as in other sources.
+    tls.client_config()?;
+    if let Some(file) = &tls.ca_file {
+        config.root_cert_file = Some(file.clone());
+        config.root_cert = Some(Vec::new());
+    }
+    config.auth_info.client_certificate = tls.cert_file.as_ref().and_then(text);
+    config.auth_info.client_key = tls.key_file.as_ref().and_then(text);
+    config.tls_server_name = tls.server_name.clone();
+    Ok(config)
+}
+
+/// A watch that is open.
+pub(super) struct Watch {
+    what: String,
+    body: Body,
+    buffer: Vec<u8>,
+    /// Bytes of the buffer known to hold no newline.
+    searched: usize,
+    end: Instant,
+}
+
+impl Watch {
+    /// The next event; `None` at the end that the server made.
+    ///
+    /// # Errors
+    /// If the connection breaks, the server does not end the watch when it should, or sends what is no
+    /// event.
+    pub(super) async fn next<K: Object>(&mut self) -> Result<Option<Event<K>>, Failure> {
+        let event = self.line().await.and_then(|line| match line {
+            Some(line) => wire::event(&line).map(Some),
+            None => Ok(None),
+        });
+        event.map_err(|failure| failure.context(&self.what))
+    }
+
+    async fn line(&mut self) -> Result<Option<Vec<u8>>, Failure> {
+        loop {
+            while let Some(at) = self.buffer[self.searched..]
+                .iter()
+                .position(|b| *b == b'\n')
+            {
+                let tail = self.buffer.split_off(self.searched + at + 1);
+                let mut line = std::mem::replace(&mut self.buffer, tail);
+                line.pop();
+                self.searched = 0;
+                if !line.trim_ascii().is_empty() {
+                    return Ok(Some(line));
+                }
+            }
+            self.searched = self.buffer.len();
+            if self.buffer.len() > MAX_EVENT {
+                let what = format!("an event of more than {} MiB", MAX_EVENT >> 20);
+                return Err(Failure::new(Class::Malformed, what));
+            }
+            let frame = timeout_at(self.end, self.body.frame()).await.map_err(|_| {
+                Failure::new(
+                    Class::Timeout,
+                    "silent, and beyond the end that was asked for",
+                )
+            })?;
+            match frame {
+                // The rest of an event that was cut off is nothing.
+                None => return Ok(None),
+                Some(Ok(frame)) => {
+                    if let Some(data) = frame.data_ref() {
+                        self.buffer.extend_from_slice(data);
+                    }
+                }
+                Some(Err(error)) => return Err(broken(&error)),
+            }
+        }
+    }
+}
+
+async fn read(mut body: Body, most: usize, end: Instant) -> Result<Vec<u8>, Failure> {
+    let mut bytes = Vec::new();
+    loop {
+        let frame = timeout_at(end, body.frame())
+            .await
+            .map_err(|_| Failure::new(Class::Timeout, "not the whole answer in time"))?;
+        let Some(frame) = frame else {
+            return Ok(bytes);
+        };
+        if let Some(data) = frame.map_err(|error| broken(&error))?.data_ref() {
+            if bytes.len() + data.len() > most {
+                let what = format!("the answer is larger than {} MiB", most >> 20);
+                return Err(Failure::new(Class::Malformed, what));
+            }
+            bytes.extend_from_slice(data);
+        }
+    }
+}
+
+fn refusal(status: StatusCode, body: &[u8]) -> Failure {
+    let mut said: Status = serde_json::from_slice(body).unwrap_or_default();
+    if said.message.is_empty() {
+        said.message = shown(body);
+    }
+    said.code = status.as_u16();
+    said.failure()
+}
+
+fn broken(error: &(dyn std::error::Error + 'static)) -> Failure {
+    Failure::new(Class::Unreachable, format!("breaks off: {}", words(error)))
+}
+
+/// What a request that got no answer failed of.
+fn told(error: &kube::Error) -> Failure {
+    let words = words(error);
+    let mut class = Class::Unreachable;
+    let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);
+    while let Some(error) = cause {
+        if error.is::<rustls::Error>() {
+            class = Class::Denied;
+        }
+        if let Some(error) = error.downcast_ref::<hyper::Error>()
+            && (error.is_parse() || error.is_parse_too_large())
+        {
+            class = Class::Malformed;
+        }
+        if let Some(error) = error.downcast_ref::<std::io::Error>() {
+            if is_of_tls(error) {
+                class = Class::Denied;
+            }
+            if error.kind() == std::io::ErrorKind::TimedOut {
+                class = Class::Timeout;
+            }
+        }
+        cause = error.source();
+    }
+    if matches!(error, kube::Error::Auth(_)) {
+        class = Class::Denied;
+    }
+    Failure::new(class, words)
+}
+
+/// Whether an error of TLS is within, at any depth: `source` leaves out what such an error wraps.
+fn is_of_tls(error: &std::io::Error) -> bool {
+    error.get_ref().is_some_and(|inner| {
+        inner.is::<rustls::Error>() || inner.downcast_ref().is_some_and(is_of_tls)
+    })
+}
+
+/// An error with its causes, each said once.
+fn words(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut text = error.to_string();
+    // The name of a layer, which says nothing to anybody.
+    if let Some(rest) = text.strip_prefix("ServiceError: ") {
+        text = rest.to_owned();
+    }
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let more = error.to_string();
+        if !text.contains(&more) {
+            text = format!("{text}: {more}");
+        }
+        cause = error.source();
+    }
+    shown(text.as_bytes())
+}

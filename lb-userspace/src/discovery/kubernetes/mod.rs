@@ -1,0 +1,124 @@
+//! Backends of Services of Kubernetes, from their EndpointSlices.
+
+mod api;
+pub mod join;
+mod session;
+#[cfg(test)]
+mod tests;
+pub mod wire;
+
+use std::{path::PathBuf, time::Duration};
+
+use serde::{Deserialize, Serialize};
+
+pub use self::session::Kubernetes;
+use super::{
+    Configured, Secret,
+    http::{BaseUrl, Tls},
+};
+use crate::model::duration_text;
+
+/// `watch_timeout` where the config leaves it out.
+pub const WATCH_TIMEOUT: Duration = Duration::from_secs(120);
+
+/// `kubernetes:` of a service's `discovery`.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Config {
+    pub access: Access,
+    pub wanted: Wanted,
+    /// How long a watch is kept; the server is asked to end it then, whole seconds. One that is silent and
+    /// does not end has hung.
+    #[serde(with = "duration_text")]
+    pub watch_timeout: Duration,
+}
+
+/// Where the API server is, and who lbd is to it.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Access {
+    /// As the pod that lbd runs in: the service account's token and CA, read anew every minute.
+    InCluster,
+    Kubeconfig {
+        path: PathBuf,
+        /// Without: the file's current one.
+        context: Option<String>,
+    },
+    Server {
+        url: BaseUrl,
+        token: Option<Secret>,
+        tls: Tls,
+    },
+}
+
+/// Whose backends, and which of them.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Wanted {
+    pub namespace: String,
+    pub select: Select,
+    /// The name or the number of a port of the Service. Without: its only one.
+    pub port: Option<String>,
+    pub traffic: Traffic,
+    /// The node lbd runs on. Without: the variable `NODE_NAME`.
+    pub node: Option<String>,
+    /// The zone of that node. Without: the variable `NODE_ZONE`.
+    pub zone: Option<String>,
+}
+
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Select {
+    Name(String),
+    /// All Services with these labels, as a label selector.
+    Labels(String),
+}
+
+/// Whose traffic comes here, which says which of a Service's traffic policies counts.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Traffic {
+    /// From outside the cluster: `externalTrafficPolicy`.
+    #[default]
+    External,
+    /// From pods and nodes: `internalTrafficPolicy`.
+    Internal,
+}
+
+impl Traffic {
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::External => "external",
+            Self::Internal => "internal",
+        }
+    }
+}
+
+impl Configured for Config {
+    type Source = Kubernetes;
+
+    fn target(&self) -> String {
+        let Wanted {
+            namespace,
+            select,
+            port,
+            ..
+        } = &self.wanted;
+        let server = match &self.access {
+            Access::InCluster => String::new(),
+            Access::Kubeconfig { path, context } => match context {
+                Some(context) => format!("{}#{context}:", path.display()),
+                None => format!("{}:", path.display()),
+            },
+            Access::Server { url, .. } => format!("{url}/"),
+        };
+        let what = match select {
+            Select::Name(name) => name.clone(),
+            Select::Labels(labels) => format!("[{labels}]"),
+        };
+        let port = port.as_ref().map(|port| format!(":{port}"));
+        format!("{server}{namespace}/{what}{}", port.unwrap_or_default())
+    }
+
+    fn source(&self, _service: &str) -> Kubernetes {
+        Kubernetes::new(self.clone())
+    }
+}
