@@ -36,6 +36,7 @@ pub(crate) const SEGMENT: u32 = 0x10007;
 pub(crate) const HOLD: u32 = 0x10008;
 pub(crate) const RELEASE: u32 = 0x10009;
 pub(crate) const ALLOCATE: u32 = 0x1000a;
+pub(crate) const RECALL: u32 = 0x1000b;
 
 #[inline(always)]
 fn finish<H: Hook>(context: *mut H::Context, result: Result<Verdict, Drop>) -> u32 {
@@ -60,6 +61,7 @@ fn step<H: Hook>(context: *mut H::Context, result: Result<Step, Drop>) -> u32 {
         Ok(Step::Release) if H::HOLDS => RELEASE,
         Ok(Step::Hold | Step::Release) => finish::<H>(context, Ok(Verdict::Pass)),
         Ok(Step::Slow) => SLOW,
+        Ok(Step::Recall) => RECALL,
         Ok(Step::Admit) => ADMIT,
         Ok(Step::Allocate) => ALLOCATE,
         Ok(Step::Open) => OPEN,
@@ -133,6 +135,23 @@ where
         context,
         path::slow::<A, _, _>(&mut H::new(context), &kernel),
     )
+}
+
+/// Leaves the packet to the kernel.
+#[inline(always)]
+pub(crate) fn pass<H: Hook>(context: *mut H::Context) -> u32 {
+    H::new(context).act(Verdict::Pass)
+}
+
+#[inline(always)]
+pub(crate) fn recall<H: Hook, A: Family>() -> u32
+where
+    Kernel<H::Context>: FamilyTables<A>,
+{
+    // As for `admit`.
+    let context = core::ptr::null_mut();
+    let kernel = Kernel::new(context);
+    step::<H>(context, Ok(path::recall::<A, _>(&kernel)))
 }
 
 #[inline(always)]
@@ -248,7 +267,8 @@ pub(crate) const OFFSETS: usize = 0x3ff;
 macro_rules! walk {
     (
         $hook:ty, $context:ident, $fast:expr,
-        $odd:ident($network:expr), $segment:ident, $slow:ident, $admit:ident, $allocate:ident,
+        $odd:ident($network:expr), $segment:ident, $slow:ident, $recall:ident, $admit:ident,
+        $allocate:ident,
         $open:ident, $encapsulate:ident, $answer:ident, $icmp:ident
         $(, $hold:ident, $release:ident)?
     ) => {{
@@ -272,6 +292,15 @@ macro_rules! walk {
         )?
         if action == $crate::hook::SLOW {
             action = $slow($context);
+        }
+        if action == $crate::hook::RECALL {
+            action = $recall();
+            if action == $crate::hook::SLOW {
+                action = $slow($context);
+                if action == $crate::hook::RECALL {
+                    action = $crate::hook::pass::<$hook>($context);
+                }
+            }
         }
         if action == $crate::hook::ADMIT {
             action = $admit();

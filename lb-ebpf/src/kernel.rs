@@ -20,12 +20,12 @@ use lb_common::{
         ServiceKey, SourceKey, TABLE_LANES, V4, V6, link, protocol, source_slot,
     },
     path::{
-        self, Attempt, Budget, Candidate, FamilyTables, InsertError, Milestone, Query, Route,
-        Tables, Work,
+        self, Attempt, Budget, Candidate, FamilyTables, InsertError, Milestone, Query, Recalled,
+        Route, Tables, Work,
     },
 };
 
-use crate::maps;
+use crate::{former, maps};
 
 /// `AF_INET` and `AF_INET6` of `<linux/socket.h>`.
 const AF_INET: u8 = 2;
@@ -96,6 +96,11 @@ impl<C> Tables for Kernel<C> {
     fn now(&self) -> u32 {
         // SAFETY: the helper has no preconditions.
         unsafe { bpf_jiffies64() as u32 }
+    }
+
+    #[inline(always)]
+    fn recalls(&self) -> bool {
+        former::is_on()
     }
 
     #[inline(always)]
@@ -390,7 +395,7 @@ fn lookup(context: *mut c_void, ingress: u32, query: &Query, hop: &mut NextHop) 
 }
 
 macro_rules! family_tables {
-    ($family:ty, $services:ident, $flows:ident, $handshakes:ident, $sources:ident, $affinity:ident, $fragments:ident, $held:ident, $work:ident, $take_source:ident) => {
+    ($family:ty, $services:ident, $flows:ident, $handshakes:ident, $sources:ident, $affinity:ident, $fragments:ident, $held:ident, $work:ident, $take_source:ident, $former_flows:ident, $former_handshakes:ident, $places:ident, $recalled:ident, $recall:ident) => {
         impl<C: Context> FamilyTables<$family> for Kernel<C> {
             #[inline(always)]
             fn service(&self, key: &ServiceKey<$family>) -> Option<&Service> {
@@ -447,6 +452,58 @@ macro_rules! family_tables {
             fn remove_handshake(&self, key: &FlowKey<$family>) {
                 // Not there is as good as removed.
                 let _ = maps::$handshakes.remove(key);
+            }
+
+            #[inline(always)]
+            fn recall(&self, key: &FlowKey<$family>) -> bool {
+                let Some(recalled) = self.recalled() else {
+                    return false;
+                };
+                recalled.key = *key;
+                $recall() != 0
+            }
+
+            #[inline(always)]
+            fn recalled(&self) -> Option<&mut Recalled<$family>> {
+                let recalled = maps::$recalled.get_ptr_mut(0);
+                // SAFETY: as in `work`.
+                recalled.map(|recalled| unsafe { &mut *recalled })
+            }
+
+            #[inline(always)]
+            fn former_flow(&self, key: &FlowKey<$family>, flow: &mut Flow<$family>) -> bool {
+                let Some(former) = maps::$former_flows.get_ptr(key) else {
+                    return false;
+                };
+                // SAFETY: an entry, and a flow has as many halves as there are places.
+                unsafe {
+                    former::carry(&former::$places, former.cast(), (&raw mut *flow).cast());
+                }
+                true
+            }
+
+            #[inline(always)]
+            fn remove_former_flow(&self, key: &FlowKey<$family>) {
+                // Not there is as good as removed.
+                let _ = maps::$former_flows.remove(key);
+            }
+
+            #[inline(always)]
+            fn former_handshake(&self, key: &FlowKey<$family>, flow: &mut Flow<$family>) -> bool {
+                let Some(former) = maps::$former_handshakes.get_ptr(key) else {
+                    return false;
+                };
+                // SAFETY: as in `former_flow`.
+                unsafe {
+                    former::carry(&former::$places, former.cast(), (&raw mut *flow).cast());
+                }
+                true
+            }
+
+            #[inline(always)]
+            fn remove_former_handshake(&self, key: &FlowKey<$family>) {
+                // Not there is as good as removed.
+                let _ = maps::$former_handshakes.remove(key);
             }
 
             #[inline(always)]
@@ -527,7 +584,12 @@ family_tables!(
     FRAGMENTS4,
     HELD4,
     WORK4,
-    take_source4
+    take_source4,
+    FORMER_FLOWS4,
+    FORMER_HANDSHAKES4,
+    FORMER_PLACES4,
+    RECALLED4,
+    recall4
 );
 family_tables!(
     V6,
@@ -539,7 +601,12 @@ family_tables!(
     FRAGMENTS6,
     HELD6,
     WORK6,
-    take_source6
+    take_source6,
+    FORMER_FLOWS6,
+    FORMER_HANDSHAKES6,
+    FORMER_PLACES6,
+    RECALLED6,
+    recall6
 );
 
 const TAKEN: u32 = Attempt::Taken as u32;
@@ -566,6 +633,22 @@ extern "C" fn draw(table: u32, service: u32, place: u32) -> u32 {
         Err(Drop::ConnectionLimit) => AT_LIMIT,
         Err(_) => NO_SLOT,
     }
+}
+
+/// [`path::bring`]; the key stands in `RECALLED4`.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn recall4() -> u32 {
+    let kernel = Kernel::new(core::ptr::null_mut::<xdp_md>());
+    (former::is_on() && path::bring::<V4, _>(&kernel)) as u32
+}
+
+/// As [`recall4`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn recall6() -> u32 {
+    let kernel = Kernel::new(core::ptr::null_mut::<xdp_md>());
+    (former::is_on() && path::bring::<V6, _>(&kernel)) as u32
 }
 
 /// [`path::count_active`].

@@ -5,6 +5,7 @@
 #![feature(asm_experimental_arch)]
 
 mod context;
+mod former;
 mod hold;
 mod hook;
 mod kernel;

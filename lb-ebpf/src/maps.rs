@@ -10,7 +10,7 @@ use lb_common::abi::{
     FlowKey, FragmentKey, Fragmented, Held, HeldKey, PORT_WORDS, RateKey, SOURCE_SLOTS, Service,
     ServiceKey, TableChunk, V4, V6,
 };
-use lb_common::path::{Budget, Work};
+use lb_common::path::{Budget, Recalled, Work};
 
 /// `BPF_F_INNER_MAP`: selection tables differ in size (kernel ≥ 5.10).
 const INNER_MAP: usize = 0x1000;
@@ -112,6 +112,39 @@ pub(crate) static HANDSHAKES4: LruHashMap<FlowKey<V4>, Flow<V4>, 1> = LruHashMap
 /// As [`HANDSHAKES4`].
 #[btf_map]
 pub(crate) static HANDSHAKES6: LruHashMap<FlowKey<V6>, Flow<V6>, 1> = LruHashMap::new();
+
+/// What [`FLOWS4`] was before its size or layout changed, until all of it has moved; the daemon puts
+/// that map in the place of this one. Writer: the packet path, which only takes out; the daemon likewise.
+#[btf_map]
+pub(crate) static FORMER_FLOWS4: HashMap<FlowKey<V4>, Halves<{ HALVES4 }>, 1> = HashMap::new();
+
+/// As [`FORMER_FLOWS4`].
+#[btf_map]
+pub(crate) static FORMER_FLOWS6: HashMap<FlowKey<V6>, Halves<{ HALVES6 }>, 1> = HashMap::new();
+
+/// As [`FORMER_FLOWS4`].
+#[btf_map]
+pub(crate) static FORMER_HANDSHAKES4: LruHashMap<FlowKey<V4>, Halves<{ HALVES4 }>, 1> =
+    LruHashMap::new();
+
+/// As [`FORMER_FLOWS4`].
+#[btf_map]
+pub(crate) static FORMER_HANDSHAKES6: LruHashMap<FlowKey<V6>, Halves<{ HALVES6 }>, 1> =
+    LruHashMap::new();
+
+/// A flow of whatever layout, in units of 16 bits.
+pub(crate) type Halves<const N: usize> = [u16; N];
+
+pub(crate) const HALVES4: usize = size_of::<Flow<V4>>() / 2;
+pub(crate) const HALVES6: usize = size_of::<Flow<V6>>() / 2;
+
+/// An entry on its way from the former tables. Writer: the packet path.
+#[btf_map]
+pub(crate) static RECALLED4: PerCpuArray<Recalled<V4>, 1> = PerCpuArray::new();
+
+/// As [`RECALLED4`].
+#[btf_map]
+pub(crate) static RECALLED6: PerCpuArray<Recalled<V6>, 1> = PerCpuArray::new();
 
 /// What first fragments told of the others, for [`FRAGMENT_SECONDS`](lb_common::abi::FRAGMENT_SECONDS).
 /// Writer: the packet path.

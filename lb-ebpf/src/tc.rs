@@ -287,6 +287,8 @@ subprograms! {
     tc_icmp4 = icmp::<V4>();
     tc_icmp6 = icmp::<V6>();
     @without context:
+    tc_recall4 = recall::<V4>();
+    tc_recall6 = recall::<V6>();
     tc_admit4 = admit::<V4>();
     tc_admit6 = admit::<V6>();
 }
@@ -298,18 +300,36 @@ extern "C" fn lbd_egress(context: *mut __sk_buff) -> i32 {
     pull_headers(context);
     let action = match path::network(&TcFrame { context }) {
         Network::Ipv4(network) => match hook::depart::<TcFrame, V4>(context, network) {
-            hook::SLOW => tc_slow4(context),
+            hook::SLOW => match tc_slow4(context) {
+                hook::RECALL => again(tc_recall4(), || tc_slow4(context)),
+                action => action,
+            },
             hook::ICMP => tc_icmp4(context),
             action => action,
         },
         Network::Ipv6(network) => match tc_depart6(context, network as u32) {
-            hook::SLOW => tc_slow6(context),
+            hook::SLOW => match tc_slow6(context) {
+                hook::RECALL => again(tc_recall6(), || tc_slow6(context)),
+                action => action,
+            },
             hook::ICMP => tc_icmp6(context),
             action => action,
         },
         Network::Foreign => return TC_ACT_UNSPEC,
     };
     hook::logged::<TcFrame>(action) as i32
+}
+
+/// What [`path::recall`] gives, `slow` once more if it found the flow.
+#[inline(always)]
+fn again(action: u32, slow: impl Fn() -> u32) -> u32 {
+    match action {
+        hook::SLOW => match slow() {
+            hook::RECALL => TC_ACT_UNSPEC as u32,
+            action => action,
+        },
+        action => action,
+    }
 }
 
 /// Makes the headers readable where a driver left them outside the linear part.
@@ -367,6 +387,7 @@ macro_rules! walk_tc {
                 tc_odd4(network),
                 tc_segment4,
                 tc_slow4,
+                tc_recall4,
                 tc_admit4,
                 tc_allocate4,
                 tc_open4,
@@ -383,6 +404,7 @@ macro_rules! walk_tc {
                 tc_odd6(network),
                 tc_segment6,
                 tc_slow6,
+                tc_recall6,
                 tc_admit6,
                 tc_allocate6,
                 tc_open6,

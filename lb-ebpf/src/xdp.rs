@@ -265,6 +265,8 @@ subprograms! {
     xdp_icmp4 = icmp::<V4>();
     xdp_icmp6 = icmp::<V6>();
     @without context:
+    xdp_recall4 = recall::<V4>();
+    xdp_recall6 = recall::<V6>();
     xdp_admit4 = admit::<V4>();
     xdp_admit6 = admit::<V6>();
 }
@@ -309,6 +311,7 @@ fn balance(context: *mut xdp_md) -> u32 {
             xdp_odd4(network),
             xdp_segment4,
             xdp_slow4,
+            xdp_recall4,
             xdp_admit4,
             xdp_allocate4,
             xdp_open4,
@@ -323,6 +326,7 @@ fn balance(context: *mut xdp_md) -> u32 {
             xdp_odd6(network),
             xdp_segment6,
             xdp_slow6,
+            xdp_recall6,
             xdp_admit6,
             xdp_allocate6,
             xdp_open6,

@@ -274,6 +274,26 @@ impl Daemon {
         }
     }
 
+    /// What is started.
+    pub fn program(&self) -> PathBuf {
+        self.lbd.clone()
+    }
+
+    /// Another program, built beside it.
+    pub fn sibling(&self, name: &str) -> PathBuf {
+        self.lbd.with_file_name(name)
+    }
+
+    /// Has another program be started from now on.
+    pub fn set_program(&mut self, lbd: PathBuf) {
+        self.lbd = lbd;
+    }
+
+    /// Has the daemon be started with a variable in its environment from now on.
+    pub fn set_environment(&mut self, key: &'static str, value: &str) {
+        self.environment.push((key, value.to_owned()));
+    }
+
     /// Process id; the daemon must be running.
     pub fn pid(&self) -> u32 {
         self.process.as_ref().expect("lbd runs").id()

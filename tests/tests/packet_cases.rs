@@ -29,6 +29,12 @@ fn cases_on_slice() {
     run_all(&mut Slice::default());
 }
 
+/// A connection goes on, at whatever point of its life the tables are replaced.
+#[test]
+fn cases_on_slice_with_other_flow_tables_for_each_packet() {
+    run_all(&mut Slice::replacing_flows());
+}
+
 #[test]
 fn cases_on_xdp() {
     run_all(&mut Kernel::new(Hook::Xdp).expect("the programs load"));

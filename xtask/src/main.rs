@@ -1,6 +1,7 @@
 //! `cargo xtask`: builds, shows, tests and measures the project. `make` calls it after set-up.
 
 mod leftovers;
+mod next;
 
 use std::{
     env,
@@ -38,6 +39,18 @@ fn build() -> Outcome {
     run(cargo(&["build", "--release", "--bins"]).args(["-p", "lb-userspace", "-p", "lb-tests"]))
 }
 
+/// `target/release/lbd-next`, for tests of upgrades.
+fn build_next() -> Outcome {
+    let copy = root().join("target/next");
+    next::prepare(&root(), &copy)?;
+    let mut build = cargo(&["build", "--release", "-p", "lb-userspace"]);
+    // Its speed is not asked for.
+    build.args(["--config", "profile.release.package.lb-userspace.opt-level=0"]);
+    // What both need is built once.
+    build.args(["--bin", "lbd-next", "--target-dir"]);
+    run(build.arg(root().join("target")).current_dir(copy))
+}
+
 /// Builds everything and runs one program of the tests.
 fn built(program: &str, arguments: &[String]) -> Outcome {
     build()?;
@@ -47,6 +60,7 @@ fn built(program: &str, arguments: &[String]) -> Outcome {
 /// All tests, with what `cargo test` is to be told besides; then looks for what they left behind.
 fn test(arguments: &[String]) -> Outcome {
     build()?;
+    build_next()?;
     let before = leftovers::find(&root());
     // The programs compile for the kernel only, and the fuzz targets with a sanitizer only.
     let mut tests = cargo(&["test", "--release", "--workspace"]);

@@ -6,6 +6,7 @@ mod config;
 mod flow;
 mod fragment;
 mod key;
+mod layout;
 mod pod;
 mod reason;
 mod service;
@@ -21,6 +22,7 @@ pub use fragment::{
     FRAGMENT_SECONDS, FragmentKey, Fragmented, HELD_BYTES, HELD_PIECES, Held, HeldKey,
 };
 pub use key::{FlowKey, ServiceKey, protocol};
+pub use layout::{Field, LAYOUTS, Layout};
 pub use pod::{Pod, as_bytes, from_bytes};
 pub use reason::Drop;
 pub use service::{
@@ -62,4 +64,9 @@ pub mod map {
     pub const COUNTED: &str = "COUNTED";
     pub const AFFINITY4: &str = "AFFINITY4";
     pub const AFFINITY6: &str = "AFFINITY6";
+    /// Flow tables of a former size or layout while their entries move; not pinned by these names.
+    pub const FORMER_FLOWS4: &str = "FORMER_FLOWS4";
+    pub const FORMER_FLOWS6: &str = "FORMER_FLOWS6";
+    pub const FORMER_HANDSHAKES4: &str = "FORMER_HANDSHAKES4";
+    pub const FORMER_HANDSHAKES6: &str = "FORMER_HANDSHAKES6";
 }

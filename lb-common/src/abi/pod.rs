@@ -57,7 +57,7 @@ use super::{
     key::{FlowKey, ServiceKey},
     service::{Backend, BackendCounters, Service},
 };
-use crate::path::{Ipv4Tail, Ipv6Middle, Ipv6Tail, Packet, Query, Work, wire};
+use crate::path::{Ipv4Tail, Ipv6Middle, Ipv6Tail, Packet, Query, Recalled, Work, wire};
 
 plain_bytes! {
     Be16 => size 2, align 2;
@@ -78,6 +78,8 @@ plain_bytes! {
     Held => size 2056, align 4;
     Packet => size 16, align 4;
     Query => size 44, align 4;
+    Recalled<V4> => size 96, align 4;
+    Recalled<V6> => size 168, align 4;
     Work<V4> => size 244, align 4;
     Work<V6> => size 364, align 4;
     Service => size 32, align 4;

@@ -205,6 +205,9 @@ pub fn take_source<A: Address, T: FamilyTables<A>>(tables: &T, candidate: Candid
         let is_over = flow_state::is_closed(flow.state.get()) && idle >= config.hz;
         is_over | belongs_to(flow, key)
     };
+    if tables.recalls() {
+        tables.recall(reverse);
+    }
     let is_unproven = |flow: &Flow<A>| tables.now().wrapping_sub(flow.created) >= config.hz;
     if tables.flow(reverse).is_some_and(|flow| !is_free(flow)) {
         return Attempt::Taken;

@@ -153,6 +153,9 @@ fn error<A: Family, F: Frame, T: FamilyTables<A>>(
         return PASS;
     };
     let key = &work.opposite;
+    if tables.recalls() && tables.flow(key).is_none() {
+        tables.recall(key);
+    }
     let found = match tables.flow(key) {
         Some(flow) => Some(flow),
         None => tables.handshake(key),

@@ -2,8 +2,8 @@
 //!
 //! Generic over [`Frame`] (where a packet lives) and [`Tables`] (what the path reads and writes),
 //! and over the address family, so that XDP, TC and the tests' byte slice run the same code.
-//! A hook calls [`network`], then [`fast`], and only where that says so [`slow`], [`admit`],
-//! [`allocate`], [`open`], [`encapsulate`], [`answer`] and [`icmp`], which find the packet in
+//! A hook calls [`network`], then [`fast`], and only where that says so [`slow`], [`recall`],
+//! [`admit`], [`allocate`], [`open`], [`encapsulate`], [`answer`] and [`icmp`], which find the packet in
 //! [`Work`]: the parts share neither registers nor stack, which keeps the verifier's work and the established packet's
 //! cost small.
 
@@ -20,6 +20,7 @@ mod icmp;
 mod odd;
 mod open;
 mod parse;
+mod recall;
 mod reject;
 mod select;
 mod slow;
@@ -47,6 +48,7 @@ pub use icmp::icmp;
 pub use odd::{extension, is_odd, is_recent, odd, piece_is_free, segment};
 pub use open::open;
 pub use parse::{Network, Packet, network};
+pub use recall::{Recalled, bring, recall};
 pub use reject::answer;
 pub use select::draw;
 pub use slow::slow;
@@ -90,6 +92,8 @@ pub enum Step {
     Release,
     /// The packet needs [`slow`]; it was not touched.
     Slow,
+    /// The packet is of no known flow, but tables are being replaced: [`recall`].
+    Recall,
     /// The packet is of no known flow: [`admit`].
     Admit,
     /// A backend was drawn for the packet, whose answers need an entry: [`allocate`].
@@ -216,6 +220,9 @@ pub trait Tables {
 
     /// Jiffies, low 32 bits.
     fn now(&self) -> u32;
+
+    /// Whether flows may stand in former tables.
+    fn recalls(&self) -> bool;
 
     fn random(&self) -> u32;
 
@@ -353,6 +360,25 @@ pub trait FamilyTables<A: Address>: Tables {
     ) -> Result<(), InsertError>;
     fn remove_handshake(&self, key: &FlowKey<A>);
 
+    /// Moves the entry of `key`, and that of the other direction, from former tables; see [`bring`].
+    /// False if there is none.
+    fn recall(&self, key: &FlowKey<A>) -> bool;
+
+    /// Memory for [`FamilyTables::recall`] off the stack.
+    #[expect(
+        clippy::mut_from_ref,
+        reason = "per-CPU memory, lent to one borrower at a time"
+    )]
+    fn recalled(&self) -> Option<&mut Recalled<A>>;
+
+    /// Reads the entry of `key` in the former table of flows, as one of today's layout.
+    fn former_flow(&self, key: &FlowKey<A>, flow: &mut Flow<A>) -> bool;
+    fn remove_former_flow(&self, key: &FlowKey<A>);
+
+    /// Reads that in the former table of handshakes.
+    fn former_handshake(&self, key: &FlowKey<A>, flow: &mut Flow<A>) -> bool;
+    fn remove_former_handshake(&self, key: &FlowKey<A>);
+
     /// Value of the longest prefix that covers the client in `key`.
     fn listed(&self, key: &SourceKey<A>) -> Option<u32>;
 
@@ -416,6 +442,12 @@ fn family<A: Family, F: Frame, T: FamilyTables<A>>(
     if step == Step::Slow {
         step = slow::<A, F, T>(frame, tables)?;
     }
+    if step == Step::Recall {
+        step = recall::<A, T>(tables);
+        if step == Step::Slow {
+            step = slow::<A, F, T>(frame, tables)?;
+        }
+    }
     if step == Step::Admit {
         step = admit::<A, T>(tables)?;
     }
@@ -431,6 +463,7 @@ fn family<A: Family, F: Frame, T: FamilyTables<A>>(
         Step::Odd
         | Step::Segment
         | Step::Slow
+        | Step::Recall
         | Step::Admit
         | Step::Allocate
         | Step::Open

@@ -217,6 +217,7 @@ pub fn segment<A: Family, F: Frame, T: FamilyTables<A>>(
     let listen = ServiceKey::new(work.key.dst, work.key.dst_port, protocol);
     if tables.flow(&work.key).is_none()
         && tables.handshake(&work.key).is_none()
+        && !(tables.recalls() && tables.recall(&work.key))
         && tables.service(&listen).is_none()
     {
         return PASS;

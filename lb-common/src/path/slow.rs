@@ -47,6 +47,7 @@ pub fn slow<A: Family, F: Frame, T: FamilyTables<A>>(
         Some(flow) => (flow, Found::Established),
         None => match tables.handshake(&work.key) {
             Some(flow) => (flow, Found::Handshake),
+            None if tables.recalls() => return Ok(Step::Recall),
             None if packet.departs() => return PASS,
             None => return Ok(Step::Admit),
         },

@@ -20,9 +20,10 @@ use aya::{
 
 use super::{
     clsact,
-    devices::{Device, Running},
+    devices::{self, Device, Running},
     load::{self, program},
     preflight::create_directory,
+    switch::Switch,
     sys,
     undo::Undo,
 };
@@ -66,6 +67,26 @@ impl Hooks {
     #[cfg(test)]
     pub(super) fn without_tcx(self) -> Self {
         Self { tcx: false, ..self }
+    }
+
+    /// Has all hooks call the programs of this instead of those that a former daemon attached, in one
+    /// step. What it gives is to be ended when [`Self::serve`] has put the programs there themselves.
+    pub(super) fn switch(&mut self, pin_root: &Path) -> Result<Switch> {
+        let mut switch = Switch::new(pin_root)?;
+        switch.enter_links(&mut self.ebpf, &self.links)?;
+        if !self.tcx {
+            let scratch = pin_root.join("switch/scratch");
+            switch.enter_filters(&mut self.ebpf, &devices::list()?, &scratch)?;
+        }
+        switch.flip()?;
+        Ok(switch)
+    }
+
+    /// Takes other programs, which use the same maps, in place of these.
+    pub(super) fn replace(&mut self, mut ebpf: Ebpf) -> Result<()> {
+        load::load_programs(&mut ebpf)?;
+        self.ebpf = ebpf;
+        Ok(())
     }
 
     /// Brings a device to what `mode` asks for; does nothing where all is well. Says what it
@@ -141,7 +162,8 @@ impl Links {
         self.0.join(format!("{}-{hook}", device.index))
     }
 
-    fn all(&self) -> Result<Vec<(u32, PathBuf)>> {
+    /// Number of the device, and where the link is pinned.
+    pub(super) fn all(&self) -> Result<Vec<(u32, PathBuf)>> {
         let entries = fs::read_dir(&self.0).and_then(Iterator::collect::<io::Result<Vec<_>>>);
         let entries = entries.with_context(|| format!("reading {}", self.0.display()))?;
         let link = |entry: fs::DirEntry| {

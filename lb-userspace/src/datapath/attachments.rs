@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use anyhow::{Result, bail};
+use aya::Ebpf;
 use tracing::{info, warn};
 
 use super::{
@@ -51,6 +52,12 @@ impl Attachments {
             }
         }
         Ok(new)
+    }
+
+    /// Has other programs, which use the same maps, take the place of these.
+    pub(super) fn replace_programs(&mut self, ebpf: Ebpf) -> Result<()> {
+        self.hooks.replace(ebpf)?;
+        self.repair().map(drop)
     }
 
     /// Brings everything back to what is configured, devices that came or went included. Returns

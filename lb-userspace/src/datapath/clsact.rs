@@ -1,5 +1,7 @@
 //! TC programs on kernels without TCX: filters of the clsact queueing discipline.
 
+use std::path::Path;
+
 use anyhow::{Context, Result};
 use aya::programs::{
     SchedClassifier, TcAttach,
@@ -31,10 +33,11 @@ const PROGRAMS: [(&str, Side); 3] = [
 
 /// One of our filters at one side of a device.
 #[derive(Clone, PartialEq, Eq, Debug)]
-struct Filter {
+pub(super) struct Filter {
     priority: u16,
     handle: u32,
-    program: u32,
+    /// Number of the program.
+    pub(super) program: u32,
 }
 
 /// Has exactly this program run at a side of the device, replacing one of ours in place; says what
@@ -49,13 +52,7 @@ pub(super) fn serve(
     let (link, change) = match ours(device.index, side)?.into_iter().next() {
         Some(filter) if filter.program == id => return Ok(None),
         Some(filter) => {
-            let existing = SchedClassifierLink::attached(
-                device.index,
-                side.attach_type().into(),
-                filter.priority,
-                filter.handle.into(),
-                None,
-            )?;
+            let existing = filter.link(device, side)?;
             (program.attach_to_link(existing), "replaced the program")
         }
         None => {
@@ -71,6 +68,27 @@ pub(super) fn serve(
     // The filter stays when the daemon goes.
     std::mem::forget(program.take_link(link)?);
     Ok(Some(format!("{change} at {side}")))
+}
+
+/// Puts the program pinned at `path`, which has the name of ours, into a filter.
+pub(super) fn replace(device: &Device, side: Side, filter: &Filter, path: &Path) -> Result<()> {
+    let mut program = SchedClassifier::from_pin(path)?;
+    let link = program.attach_to_link(filter.link(device, side)?)?;
+    std::mem::forget(program.take_link(link)?);
+    Ok(())
+}
+
+impl Filter {
+    fn link(&self, device: &Device, side: Side) -> Result<SchedClassifierLink> {
+        let link = SchedClassifierLink::attached(
+            device.index,
+            side.attach_type().into(),
+            self.priority,
+            self.handle.into(),
+            None,
+        );
+        Ok(link?)
+    }
 }
 
 /// Removes our filters, and the discipline if we added it and nobody else uses it.
@@ -127,7 +145,8 @@ fn is_unused(ifindex: u32) -> Result<bool> {
     Ok(filters(ifindex, INGRESS)?.is_empty() && filters(ifindex, EGRESS)?.is_empty())
 }
 
-fn ours(ifindex: u32, side: Side) -> Result<Vec<Filter>> {
+/// Our filters at a side of a device.
+pub(super) fn ours(ifindex: u32, side: Side) -> Result<Vec<Filter>> {
     let parent = match side {
         Side::Ingress => INGRESS,
         Side::Egress => EGRESS,

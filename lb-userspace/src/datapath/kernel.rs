@@ -4,17 +4,17 @@ use std::{
     collections::BTreeMap,
     net::{IpAddr, SocketAddr},
     num::NonZero,
+    path::Path,
     sync::{Mutex, MutexGuard, PoisonError},
     thread,
 };
 
 use anyhow::{Result, ensure};
 use lb_common::abi::{
-    ABI_VERSION, Address, Admission, Backend, BackendCounters, Be16, Config, Pod,
-    SOURCE_SERVICE_BITS, Service, ServiceKey, SourceKey, V4, V6, backend_state, protocol, source,
-    source_slot,
+    Address, Admission, Backend, BackendCounters, Be16, Config, Pod, SOURCE_SERVICE_BITS, Service,
+    ServiceKey, SourceKey, V4, V6, backend_state, protocol, source, source_slot,
 };
-use tracing::warn;
+use tracing::{info, warn};
 
 use super::{
     Capacity, Datapath, FlowScan, Listen, OBJECT, Route,
@@ -22,11 +22,14 @@ use super::{
     attachments::Attachments,
     clock::Clock,
     flows::Age,
+    layout::Layouts,
     load, log,
     maps::{Hash, Maps},
     ports, preflight,
     route::Routes,
     scan::Scanner,
+    switch::{self, Switch},
+    takeover::{self, Places, Takeover},
     undo::Undo,
 };
 pub use super::{cleanup::cleanup, log::Level};
@@ -72,29 +75,56 @@ impl Kernel {
         preflight::require_bpffs(&node.bpffs)?;
         preflight::create_directory(&node.state_dir)?;
         let root = preflight::PinRoot::claim(&node.bpffs)?;
-        warn_of_other_versions(&root)?;
-        let pins = root.path.join(ABI_VERSION.to_string());
-        preflight::create_directory(&pins)?;
-
-        let mut ebpf = load::load_maps(OBJECT, &pins, &node.limits, options.log_level)?;
-        if options.log_level.is_some() {
-            let followed = log::follow(&mut ebpf);
-            followed.unwrap_or_else(|error| warn!("the programs' logs are not shown: {error:#}"));
-        }
-        let maps = Maps::open(&pins)?;
+        let mut limits = node.limits.clone();
+        let mut takeover = Takeover::find(&root, &mut limits)?;
+        let pins = takeover::directory(&root.path);
+        let load = |pins: &Path, former: Option<&Places>| {
+            preflight::create_directory(pins)?;
+            let mut ebpf = load::load_maps(OBJECT, pins, &limits, options.log_level, former)?;
+            if options.log_level.is_some() {
+                let followed = log::follow(&mut ebpf);
+                followed
+                    .unwrap_or_else(|error| warn!("the programs' logs are not shown: {error:#}"));
+            }
+            anyhow::Ok(ebpf)
+        };
+        let mut ebpf = match &takeover {
+            Some(takeover) => takeover.load(load)?,
+            None => load(&pins, None)?,
+        };
         let clock = Clock::new(load::clock(&mut ebpf)?);
         // The others are verified while the clock is being measured.
         let begin = clock.read()?;
-        let hooks = Hooks::load(ebpf, &root.path)?;
+        let mut hooks = Hooks::load(ebpf, &root.path)?;
         let hz = clock.calibrate(begin)?;
+        match &mut takeover {
+            Some(takeover) => takeover.copy()?,
+            None => Layouts::ensure(&pins)?,
+        }
+        let maps = Maps::open(&pins)?;
         let snat_ports = ports::snat();
         write_config(&maps, hz, snat_ports)?;
-        let attachments = Attachments::start(hooks, Undo::open(&node.state_dir)?, node)?;
+        let switch = takeover.is_some().then(|| hooks.switch(&root.path));
+        let switch = switch.transpose().unwrap_or_else(|error| {
+            warn!(
+                "the hooks go over to the new programs one after the other, connections that begin \
+                 meanwhile may be lost: {error:#}"
+            );
+            None
+        });
+        let mut attachments = Attachments::start(hooks, Undo::open(&node.state_dir)?, node)?;
+        switch.map(Switch::end).transpose()?;
+        if let Some(takeover) = takeover {
+            switch::wait_for_programs();
+            let moved = takeover.finish()?;
+            info!("took over the maps of a former start, {moved} entries of flows among them");
+            attachments.replace_programs(load(&pins, None)?)?;
+        }
         let kernel = Self {
             maps,
             clock,
             hz,
-            limits: node.limits.clone(),
+            limits,
             scanner: Scanner::default(),
             routes: Routes::default(),
             snat_ports,
@@ -351,17 +381,6 @@ impl Datapath for Kernel {
     fn attachments(&self) -> Vec<(String, String)> {
         self.lock_attachments().describe()
     }
-}
-
-fn warn_of_other_versions(root: &preflight::PinRoot) -> Result<()> {
-    for version in root.versions()?.into_iter().filter(|v| *v != ABI_VERSION) {
-        warn!(
-            "{}/{version} holds the maps of another version of lbd: the connections it balanced \
-             are not known to this one; `rm -r` frees their memory",
-            root.path.display()
-        );
-    }
-    Ok(())
 }
 
 /// The epoch goes on from the former daemon's, so that next hops cached in its time are looked up

@@ -1,17 +1,20 @@
 //! Loads the object: maps new or adopted, programs verified.
 
-use std::{path::Path, thread};
+use std::{
+    os::fd::{AsFd, OwnedFd},
+    path::Path,
+    thread,
+};
 
-use anyhow::{Context, Error, Result, anyhow};
+use anyhow::{Context, Error, Result, anyhow, bail};
 use aya::{
     Ebpf, EbpfError, EbpfLoader,
     maps::MapError,
     programs::{Program, ProgramFd, SchedClassifier, Xdp},
 };
 use lb_common::abi::map;
-use tracing::warn;
 
-use super::{log::Level, sys};
+use super::{log::Level, sys, takeover::Places};
 use crate::model::Limits;
 
 /// Names of the programs in the object.
@@ -32,9 +35,11 @@ pub(super) mod program {
 
 /// Listens a service may have on average before the service maps fill up. The addresses whose echo
 /// requests are answered stand there too, at most one per listen.
-const LISTENS_PER_SERVICE: u32 = 4;
+pub(super) const LISTENS_PER_SERVICE: u32 = 4;
 
-/// Creates the maps pinned in `pins`, or takes those that are there; no program is loaded yet.
+/// Creates the maps pinned in `pins`, or takes those that are there; no program is loaded yet. With
+/// `former` the programs look for flows that they do not find in other tables, which have to be lent to
+/// them before they are loaded.
 ///
 /// # Errors
 /// A map pinned there has another layout than this program's.
@@ -43,6 +48,7 @@ pub(super) fn load_maps(
     pins: &Path,
     limits: &Limits,
     log: Option<Level>,
+    former: Option<&Places>,
 ) -> Result<Ebpf> {
     lift_memory_limit();
     let level = log.map_or(&0, Level::number);
@@ -50,8 +56,13 @@ pub(super) fn load_maps(
     let mut loader = EbpfLoader::new();
     // With level 0 the verifier sees that logging is never reached, and removes it.
     loader.override_global(aya_log::LEVEL, level, false);
-    let frags = u8::from(sys::has_xdp_frags());
+    let frags = u8::from(sys::program::has_xdp_frags());
     loader.override_global("XDP_FRAGS", &frags, true);
+    if let Some(Places { v4, v6 }) = former {
+        loader.override_global("RECALL", &1u8, true);
+        loader.override_global("FORMER_PLACES4", &v4[..], true);
+        loader.override_global("FORMER_PLACES6", &v6[..], true);
+    }
     let names = [
         map::CONFIG,
         map::PORTS,
@@ -68,7 +79,7 @@ pub(super) fn load_maps(
         loader.map_pin_path(name, pins.join(name));
     }
     for (name, size) in wanted {
-        loader.map_max_entries(name, pinned_size(pins, name, size)?);
+        loader.map_max_entries(name, size);
     }
     loader.load(object).map_err(|error| explain(error, pins))
 }
@@ -76,7 +87,7 @@ pub(super) fn load_maps(
 /// Verifies and loads the programs that are surely needed and not loaded yet, each on a thread of its own: the
 /// verifier takes longer than everything else at start.
 pub(super) fn load_programs(ebpf: &mut Ebpf) -> Result<()> {
-    let unused = match sys::has_xdp_frags() {
+    let unused = match sys::program::has_xdp_frags() {
         true => program::XDP,
         false => program::XDP_FRAGS,
     };
@@ -110,7 +121,7 @@ pub(super) fn xdp<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut Xdp> {
 /// the kernel knows such. Never for generic XDP, which copies packets for such a program otherwise:
 /// on Linux 6.18 the fragments that it passed did not reach the TC hook behind it as they were.
 pub(super) fn whole_path(ebpf: &mut Ebpf, native: bool) -> Result<&mut Xdp> {
-    let name = match native && sys::has_xdp_frags() {
+    let name = match native && sys::program::has_xdp_frags() {
         true => program::XDP_FRAGS,
         false => program::XDP,
     };
@@ -128,6 +139,23 @@ pub(super) fn classifier<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut S
     Ok(program(ebpf, name)?.try_into()?)
 }
 
+/// The program of that name, loaded.
+pub(super) fn any(ebpf: &mut Ebpf, name: &str) -> Result<OwnedFd> {
+    let loaded = match program(ebpf, name)? {
+        Program::Xdp(program) => {
+            if program.fd().is_err() {
+                program
+                    .load()
+                    .with_context(|| format!("loading program {name}"))?;
+            }
+            program.fd()?
+        }
+        Program::SchedClassifier(program) => program.fd()?,
+        _ => bail!("{name} is a program of another kind"),
+    };
+    Ok(loaded.as_fd().try_clone_to_owned()?)
+}
+
 fn program<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut Program> {
     let program = ebpf.program_mut(name);
     program.with_context(|| format!("the object has no program {name}"))
@@ -141,7 +169,7 @@ pub(super) fn clock(ebpf: &mut Ebpf) -> Result<ProgramFd> {
 }
 
 /// Entries of the maps whose size the node's limits give.
-fn sizes(limits: &Limits) -> [(&'static str, u32); 19] {
+pub(super) fn sizes(limits: &Limits) -> [(&'static str, u32); 19] {
     // Destructured, so that a new limit must find its map.
     let Limits {
         connections,
@@ -178,27 +206,6 @@ fn sizes(limits: &Limits) -> [(&'static str, u32); 19] {
         (map::HANDSHAKES4, handshakes),
         (map::HANDSHAKES6, handshakes),
     ]
-}
-
-/// The size of the map that is pinned already, or `wanted`. A map cannot grow, and a new one would
-/// cost all connections; the operator decides when.
-fn pinned_size(pins: &Path, name: &str, wanted: u32) -> Result<u32> {
-    let path = pins.join(name);
-    if !path.exists() {
-        return Ok(wanted);
-    }
-    let pinned = sys::Map::from_pin(&path);
-    let size = pinned
-        .with_context(|| format!("map {name}: open {}", path.display()))?
-        .info
-        .max_entries;
-    if size != wanted {
-        warn!(
-            "map {name} keeps its {size} entries, node.limits would make it {wanted}: to resize \
-             it stop lbd, run `lbd --cleanup` (which ends the balanced connections), start lbd"
-        );
-    }
-    Ok(size)
 }
 
 fn explain(error: EbpfError, pins: &Path) -> Error {

@@ -14,6 +14,7 @@ mod devices;
 mod flows;
 #[cfg(test)]
 mod kernel_tests;
+mod layout;
 mod load;
 mod log;
 mod maps;
@@ -22,9 +23,11 @@ mod ports;
 mod preflight;
 mod route;
 mod scan;
+mod switch;
 mod sys;
 mod sysctl;
 mod tables;
+mod takeover;
 #[cfg(test)]
 mod testing;
 mod undo;

@@ -191,7 +191,7 @@ mod tests {
                 backends: 10,
                 ..Limits::default()
             };
-            load::load_maps(OBJECT, bpffs, &limits, None).unwrap();
+            load::load_maps(OBJECT, bpffs, &limits, None, None).unwrap();
             test(&Maps::open(bpffs).unwrap());
         });
     }

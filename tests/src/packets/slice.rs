@@ -15,7 +15,7 @@ use lb_common::{
     },
     path::{
         self, Attempt, Budget, Candidate, Covered, Delta, FamilyTables, Frame, Handover,
-        InsertError, Milestone, Query, Route, Tables, Verdict, Work,
+        InsertError, Milestone, Query, Recalled, Route, Tables, Verdict, Work,
     },
 };
 
@@ -117,16 +117,40 @@ struct Family<A: Address> {
     listed: Vec<(SourceKey<A>, u32)>,
     affinity: RefCell<HashMap<AffinityKey<A>, &'static Affinity>>,
     fragments: RefCell<HashMap<FragmentKey<A>, &'static Fragmented>>,
+    /// As they were before the tables were replaced.
+    former_flows: RefCell<HashMap<FlowKey<A>, &'static Flow<A>>>,
+    former_handshakes: RefCell<HashMap<FlowKey<A>, &'static Flow<A>>>,
     work: *mut Work<A>,
+    recalled: *mut Recalled<A>,
+}
+
+impl<A: Address + std::hash::Hash> Family<A> {
+    /// Puts empty flow tables in the place of these, which become the former ones.
+    fn replace_flows(&self) {
+        for (table, former) in [
+            (&self.flows, &self.former_flows),
+            (&self.handshakes, &self.former_handshakes),
+        ] {
+            former.borrow_mut().extend(table.borrow_mut().drain());
+        }
+    }
+
+    fn evict(&self, key: &FlowKey<A>) -> bool {
+        let tables = [&self.handshakes, &self.former_handshakes];
+        let removed = tables.map(|table| table.borrow_mut().remove(key).is_some());
+        removed.contains(&true)
+    }
 }
 
 impl<A: Address> Default for Family<A>
 where
     Work<A>: Pod,
+    Recalled<A>: Pod,
 {
     fn default() -> Self {
         let zeroes = vec![0; size_of::<Work<A>>()];
         let work = from_bytes(&zeroes).expect("as many bytes as it needs");
+        let recalled = from_bytes(&zeroes).expect("more bytes than it needs");
         Self {
             services: HashMap::new(),
             flows: RefCell::default(),
@@ -134,7 +158,10 @@ where
             listed: Vec::new(),
             affinity: RefCell::default(),
             fragments: RefCell::default(),
+            former_flows: RefCell::default(),
+            former_handshakes: RefCell::default(),
             work: Box::into_raw(Box::new(work)),
+            recalled: Box::into_raw(Box::new(recalled)),
         }
     }
 }
@@ -151,6 +178,8 @@ pub struct Memory {
     drops: RefCell<Vec<Drop>>,
     taken: [Cell<u32>; Budget::COUNT as usize],
     random: Cell<u32>,
+    /// The flow tables are replaced before every packet.
+    replaces_flows: bool,
     now: u32,
     full: Cell<u32>,
     /// Where the node's own sockets listen, and whether by UDP.
@@ -183,6 +212,7 @@ impl Memory {
             source_rates: RefCell::default(),
             active: RefCell::default(),
             random: Cell::new(1),
+            replaces_flows: false,
         };
         for v6 in [false, true] {
             memory.install(Addresses { v6 });
@@ -255,6 +285,10 @@ impl Tables for Memory {
 
     fn now(&self) -> u32 {
         self.now
+    }
+
+    fn recalls(&self) -> bool {
+        self.replaces_flows
     }
 
     fn random(&self) -> u32 {
@@ -403,6 +437,41 @@ macro_rules! family_tables {
                 self.$field.handshakes.borrow_mut().remove(key);
             }
 
+            fn recall(&self, key: &FlowKey<$family>) -> bool {
+                let recalled = FamilyTables::<$family>::recalled(self);
+                recalled.expect("it is there").key = *key;
+                path::bring::<$family, _>(self)
+            }
+
+            fn recalled(&self) -> Option<&mut Recalled<$family>> {
+                // SAFETY: as in `work`.
+                Some(unsafe { &mut *self.$field.recalled })
+            }
+
+            fn former_flow(&self, key: &FlowKey<$family>, flow: &mut Flow<$family>) -> bool {
+                let former = self.$field.former_flows.borrow();
+                former.get(key).is_some_and(|former| {
+                    flow.clone_from(former);
+                    true
+                })
+            }
+
+            fn remove_former_flow(&self, key: &FlowKey<$family>) {
+                self.$field.former_flows.borrow_mut().remove(key);
+            }
+
+            fn former_handshake(&self, key: &FlowKey<$family>, flow: &mut Flow<$family>) -> bool {
+                let former = self.$field.former_handshakes.borrow();
+                former.get(key).is_some_and(|former| {
+                    flow.clone_from(former);
+                    true
+                })
+            }
+
+            fn remove_former_handshake(&self, key: &FlowKey<$family>) {
+                self.$field.former_handshakes.borrow_mut().remove(key);
+            }
+
             fn listed(&self, key: &SourceKey<$family>) -> Option<u32> {
                 let covers = |prefix: &SourceKey<$family>| {
                     let length = prefix.bits - SOURCE_SERVICE_BITS;
@@ -549,9 +618,22 @@ impl Default for Slice {
     }
 }
 
+impl Slice {
+    /// One whose flow tables are replaced before every packet, which no connection may notice.
+    pub fn replacing_flows() -> Self {
+        let mut slice = Self::default();
+        slice.memory.replaces_flows = true;
+        slice
+    }
+}
+
 impl Runner for Slice {
     fn reset(&mut self) {
-        self.memory = Memory::standard();
+        let replaces_flows = self.memory.replaces_flows;
+        self.memory = Memory {
+            replaces_flows,
+            ..Memory::standard()
+        };
     }
 
     fn run(&mut self, from_client: bool, packet: &[u8]) -> Outcome {
@@ -565,6 +647,10 @@ impl Runner for Slice {
             ingress,
         };
         self.memory.drops.borrow_mut().clear();
+        if self.memory.replaces_flows {
+            self.memory.v4.replace_flows();
+            self.memory.v6.replace_flows();
+        }
         let action = match path::process(&mut frame, &self.memory) {
             Ok(
                 Verdict::Pass
@@ -613,14 +699,9 @@ impl Runner for Slice {
     }
 
     fn evict(&mut self, src: SocketAddr, dst: SocketAddr, udp: bool) -> bool {
-        if src.is_ipv6() {
-            let key = tuple::<V6>(src, dst, udp);
-            let mut handshakes = self.memory.v6.handshakes.borrow_mut();
-            handshakes.remove(&key).is_some()
-        } else {
-            let key = tuple::<V4>(src, dst, udp);
-            let mut handshakes = self.memory.v4.handshakes.borrow_mut();
-            handshakes.remove(&key).is_some()
+        match src.is_ipv6() {
+            true => self.memory.v6.evict(&tuple(src, dst, udp)),
+            false => self.memory.v4.evict(&tuple(src, dst, udp)),
         }
     }
 

@@ -1,6 +1,8 @@
 //! The `bpf()` calls that aya has no function for, each safe to call: buffers are checked against
 //! the sizes the kernel told.
 
+pub(super) mod program;
+
 use std::{
     ffi::CString,
     io,
@@ -15,10 +17,13 @@ use std::{
 /// Inner arrays of different sizes may stand in one outer map (Linux 5.10).
 pub(super) const BPF_F_INNER_MAP: u32 = 0x1000;
 const MAP_TYPE_ARRAY: u32 = 2;
+const MAP_TYPE_PROG_ARRAY: u32 = 3;
 const MAP_TYPE_PERCPU_ARRAY: u32 = 6;
 /// The kernel's own error number of a call that a kind of map does not know.
 const ENOTSUPP: i32 = 524;
 const ATTACH_TCX_INGRESS: u32 = 46;
+/// Only an entry that is not there yet.
+const BPF_NOEXIST: u64 = 1;
 
 /// Numbers of `enum bpf_cmd`.
 #[derive(Clone, Copy)]
@@ -30,13 +35,16 @@ enum Command {
     MapDelete = 3,
     MapNextKey = 4,
     ProgLoad = 5,
+    ObjPin = 6,
     ObjGet = 7,
     ProgTestRun = 10,
+    ProgGetFdById = 13,
     MapGetFdById = 14,
     ObjGetInfo = 15,
     ProgQuery = 16,
     MapLookupBatch = 24,
     MapUpdateBatch = 26,
+    LinkUpdate = 29,
     LinkDetach = 34,
 }
 
@@ -97,6 +105,19 @@ impl Map {
 
     /// An array of elements of `value_size` bytes that can stand in an outer map next to arrays of other sizes.
     pub(super) fn inner_array(entries: u32, value_size: u32) -> io::Result<Self> {
+        Self::create(MAP_TYPE_ARRAY, value_size, entries, BPF_F_INNER_MAP)
+    }
+
+    pub(super) fn array(entries: u32, value_size: u32) -> io::Result<Self> {
+        Self::create(MAP_TYPE_ARRAY, value_size, entries, 0)
+    }
+
+    /// For tail calls.
+    pub(super) fn program_array(entries: u32) -> io::Result<Self> {
+        Self::create(MAP_TYPE_PROG_ARRAY, size_of::<u32>() as u32, entries, 0)
+    }
+
+    fn create(kind: u32, value_size: u32, max_entries: u32, flags: u32) -> io::Result<Self> {
         #[repr(C)]
         struct Attr {
             kind: u32,
@@ -106,14 +127,49 @@ impl Map {
             flags: u32,
         }
         let attr = Attr {
-            kind: MAP_TYPE_ARRAY,
+            kind,
             key_size: 4,
             value_size,
-            max_entries: entries,
-            flags: BPF_F_INNER_MAP,
+            max_entries,
+            flags,
         };
         // SAFETY: `Attr` is the head of `union bpf_attr` for this command and holds no pointer.
         Self::from_fd(unsafe { bpf_fd(Command::MapCreate, attr) }?)
+    }
+
+    /// An array of values, per CPU or not.
+    pub(super) fn is_array(&self) -> bool {
+        matches!(self.info.kind, MAP_TYPE_ARRAY | MAP_TYPE_PERCPU_ARRAY)
+    }
+
+    /// Puts a map into this outer map.
+    pub(super) fn set_inner(&self, index: u32, inner: &Self) -> io::Result<()> {
+        self.set_descriptor(index, inner.fd.as_fd())
+    }
+
+    /// Puts a program into this array of programs.
+    pub(super) fn set_program(&self, index: u32, program: BorrowedFd<'_>) -> io::Result<()> {
+        self.set_descriptor(index, program)
+    }
+
+    fn set_descriptor(&self, index: u32, object: BorrowedFd<'_>) -> io::Result<()> {
+        let fd = object.as_raw_fd() as u32;
+        self.update(&index.to_ne_bytes(), &fd.to_ne_bytes())
+    }
+
+    /// Pins the map at `path` too.
+    pub(super) fn pin(&self, path: &Path) -> io::Result<()> {
+        pin(self.fd.as_fd(), path)
+    }
+
+    /// Makes a file descriptor of the process name this map instead of what it named. Whoever holds
+    /// it finds this map there from then on.
+    pub(super) fn take_the_place_of(&self, other: BorrowedFd<'_>) -> io::Result<()> {
+        // SAFETY: both descriptors are open, and both name maps.
+        match unsafe { libc::dup3(self.fd.as_raw_fd(), other.as_raw_fd(), libc::O_CLOEXEC) } {
+            -1 => Err(io::Error::last_os_error()),
+            _ => Ok(()),
+        }
     }
 
     fn from_fd(fd: OwnedFd) -> io::Result<Self> {
@@ -154,6 +210,17 @@ impl Map {
         self.element(Command::MapUpdate, key, value.as_ptr() as u64)
     }
 
+    /// `false` if there is such a key, whose value stays.
+    pub(super) fn insert(&self, key: &[u8], value: &[u8]) -> io::Result<bool> {
+        self.check(key, value, 1)?;
+        let value = value.as_ptr() as u64;
+        match self.element_with(Command::MapUpdate, key, value, BPF_NOEXIST) {
+            Ok(()) => Ok(true),
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
     /// `false` if there was no such key.
     pub(super) fn delete(&self, key: &[u8]) -> io::Result<bool> {
         if key.len() != self.info.key_size as usize {
@@ -168,6 +235,10 @@ impl Map {
 
     /// The lengths of `key` and `value` must have been checked, or `value` be 0.
     fn element(&self, command: Command, key: &[u8], value: u64) -> io::Result<()> {
+        self.element_with(command, key, value, 0)
+    }
+
+    fn element_with(&self, command: Command, key: &[u8], value: u64, flags: u64) -> io::Result<()> {
         #[repr(C)]
         struct Attr {
             map_fd: u32,
@@ -181,7 +252,7 @@ impl Map {
             pad: 0,
             key: key.as_ptr() as u64,
             value,
-            flags: 0,
+            flags,
         };
         // SAFETY: `Attr` is the head of `union bpf_attr` for these commands; the buffers are as
         // long as the map's keys and values.
@@ -423,39 +494,22 @@ pub(super) fn has_tcx() -> bool {
     unsafe { bpf(Command::ProgQuery, &mut attr) }.is_ok()
 }
 
-/// Whether XDP programs may take frames in several buffers (Linux 5.18), without which a driver
-/// refuses them on devices with an MTU beyond a page. Asked by loading the smallest one.
-pub(super) fn has_xdp_frags() -> bool {
-    /// `return XDP_PASS`.
-    const PASS: [u64; 2] = [0x0000_0002_0000_00b7, 0x0000_0000_0000_0095];
-    const PROG_TYPE_XDP: u32 = 6;
-    const XDP_HAS_FRAGS: u32 = 1 << 5;
+/// Pins an object of the kernel's at `path`.
+fn pin(object: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
     #[repr(C)]
     struct Attr {
-        prog_type: u32,
-        instructions: u32,
-        code: u64,
-        license: u64,
-        log_level: u32,
-        log_size: u32,
-        log: u64,
-        kernel_version: u32,
+        path: u64,
+        fd: u32,
         flags: u32,
     }
-    let attr = Attr {
-        prog_type: PROG_TYPE_XDP,
-        instructions: PASS.len() as u32,
-        code: PASS.as_ptr() as u64,
-        license: c"GPL".as_ptr() as u64,
-        log_level: 0,
-        log_size: 0,
-        log: 0,
-        kernel_version: 0,
-        flags: XDP_HAS_FRAGS,
+    let path = CString::new(path.as_os_str().as_bytes())?;
+    let mut attr = Attr {
+        path: path.as_ptr() as u64,
+        fd: object.as_raw_fd() as u32,
+        flags: 0,
     };
-    // SAFETY: `Attr` is the head of `union bpf_attr` for this command; code and licence outlive the
-    // call.
-    unsafe { bpf_fd(Command::ProgLoad, attr) }.is_ok()
+    // SAFETY: `Attr` is the head of `union bpf_attr` for this command; the path ends in a zero.
+    unsafe { bpf(Command::ObjPin, &mut attr) }.map(drop)
 }
 
 fn open_pin(path: &Path) -> io::Result<OwnedFd> {

@@ -1,0 +1,616 @@
+//! Takes over maps that today's cannot be: of another version's layout, or of another size. Their
+//! contents move into new maps, and connections go on.
+//!
+//! In this order, so that whoever dies on the way leaves what the next start understands:
+//!
+//! 1. `next` gets the maps: those that stay as they are, and new ones in place of the others.
+//! 2. Everything but the flow tables is copied. Nobody else writes the former maps by now, but the
+//!    programs count in some.
+//! 3. The former directory becomes `former`, `next` that of this version.
+//! 4. All hooks go over to the new programs in one step ([`super::switch`]). These look for what they
+//!    do not find in the flow tables in the former ones.
+//! 5. The rest of the flows is moved, and `former` removed.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context, Result, ensure};
+use aya::{Ebpf, maps::Map as Loaded};
+use lb_common::abi::{ABI_VERSION, Admission, LAYOUTS, as_bytes, from_bytes, map};
+use tracing::{info, warn};
+
+use super::{
+    layout::{Carry, Layout, Layouts},
+    load, preflight,
+    sys::{self, Map},
+};
+use crate::model::Limits;
+
+/// Entries per batch call.
+const CHUNK: usize = 4096;
+
+/// The flow tables, and what they are called in programs that look into former ones.
+const FLOWS: [(&str, &str); 4] = [
+    (map::FLOWS4, map::FORMER_FLOWS4),
+    (map::FLOWS6, map::FORMER_FLOWS6),
+    (map::HANDSHAKES4, map::FORMER_HANDSHAKES4),
+    (map::HANDSHAKES6, map::FORMER_HANDSHAKES6),
+];
+
+/// Maps with indices behind those of all slots, or with such as values; see [`fix`].
+const BEHIND_SLOTS: [&str; 3] = [map::ACTIVE, map::COUNTED, map::ADMISSION];
+
+/// Where the maps of this version are pinned.
+pub(super) fn directory(root: &Path) -> PathBuf {
+    root.join(ABI_VERSION.to_string())
+}
+
+/// Contents on their way from one set of maps to another.
+pub(super) struct Takeover {
+    root: PathBuf,
+    /// What holds the contents.
+    source: PathBuf,
+    theirs: Layouts,
+    ours: Layouts,
+    /// The new maps are still in `next`.
+    is_staged: bool,
+}
+
+/// Where programs find the fields of former flows, see `FORMER_PLACES4` in lb-ebpf.
+pub(super) struct Places {
+    pub(super) v4: Vec<u16>,
+    pub(super) v6: Vec<u16>,
+}
+
+impl Takeover {
+    /// Looks at what is pinned below `root`; `None` if there is nothing, or it can be used as it is.
+    /// Raises `limits` to what a map must have room for already.
+    pub(super) fn find(root: &preflight::PinRoot, limits: &mut Limits) -> Result<Option<Self>> {
+        let root_path = &root.path;
+        let (next, former) = (root_path.join("next"), root_path.join("former"));
+        let current = directory(root_path);
+        // Its maps were never used.
+        remove(&next)?;
+        let ours = Layouts::ours();
+        let new = |source: PathBuf, theirs, is_staged| Self {
+            root: root_path.clone(),
+            source,
+            theirs,
+            ours: ours.clone(),
+            is_staged,
+        };
+        if former.exists() {
+            if current.exists()
+                && let Some(theirs) = Layouts::read(&former)?
+            {
+                info!("goes on with the takeover of {}", former.display());
+                *limits = affordable(limits, &current)?;
+                return Ok(Some(new(former, theirs, false)));
+            }
+            warn!(
+                "{}: another lbd died while it took these maps over; connections that it had not \
+                 moved yet are lost",
+                former.display()
+            );
+            remove(&former)?;
+        }
+        let Some((source, theirs)) = find_source(root, &current, &ours)? else {
+            return Ok(None);
+        };
+        *limits = affordable(limits, &source)?;
+        let found = new(source, theirs, true);
+        let wanted = load::sizes(limits);
+        let names = LAYOUTS.iter().map(|layout| layout.map).chain([map::TABLES]);
+        let mut changed = Vec::new();
+        for name in names {
+            changed.extend(found.difference(name, &wanted)?);
+        }
+        if changed.is_empty() && found.source == current {
+            return Ok(None);
+        }
+        info!(
+            "takes over {}: {}",
+            found.source.display(),
+            listed(&changed)
+        );
+        for what in found.losses() {
+            warn!("{what}");
+        }
+        found.stage(&next, &wanted)?;
+        Ok(Some(found))
+    }
+
+    /// How a map must change, in words; `None` if it stays as it is, or there is none.
+    fn difference(&self, name: &str, wanted: &[(&str, u32)]) -> Result<Option<String>> {
+        let Some(pinned) = open(&self.source, name)? else {
+            return Ok(None);
+        };
+        let entries = pinned.info.max_entries;
+        if let Some(layout) = self.theirs.get(name) {
+            let sizes = [layout.key.size(), layout.value.size()];
+            let found = [pinned.info.key_size, pinned.info.value_size];
+            ensure!(
+                sizes == found.map(|size| size as usize),
+                "map {name} pinned in {} is not what lbd pinned there: its keys and values have \
+                 {found:?} bytes, not {sizes:?}; stop lbd, run `lbd --cleanup` (which ends the \
+                 balanced connections), start lbd",
+                self.source.display()
+            );
+        }
+        if self.theirs.get(name) != self.ours.get(name) {
+            return Ok(Some(format!("{name} has another layout")));
+        }
+        let wanted = |name| {
+            wanted
+                .iter()
+                .find(|(n, _)| *n == name)
+                .map(|(_, size)| *size)
+        };
+        if let Some(size) = wanted(name).filter(|size| *size != entries) {
+            return Ok(Some(format!(
+                "{name} goes from {entries} to {size} entries"
+            )));
+        }
+        if BEHIND_SLOTS.contains(&name)
+            && let Some(slots) = open(&self.source, map::BACKENDS)?
+            && wanted(map::BACKENDS).is_some_and(|size| size != slots.info.max_entries)
+        {
+            return Ok(Some(format!("{name} counts from another number of slots")));
+        }
+        Ok(None)
+    }
+
+    /// What cannot be carried, one sentence each.
+    fn losses(&self) -> Vec<String> {
+        let mut losses = Vec::new();
+        for ours in LAYOUTS {
+            let name = ours.map;
+            let (Some(ours), Some(theirs)) = (self.ours.get(name), self.theirs.get(name)) else {
+                continue;
+            };
+            if !ours.key.not_in(&theirs.key).is_empty() {
+                losses.push(format!(
+                    "map {name} is not carried over: its keys are others"
+                ));
+                continue;
+            }
+            let lost = theirs.value.not_in(&ours.value);
+            if !lost.is_empty() {
+                let lost = lost.join(", ");
+                losses.push(format!(
+                    "map {name}: {lost} is not known to this version and is lost"
+                ));
+            }
+            let new = ours.value.not_in(&theirs.value);
+            if !new.is_empty() {
+                let new = new.join(", ");
+                losses.push(format!(
+                    "map {name}: {new} is not known of what was there, and is 0"
+                ));
+            }
+        }
+        losses
+    }
+
+    /// Pins in `next` what stays as it is.
+    fn stage(&self, next: &Path, wanted: &[(&str, u32)]) -> Result<()> {
+        preflight::create_directory(next)?;
+        let names = LAYOUTS.iter().map(|layout| layout.map).chain([map::TABLES]);
+        for name in names {
+            if self.difference(name, wanted)?.is_none()
+                && let Some(map) = open(&self.source, name)?
+            {
+                map.pin(&next.join(name))
+                    .with_context(|| format!("pinning {name} in {}", next.display()))?;
+            }
+        }
+        self.ours.write(next)
+    }
+
+    /// Has `load` make the new maps, and lends the former flow tables to its programs.
+    pub(super) fn load(
+        &self,
+        load: impl Fn(&Path, Option<&Places>) -> Result<Ebpf>,
+    ) -> Result<Ebpf> {
+        let places = self.places()?;
+        let ebpf = load(&self.target(), places.as_ref())?;
+        if places.is_some() {
+            self.lend(&ebpf)?;
+        }
+        Ok(ebpf)
+    }
+
+    /// Where the new maps are pinned, or are to be.
+    fn target(&self) -> PathBuf {
+        match self.is_staged {
+            true => self.root.join("next"),
+            false => directory(&self.root),
+        }
+    }
+
+    /// Where programs find the fields of former flows; `None` if no flow table changes, or its
+    /// entries cannot be read.
+    fn places(&self) -> Result<Option<Places>> {
+        let any = FLOWS.iter().map(|(name, _)| self.moves(name));
+        if !any.collect::<Result<Vec<_>>>()?.contains(&true) {
+            return Ok(None);
+        }
+        let places = |flows: &str, handshakes: &str| {
+            let (ours, theirs) = (self.ours.get(flows)?, self.theirs.get(flows)?);
+            let is_known = ours.key == theirs.key && self.theirs.get(handshakes) == Some(theirs);
+            let carry = is_known.then(|| Carry::between(&theirs.value, &ours.value));
+            carry?.half_words()
+        };
+        let v4 = places(map::FLOWS4, map::HANDSHAKES4);
+        let v6 = places(map::FLOWS6, map::HANDSHAKES6);
+        Ok(v4.zip(v6).map(|(v4, v6)| Places { v4, v6 }))
+    }
+
+    /// Whether there is a former map of that name that is not the new one as well.
+    fn moves(&self, name: &str) -> Result<bool> {
+        let Some(former) = open(&self.source, name)? else {
+            return Ok(false);
+        };
+        let new = open(&self.target(), name)?;
+        Ok(new.is_none_or(|new| new.info.id != former.info.id))
+    }
+
+    /// Has programs of `ebpf` that are not loaded yet look into the former flow tables.
+    fn lend(&self, ebpf: &Ebpf) -> Result<()> {
+        for (name, lent_as) in FLOWS {
+            if !self.moves(name)? {
+                continue;
+            }
+            let Some(former) = open(&self.source, name)? else {
+                continue;
+            };
+            let (Some(Loaded::HashMap(map)) | Some(Loaded::LruHashMap(map))) = ebpf.map(lent_as)
+            else {
+                anyhow::bail!("the object has no hash map {lent_as}");
+            };
+            // The programs name maps by their descriptors until the kernel takes them, and a map of
+            // another layout has values of another size, which no loader would take for this one.
+            let fd = std::os::fd::AsFd::as_fd(map.fd());
+            former
+                .take_the_place_of(fd)
+                .with_context(|| format!("lending {name} to the programs"))?;
+        }
+        Ok(())
+    }
+
+    /// Copies everything but the flow tables, and makes the new maps those of this version.
+    pub(super) fn copy(&mut self) -> Result<()> {
+        if !self.is_staged {
+            return Ok(());
+        }
+        let next = self.target();
+        let slots = |directory: &Path| -> Result<u32> {
+            Ok(open(directory, map::BACKENDS)?.map_or(0, |map| map.info.max_entries))
+        };
+        let slots = (slots(&self.source)?, slots(&next)?);
+        for layout in LAYOUTS {
+            let name = layout.map;
+            if FLOWS.iter().any(|(flows, _)| *flows == name) || !self.moves(name)? {
+                continue;
+            }
+            if let (Some(from), Some(to)) = (open(&self.source, name)?, open(&next, name)?)
+                && let Some((key, value)) = self.carry(name)
+            {
+                copy(&from, &to, &key, &value, |index, value| {
+                    fix(name, slots, index, value)
+                })
+                .with_context(|| format!("copying map {name}"))?;
+            }
+        }
+        if self.moves(map::TABLES)? {
+            self.copy_tables(&next).context("copying map TABLES")?;
+        }
+        let former = self.root.join("former");
+        for (from, to) in [(&self.source, &former), (&next, &directory(&self.root))] {
+            fs::rename(from, to)
+                .with_context(|| format!("renaming {} to {}", from.display(), to.display()))?;
+        }
+        self.source = former;
+        self.is_staged = false;
+        Ok(())
+    }
+
+    /// How keys and values of a map are carried; `None` if they cannot be.
+    fn carry(&self, name: &str) -> Option<(Carry, Carry)> {
+        let (ours, theirs): (&Layout, &Layout) = (self.ours.get(name)?, self.theirs.get(name)?);
+        let knows_keys = ours.key.not_in(&theirs.key).is_empty();
+        let carries = || {
+            (
+                Carry::between(&theirs.key, &ours.key),
+                Carry::between(&theirs.value, &ours.value),
+            )
+        };
+        knows_keys.then(carries)
+    }
+
+    fn copy_tables(&self, next: &Path) -> Result<()> {
+        let (Some(from), Some(to)) = (open(&self.source, map::TABLES)?, open(next, map::TABLES)?)
+        else {
+            return Ok(());
+        };
+        for table in 0..from.info.max_entries.min(to.info.max_entries) {
+            let mut id = [0; 4];
+            if from.lookup(&table.to_ne_bytes(), &mut id)? {
+                let inner = Map::from_id(u32::from_ne_bytes(id))?;
+                to.set_inner(table, &inner)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Moves the flows that no packet has moved yet, and removes the former maps. To be called when
+    /// no program writes into these any more. Gives the number of entries moved.
+    pub(super) fn finish(self) -> Result<u64> {
+        let target = self.target();
+        let mut moved = 0;
+        for (name, _) in FLOWS {
+            if !self.moves(name)? {
+                continue;
+            }
+            if let (Some(from), Some(to)) = (open(&self.source, name)?, open(&target, name)?)
+                && let Some((key, value)) = self.carry(name)
+            {
+                moved += insert_all(&from, &to, &key, &value)
+                    .with_context(|| format!("moving the entries of map {name}"))?;
+            }
+        }
+        remove(&self.source)?;
+        Ok(moved)
+    }
+}
+
+/// The directory whose maps hold what there is, and what its bytes mean.
+fn find_source(
+    root: &preflight::PinRoot,
+    current: &Path,
+    ours: &Layouts,
+) -> Result<Option<(PathBuf, Layouts)>> {
+    if current.exists() {
+        let theirs = match Layouts::read(current)? {
+            Some(theirs) => theirs,
+            None => {
+                ours.write(current)?;
+                ours.clone()
+            }
+        };
+        return Ok(Some((current.to_owned(), theirs)));
+    }
+    let mut versions = root.versions()?;
+    versions.sort_unstable();
+    for version in versions.into_iter().rev() {
+        let source = root.path.join(version.to_string());
+        match Layouts::read(&source)? {
+            Some(theirs) => return Ok(Some((source, theirs))),
+            None => warn!(
+                "{} holds the maps of another version of lbd, which did not say what they mean: \
+                 the connections it balanced are not known to this one; `rm -r` frees their memory",
+                source.display()
+            ),
+        }
+    }
+    Ok(None)
+}
+
+/// The limits, where one is less than what is in use that of the pinned maps instead.
+fn affordable(limits: &Limits, source: &Path) -> Result<Limits> {
+    let mut afforded = limits.clone();
+    let afford = |limit: &mut u32, key: &str, map: &str, share: u32, used: Used| -> Result<()> {
+        let Some(pinned) = open(source, map)? else {
+            return Ok(());
+        };
+        let size = pinned.info.max_entries / share;
+        if *limit >= size {
+            return Ok(());
+        }
+        let used = used(&pinned)?.div_ceil(share);
+        if used > *limit {
+            warn!(
+                "node.limits.{key}: {used} are in use, which is more than {limit}: it stays at \
+                 {size} until lbd starts with fewer"
+            );
+            *limit = size;
+        }
+        Ok(())
+    };
+    type Used = fn(&Map) -> Result<u32>;
+    let Limits {
+        connections,
+        handshakes,
+        services,
+        backends,
+        sources,
+        clients,
+    } = &mut afforded;
+    for map in [map::FLOWS4, map::FLOWS6] {
+        afford(connections, "connections", map, 2, count)?;
+    }
+    for map in [map::HANDSHAKES4, map::HANDSHAKES6] {
+        afford(handshakes, "handshakes", map, 2, count)?;
+    }
+    for map in [map::SOURCE_LISTS4, map::SOURCE_LISTS6] {
+        afford(sources, "sources", map, 2, count)?;
+    }
+    for map in [map::AFFINITY4, map::AFFINITY6] {
+        afford(clients, "clients", map, 1, count)?;
+    }
+    afford(services, "services", map::TABLES, 2, highest_table)?;
+    for map in [map::SERVICES4, map::SERVICES6] {
+        afford(services, "services", map, load::LISTENS_PER_SERVICE, count)?;
+    }
+    afford(backends, "backends", map::BACKENDS, 1, highest)?;
+    Ok(afforded)
+}
+
+fn count(map: &Map) -> Result<u32> {
+    let mut count = 0;
+    let key_size = map.info.key_size as usize;
+    map.lookup_batch(CHUNK, |keys, _| {
+        count += (keys.len() / key_size) as u32;
+        Ok(())
+    })?;
+    Ok(count)
+}
+
+/// One more than the highest index whose element is not zero.
+fn highest(map: &Map) -> Result<u32> {
+    let mut highest = 0;
+    let value_size = map.value_bytes();
+    map.lookup_batch(CHUNK, |keys, values| {
+        for (key, value) in keys
+            .as_chunks()
+            .0
+            .iter()
+            .zip(values.chunks_exact(value_size))
+        {
+            if value.iter().any(|byte| *byte != 0) {
+                highest = highest.max(u32::from_ne_bytes(*key) + 1);
+            }
+        }
+        Ok(())
+    })?;
+    Ok(highest)
+}
+
+fn highest_table(map: &Map) -> Result<u32> {
+    let mut highest = 0;
+    for table in 0..map.info.max_entries {
+        if map.lookup(&table.to_ne_bytes(), &mut [0; 4])? {
+            highest = table + 1;
+        }
+    }
+    Ok(highest)
+}
+
+/// What is counted by slot and, behind all slots, by service moves with the number of slots.
+fn fix(name: &str, (there, here): (u32, u32), index: &mut u32, value: &mut Vec<u8>) {
+    match name {
+        map::ACTIVE | map::COUNTED if *index >= there => *index = *index - there + here,
+        map::ADMISSION => {
+            if let Some(mut admission) = from_bytes::<Admission>(value)
+                && admission.counter != 0
+            {
+                admission.counter = admission.counter - there + here;
+                value.copy_from_slice(as_bytes(&admission));
+            }
+        }
+        _ => {}
+    }
+}
+
+/// Copies entries, those of arrays as far as they are not zero and there is room.
+fn copy(
+    from: &Map,
+    to: &Map,
+    key: &Carry,
+    value: &Carry,
+    fix: impl Fn(&mut u32, &mut Vec<u8>),
+) -> Result<()> {
+    let is_array = from.is_array();
+    from.lookup_batch(CHUNK, |keys, values| {
+        let (mut new_keys, mut new_values) = (Vec::new(), Vec::new());
+        let entries = keys
+            .chunks_exact(key.from_size())
+            .zip(values.chunks_exact(from.value_bytes()));
+        for (old_key, old_value) in entries {
+            if is_array && old_value.iter().all(|byte| *byte == 0) {
+                continue;
+            }
+            let (mut k, mut v) = (Vec::new(), Vec::new());
+            key.append(old_key, &mut k);
+            append_value(from, value, old_value, &mut v);
+            if is_array {
+                let mut index = from_bytes(&k).unwrap_or_default();
+                fix(&mut index, &mut v);
+                if index >= to.info.max_entries {
+                    continue;
+                }
+                k = index.to_ne_bytes().to_vec();
+            }
+            new_keys.extend(k);
+            new_values.extend(v);
+        }
+        match new_keys.is_empty() {
+            true => Ok(()),
+            false => to.update_batch(&new_keys, &new_values),
+        }
+    })?;
+    Ok(())
+}
+
+/// Adds entries whose keys are not there yet; gives their number.
+fn insert_all(from: &Map, to: &Map, key: &Carry, value: &Carry) -> Result<u64> {
+    let (mut moved, mut refused) = (0, 0);
+    from.lookup_batch(CHUNK, |keys, values| {
+        let entries = keys
+            .chunks_exact(key.from_size())
+            .zip(values.chunks_exact(from.value_bytes()));
+        for (old_key, old_value) in entries {
+            let (mut k, mut v) = (Vec::new(), Vec::new());
+            key.append(old_key, &mut k);
+            append_value(from, value, old_value, &mut v);
+            match to.insert(&k, &v) {
+                Ok(true) => moved += 1,
+                Ok(false) => {}
+                Err(error) if error.raw_os_error() == Some(libc::E2BIG) => refused += 1,
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    })?;
+    if refused > 0 {
+        warn!("{refused} entries found no room in the new flow tables: their connections are lost");
+    }
+    Ok(moved)
+}
+
+/// Of a per-CPU map each CPU's value.
+fn append_value(from: &Map, carry: &Carry, old: &[u8], new: &mut Vec<u8>) {
+    if old.len() == carry.from_size() {
+        return carry.append(old, new);
+    }
+    debug_assert!(from.value_bytes() == old.len());
+    for one in old.chunks_exact(carry.from_size().next_multiple_of(8)) {
+        carry.append(&one[..carry.from_size()], new);
+        new.resize(new.len().next_multiple_of(8), 0);
+    }
+}
+
+fn open(directory: &Path, name: &str) -> Result<Option<Map>> {
+    let path = directory.join(name);
+    if !path.exists() {
+        return Ok(None);
+    }
+    let map = sys::Map::from_pin(&path).with_context(|| format!("opening {}", path.display()))?;
+    Ok(Some(map))
+}
+
+/// Removes a directory of pins, if there is one.
+fn remove(directory: &Path) -> Result<()> {
+    if !directory.exists() {
+        return Ok(());
+    }
+    let remove = || {
+        for entry in fs::read_dir(directory)? {
+            fs::remove_file(entry?.path())?;
+        }
+        fs::remove_dir(directory)
+    };
+    remove().with_context(|| format!("removing {}", directory.display()))
+}
+
+/// The first few, and how many more.
+fn listed(changes: &[String]) -> String {
+    const SHOWN: usize = 4;
+    match changes.len() {
+        0 => "its maps stay as they are".to_owned(),
+        n if n <= SHOWN => changes.join(", "),
+        n => format!("{}, and {} more", changes[..SHOWN].join(", "), n - SHOWN),
+    }
+}

@@ -1,0 +1,335 @@
+//! An operator restarts, upgrades, downgrades and resizes lbd at noon: nobody notices.
+//!
+//! ```text
+//!   500 open connections that speak,                ┌── b1
+//!   1,000 new ones a second,       ── node (lbd) ───┼── b2
+//!   1,000 datagrams a second                        └── b3
+//! ```
+
+use std::{
+    io::ErrorKind,
+    net::{IpAddr, SocketAddr, UdpSocket},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    thread::JoinHandle,
+    time::{Duration, Instant},
+};
+
+use lb_tests::{
+    clients::{Herd, Load, Protocol, any_port, summary},
+    daemon::{Config, Service},
+    eventually,
+    host::Host,
+    net::{Family, Network, Topology},
+    note,
+    servers::ECHO_PORT,
+    world::World,
+};
+
+/// Open connections to each of the four targets.
+const OPEN: usize = 125;
+/// New connections to each of them a second.
+const ARRIVALS: u32 = 250;
+/// Many times what a lost packet costs on a machine that is busy otherwise: whoever waits longer has
+/// been left alone.
+const PATIENCE: Duration = Duration::from_secs(8);
+/// Between two steps.
+const PAUSE: Duration = Duration::from_secs(1);
+
+#[test]
+fn xdp_nobody_notices_an_upgrade() {
+    nobody_notices("native");
+}
+
+#[test]
+fn tc_nobody_notices_an_upgrade() {
+    nobody_notices("off");
+}
+
+/// TCP services with and without SNAT, and one for datagrams, on maps for so many connections.
+fn config(network: &Network, xdp: &'static str, connections: u32, weight: u16) -> Config {
+    let mut config = Config::new(network, xdp);
+    config.node.push((
+        "limits",
+        format!("{{connections: {connections}, handshakes: {connections}}}"),
+    ));
+    for (n, snat) in (0..).zip(["always", "never"]) {
+        let mut service = Service::new(snat, Protocol::Tcp)
+            .listen(network, n, ECHO_PORT)
+            .backends(network, ECHO_PORT, &[1, weight, 1]);
+        service.snat = snat;
+        config = config.service(service);
+    }
+    let datagrams = Service::new("datagrams", Protocol::Udp)
+        .listen(network, 0, ECHO_PORT)
+        .backends(network, ECHO_PORT, &[1, 1, 1]);
+    config.service(datagrams)
+}
+
+/// Everything that goes on meanwhile.
+struct Traffic {
+    loads: Vec<Load>,
+    herds: Vec<Running>,
+    streams: Vec<Running>,
+}
+
+/// A thread that counts what it tries and what fails.
+struct Running {
+    stop: Arc<AtomicBool>,
+    tried: Arc<AtomicU64>,
+    failed: Arc<AtomicU64>,
+    thread: Option<JoinHandle<()>>,
+}
+
+/// How much was tried, and what went wrong.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+struct Tally {
+    connections: u64,
+    exchanges: u64,
+    datagrams: u64,
+    /// Connections that failed, by kind.
+    failures: String,
+    broken: u64,
+    lost: u64,
+}
+
+impl Traffic {
+    fn start(world: &World) -> Self {
+        let network = &world.network;
+        let (mut loads, mut herds, mut streams) = (Vec::new(), Vec::new(), Vec::new());
+        for family in Family::BOTH {
+            let sources = &network.client_addresses(family);
+            for n in [0, 1] {
+                let target: SocketAddr = (network.vip(n, family), ECHO_PORT).into();
+                let herd = Herd::open(&network.client, sources, target, OPEN);
+                herds.push(Running::herd(herd.expect("all open")));
+                loads.push(Load::start(
+                    &network.client,
+                    sources,
+                    Protocol::Tcp,
+                    target,
+                    ARRIVALS,
+                    PATIENCE,
+                ));
+            }
+            let target = (network.vip(0, family), ECHO_PORT).into();
+            streams.push(Running::stream(&network.client, sources[0], target));
+        }
+        Self {
+            loads,
+            herds,
+            streams,
+        }
+    }
+
+    /// Since the beginning.
+    fn tally(&self) -> Tally {
+        let reports: Vec<_> = self.loads.iter().map(Load::so_far).collect();
+        let failures = reports.iter().flat_map(|report| report.failures());
+        let failures = failures.filter_map(|attempt| attempt.result.as_ref().err());
+        let sum = |all: &[Running], of: fn(&Running) -> &AtomicU64| {
+            all.iter().map(|one| of(one).load(Ordering::Relaxed)).sum()
+        };
+        Tally {
+            connections: reports.iter().map(|r| r.attempts.len() as u64).sum(),
+            failures: summary(failures),
+            exchanges: sum(&self.herds, |one| &one.tried),
+            broken: sum(&self.herds, |one| &one.failed),
+            datagrams: sum(&self.streams, |one| &one.tried),
+            lost: sum(&self.streams, |one| &one.failed),
+        }
+    }
+}
+
+impl Running {
+    fn start(
+        spawn: impl FnOnce(Box<dyn FnOnce() + Send>) -> JoinHandle<()>,
+        work: impl FnOnce(&AtomicBool, &AtomicU64, &AtomicU64) + Send + 'static,
+    ) -> Self {
+        let (stop, tried, failed) = <(Arc<AtomicBool>, Arc<AtomicU64>, Arc<AtomicU64>)>::default();
+        let (stopped, trying, failing) = (stop.clone(), tried.clone(), failed.clone());
+        let thread = spawn(Box::new(move || work(&stopped, &trying, &failing)));
+        Self {
+            stop,
+            tried,
+            failed,
+            thread: Some(thread),
+        }
+    }
+
+    /// Open connections that all speak ten times a second.
+    fn herd(herd: Herd) -> Self {
+        Self::start(std::thread::spawn, move |stop, tried, failed| {
+            while !stop.load(Ordering::Relaxed) {
+                let outcome = herd.exchange(PATIENCE);
+                tried.fetch_add(outcome.len() as u64, Ordering::Relaxed);
+                let broken = outcome.iter().filter(|one| one.is_err()).count();
+                failed.fetch_add(broken as u64, Ordering::Relaxed);
+                std::thread::sleep(Duration::from_millis(100));
+            }
+        })
+    }
+
+    /// A datagram a millisecond, each to be echoed.
+    fn stream(client: &Host, source: IpAddr, target: SocketAddr) -> Self {
+        let spawn = |work: Box<dyn FnOnce() + Send>| client.spawn(work);
+        Self::start(spawn, move |stop, tried, failed| {
+            let socket = UdpSocket::bind(any_port(source)).expect("a socket");
+            socket.connect(target).expect("a route");
+            socket.set_nonblocking(true).expect("a socket's option");
+            let (mut sent, mut received) = (0u64, 0u64);
+            let mut buffer = [0; 512];
+            let mut receive = |received: &mut u64| {
+                while socket.recv(&mut buffer).is_ok() {
+                    *received += 1;
+                }
+            };
+            while !stop.load(Ordering::Relaxed) {
+                match socket.send(format!("number {sent}\n").as_bytes()) {
+                    Ok(_) => sent += 1,
+                    Err(error) if error.kind() == ErrorKind::WouldBlock => {}
+                    // What ICMP says of an earlier one, whose answer will be missing.
+                    Err(_) => {}
+                }
+                tried.store(sent, Ordering::Relaxed);
+                std::thread::sleep(Duration::from_millis(1));
+                receive(&mut received);
+                // Those on their way included.
+                failed.store(sent - received.min(sent), Ordering::Relaxed);
+            }
+            let end = Instant::now() + PATIENCE;
+            while received < sent && Instant::now() < end {
+                std::thread::sleep(Duration::from_millis(1));
+                receive(&mut received);
+            }
+            failed.store(sent - received.min(sent), Ordering::Relaxed);
+        })
+    }
+
+    fn end(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        if let Some(thread) = self.thread.take() {
+            thread.join().expect("the thread does not panic");
+        }
+    }
+}
+
+/// A counter of the hosts' network stacks (`/proc/net/snmp`), summed up.
+fn stack_counter(world: &World, protocol: &str, name: &str) -> u64 {
+    let network = &world.network;
+    let hosts = network.backends.iter().chain([&network.client]);
+    let read = |host: &Host| -> Option<u64> {
+        // Of the thread, which is in the host; the process is not.
+        let text = host.run(|| std::fs::read_to_string("/proc/thread-self/net/snmp"));
+        let text = text.ok()?;
+        let mut lines = text.lines().filter_map(|line| line.strip_prefix(protocol));
+        let (names, values) = (lines.next()?, lines.next()?);
+        let place = names.split_whitespace().position(|word| word == name)?;
+        values.split_whitespace().nth(place)?.parse().ok()
+    };
+    let read = |host| read(host).unwrap_or_else(|| panic!("no counter {protocol} {name}"));
+    hosts.map(read).sum()
+}
+
+fn nobody_notices(xdp: &'static str) {
+    const CONNECTIONS: u32 = 100_000;
+    let topology = Topology::default();
+    let mut world = World::new(topology, |n| config(n, xdp, CONNECTIONS, 1)).unwrap();
+    let mut traffic = Traffic::start(&world);
+    let (now, next) = (world.daemon.program(), world.daemon.sibling("lbd-next"));
+
+    let mut before = traffic.tally();
+    let mut resent = stack_counter(&world, "Tcp:", "RetransSegs");
+    let mut step = |world: &mut World, what: &str, act: &mut dyn FnMut(&mut World)| {
+        let began = Instant::now();
+        act(world);
+        let took = began.elapsed();
+        std::thread::sleep(PAUSE);
+        let after = traffic.tally();
+        let resent_before = resent;
+        resent = stack_counter(world, "Tcp:", "RetransSegs");
+        note(format!(
+            "{what} ({:.1} s): {} new connections, {} exchanges of {} open ones, {} datagrams; \
+             {} segments sent again; failed so far: {}, {} broken, {} datagrams unanswered",
+            took.as_secs_f64(),
+            after.connections - before.connections,
+            after.exchanges - before.exchanges,
+            4 * OPEN,
+            after.datagrams - before.datagrams,
+            resent - resent_before,
+            after.failures,
+            after.broken,
+            after.lost,
+        ));
+        assert_eq!(
+            (after.failures.as_str(), after.broken),
+            ("none", 0),
+            "{what}"
+        );
+        before = after;
+    };
+
+    step(&mut world, "nothing", &mut |_| {});
+    step(&mut world, "kill -9 and start", &mut |world| {
+        world.daemon.kill9();
+        world.daemon.restart().unwrap();
+    });
+    step(&mut world, "SIGTERM and start", &mut |world| {
+        world.daemon.stop().unwrap();
+        world.daemon.restart().unwrap();
+    });
+    step(&mut world, "reload", &mut |world| {
+        let text = config(&world.network, xdp, CONNECTIONS, 3).render();
+        world.daemon.write_config(&text).unwrap();
+        world.daemon.ctl(&["reload"]).unwrap();
+    });
+    // Programs that log are other programs.
+    step(&mut world, "upgrade with other programs", &mut |world| {
+        world.daemon.stop().unwrap();
+        world.daemon.set_environment("LBD_DATAPATH_LOG", "error");
+        world.daemon.restart().unwrap();
+    });
+    for (what, connections) in [("larger", 3 * CONNECTIONS), ("smaller", CONNECTIONS)] {
+        step(&mut world, &format!("{what} maps"), &mut |world| {
+            let text = config(&world.network, xdp, connections, 1).render();
+            world.daemon.write_config(&text).unwrap();
+            world.daemon.stop().unwrap();
+            world.daemon.restart().unwrap();
+            let capacity = "lbd_map_capacity{map=\"FLOWS4\"}";
+            let wanted = f64::from(2 * connections);
+            let is_resized = || world.daemon.metric(capacity).is_ok_and(|n| n == wanted);
+            assert!(eventually(Duration::from_secs(5), is_resized), "{capacity}");
+        });
+    }
+    let mut takeovers = 2;
+    for (what, program) in [("upgrade", next), ("downgrade", now)] {
+        step(
+            &mut world,
+            &format!("{what} with another layout"),
+            &mut |world| {
+                world.daemon.stop().unwrap();
+                world.daemon.set_program(program.clone());
+                world.daemon.restart().unwrap();
+                let took_over = world.daemon.log().matches("took over the maps").count();
+                takeovers += 1;
+                assert_eq!(took_over, takeovers, "{what}");
+            },
+        );
+    }
+
+    traffic.herds.iter_mut().for_each(Running::end);
+    traffic.streams.iter_mut().for_each(Running::end);
+    let total = traffic.tally();
+    note(format!("all in all: {total:?}"));
+    assert_eq!((total.failures.as_str(), total.broken), ("none", 0));
+    // Hosts that have no time drop datagrams themselves.
+    let overflown = stack_counter(&world, "Udp:", "RcvbufErrors");
+    assert!(
+        total.lost <= overflown,
+        "{} datagrams of {} lost, of these {overflown} by the hosts",
+        total.lost,
+        total.datagrams
+    );
+}
