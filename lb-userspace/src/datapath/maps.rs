@@ -48,6 +48,7 @@ impl Maps {
                 sys::Map::from_pin(&directory.join(map::TABLES)).with_context(|| {
                     format!("map {}: open it in {}", map::TABLES, directory.display())
                 })?,
+                directory.join("tables"),
             ),
             backends: open(map::BACKENDS)?.into(),
             counters: PerCpu(open(map::COUNTERS)?.into()),

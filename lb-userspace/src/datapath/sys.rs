@@ -30,6 +30,7 @@ enum Command {
     MapDelete = 3,
     MapNextKey = 4,
     ProgLoad = 5,
+    ObjPin = 6,
     ObjGet = 7,
     ProgTestRun = 10,
     MapGetFdById = 14,
@@ -79,6 +80,25 @@ impl Map {
         Self::from_fd(open_pin(path)?)
     }
 
+    /// Gives the map a name in a BPF file system, which must not be there yet.
+    pub(super) fn pin(&self, path: &Path) -> io::Result<()> {
+        #[repr(C)]
+        struct Attr {
+            path: u64,
+            fd: u32,
+            flags: u32,
+        }
+        let path = CString::new(path.as_os_str().as_bytes())?;
+        let mut attr = Attr {
+            path: path.as_ptr() as u64,
+            fd: self.fd.as_raw_fd() as u32,
+            flags: 0,
+        };
+        // SAFETY: `Attr` is the head of `union bpf_attr` for this command; the path ends in a zero.
+        unsafe { bpf(Command::ObjPin, &mut attr) }.map(drop)
+    }
+
+    /// Takes CAP_SYS_ADMIN, whatever else a process may do with BPF.
     pub(super) fn from_id(id: u32) -> io::Result<Self> {
         #[repr(C)]
         struct Attr {
