@@ -213,8 +213,12 @@ fn runs_as_installed(machine: &Machine) -> anyhow::Result<()> {
         machine.run(&format!("test -s /usr/share/man/{page}.gz"))?;
     }
     let complained = machine.output("systemd-analyze verify --man=no lbd.service")?;
+    // systemd before 253 has the other line of it.
     let words = String::from_utf8_lossy(&complained.stderr).into_owned();
-    assert!(complained.status.success() && words.is_empty(), "{words}");
+    let mut faults = words.lines();
+    let known = "Failed to parse service type, ignoring: notify-reload";
+    let fault = faults.find(|line| !line.ends_with(known));
+    assert!(complained.status.success() && fault.is_none(), "{words}");
     // Where 10 is a service that may do everything.
     let score = "systemd-analyze security --no-pager --threshold=30 lbd.service";
     let said = machine.run(score)?;

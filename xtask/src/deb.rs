@@ -87,8 +87,23 @@ fn documents(tree: &Tree, version: &str) -> Outcome {
     for name in ["install.md", "upgrade.md", "runbook.md"] {
         tree.copy(&docs.join(name), &format!("usr/share/doc/lbd/{name}"), FILE)?;
     }
+    changelog(tree, version)?;
     let copyright = root().join("deploy/deb/copyright");
     tree.copy(&copyright, "usr/share/doc/lbd/copyright", FILE)
+}
+
+/// Debian wants one; the history is told elsewhere.
+fn changelog(tree: &Tree, version: &str) -> Outcome {
+    let mut git = Command::new("git");
+    let date = output(git.current_dir(root()).args(["log", "-1", "--format=%cD"]))?;
+    let text = format!(
+        "lbd ({version}) unstable; urgency=medium\n\n  * As of the repository's history.\n\n \
+         -- The maintainers of lbd <lbd@localhost>  {}\n",
+        date.trim()
+    );
+    let place = "usr/share/doc/lbd/changelog";
+    tree.write(place, text, FILE)?;
+    compress(&tree.path(place))
 }
 
 fn compress(path: &Path) -> Outcome {
