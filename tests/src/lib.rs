@@ -22,6 +22,7 @@ pub mod etcd;
 pub mod eureka;
 pub mod frames;
 pub mod host;
+pub mod machine;
 pub mod names;
 pub mod net;
 pub mod packets;

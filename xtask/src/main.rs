@@ -1,7 +1,11 @@
 //! `cargo xtask`: builds, shows, tests and measures the project. `make` calls it after set-up.
 
+mod deb;
+mod image;
 mod leftovers;
+mod manual;
 mod next;
+mod tree;
 
 use std::{
     env,
@@ -9,7 +13,8 @@ use std::{
     process::{Command, ExitCode},
 };
 
-const USAGE: &str = "usage: cargo xtask build|demo|test|bench";
+const USAGE: &str =
+    "usage: cargo xtask build|demo|test|bench|deb [VERSION]|image-root [ARCHITECTURE]|test-image";
 
 /// What went wrong, for a person.
 type Outcome = Result<(), String>;
@@ -23,6 +28,9 @@ fn main() -> ExitCode {
         "demo" => built("demo", &rest),
         "bench" => built("bench", &rest),
         "test" => test(&rest),
+        "deb" => build().and_then(|()| deb::package(rest.first().map(String::as_str))),
+        "image-root" => image::lay_out(rest.first().map(String::as_str)),
+        "test-image" => test_image(),
         _ => Err(USAGE.to_owned()),
     };
     match outcome {
@@ -45,7 +53,10 @@ fn build_next() -> Outcome {
     next::prepare(&root(), &copy)?;
     let mut build = cargo(&["build", "--release", "-p", "lb-userspace"]);
     // Its speed is not asked for.
-    build.args(["--config", "profile.release.package.lb-userspace.opt-level=0"]);
+    build.args([
+        "--config",
+        "profile.release.package.lb-userspace.opt-level=0",
+    ]);
     // What both need is built once.
     build.args(["--bin", "lbd-next", "--target-dir"]);
     run(build.arg(root().join("target")).current_dir(copy))
@@ -61,6 +72,8 @@ fn built(program: &str, arguments: &[String]) -> Outcome {
 fn test(arguments: &[String]) -> Outcome {
     build()?;
     build_next()?;
+    // One of the tests installs it.
+    deb::package(None)?;
     let before = leftovers::find(&root());
     // The programs compile for the kernel only, and the fuzz targets with a sanitizer only.
     let mut tests = cargo(&["test", "--release", "--workspace"]);
@@ -79,6 +92,13 @@ fn test(arguments: &[String]) -> Outcome {
     }
 }
 
+/// Builds the image's root directory and starts it. No part of [`test`]: it compiles everything for
+/// another C library.
+fn test_image() -> Outcome {
+    image::lay_out(None)?;
+    test(&["--test", "image"].map(str::to_owned))
+}
+
 fn run(command: &mut Command) -> Outcome {
     let shown = format!("{command:?}").replace('"', "");
     match command.status() {
@@ -86,6 +106,18 @@ fn run(command: &mut Command) -> Outcome {
         Ok(status) => Err(format!("`{shown}` failed ({status})")),
         Err(error) => Err(format!("cannot run `{shown}`: {error}")),
     }
+}
+
+/// What a command prints.
+fn output(command: &mut Command) -> Result<String, String> {
+    let shown = format!("{command:?}").replace('"', "");
+    let output = command.output();
+    let output = output.map_err(|error| format!("cannot run `{shown}`: {error}"))?;
+    if !output.status.success() {
+        let message = String::from_utf8_lossy(&output.stderr);
+        return Err(format!("`{shown}` failed ({}): {message}", output.status));
+    }
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
 fn cargo(arguments: &[&str]) -> Command {

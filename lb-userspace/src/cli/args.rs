@@ -85,6 +85,9 @@ pub(super) enum Verb {
     Status(Status),
     /// Print a completion script
     Completion { shell: clap_complete::Shell },
+    /// Write man pages and completion scripts of lbctl and lbd, for whoever makes a package
+    #[command(hide = true)]
+    Documents { directory: PathBuf },
 }
 
 #[derive(Args)]

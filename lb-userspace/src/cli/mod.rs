@@ -3,6 +3,7 @@
 mod args;
 mod change;
 mod describe;
+mod documents;
 mod exit;
 mod file;
 mod get;
@@ -74,6 +75,10 @@ async fn carry_out(cli: Cli, out: &mut dyn Write) -> Result<Exit, Failure> {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "lbctl", &mut script);
             out.write_all(&script)?;
+            Ok(Exit::Ok)
+        }
+        Verb::Documents { directory } => {
+            documents::write(&directory)?;
             Ok(Exit::Ok)
         }
     }

@@ -1,6 +1,7 @@
 //! `lbd`: the life of the process, from its command line to its last signal.
 
 mod logging;
+mod service_manager;
 mod signals;
 
 use std::{
@@ -11,12 +12,12 @@ use std::{
 };
 
 use anyhow::Context;
-use clap::Parser;
+use clap::{CommandFactory, Parser};
 use tokio::{net::TcpListener, task::JoinSet};
 use tracing::{error, info, warn};
 
 use crate::{
-    api::{server, socket, types::Request},
+    api::{server, socket},
     config::{self, Parsed},
     controller::{self, Handle},
     datapath::{
@@ -28,6 +29,7 @@ use crate::{
     model::Config,
 };
 use logging::{DatapathLog, LogFormat};
+use service_manager::ServiceManager;
 use signals::{Signal, Signals};
 
 /// Exit code of `--check` for a config with faults.
@@ -67,6 +69,11 @@ struct Args {
         default_value = "off"
     )]
     datapath_log: DatapathLog,
+}
+
+/// The command line's grammar.
+pub fn command() -> clap::Command {
+    Args::command()
 }
 
 /// Runs the command line.
@@ -185,9 +192,12 @@ async fn live(config: Config, file: &Path, options: Options) -> anyhow::Result<(
     let source = controller.clone();
     servers.spawn(watch::watch(move || source.network_changed()));
     info!(socket = %admin.socket.display(), http = %admin.http, "serving");
+    let manager = Arc::new(ServiceManager::new(controller.clone()));
+    servers.spawn(manager.clone().follow());
 
-    until_stopped(&mut signals, &controller).await;
+    until_stopped(&mut signals, &manager).await;
     signals.exit_on_the_next();
+    manager.stopping();
     drop(socket_file);
     servers.shutdown().await;
     controller.stop().await;
@@ -195,13 +205,12 @@ async fn live(config: Config, file: &Path, options: Options) -> anyhow::Result<(
     Ok(())
 }
 
-async fn until_stopped(signals: &mut Signals, controller: &Handle) {
+async fn until_stopped(signals: &mut Signals, manager: &Arc<ServiceManager<Handle>>) {
     loop {
         match signals.next().await {
             Signal::Reload => {
-                let controller = controller.clone();
                 // The controller tells the result, as an event and in the log.
-                tokio::spawn(async move { controller.call(Request::Reload).await });
+                tokio::spawn(manager.clone().reload());
             }
             Signal::Stop(name) => {
                 info!(signal = name, "stopping");

@@ -3,7 +3,9 @@
 
 use std::{
     collections::BTreeSet,
+    ffi::OsString,
     fmt, fs, io,
+    os::fd::AsFd,
     path::{Path, PathBuf},
 };
 
@@ -29,6 +31,9 @@ use super::{
 };
 use crate::model::XdpMode;
 
+/// The directory of pinned programs.
+pub(super) const PROGRAMS: &str = "programs";
+
 /// How a device is served.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) enum Served {
@@ -49,6 +54,8 @@ pub(super) enum Side {
 pub(super) struct Hooks {
     ebpf: Ebpf,
     links: Links,
+    /// Where the programs at work are pinned, by number.
+    programs: PathBuf,
     tcx: bool,
 }
 
@@ -57,9 +64,12 @@ impl Hooks {
     /// that a later version finds them.
     pub(super) fn load(mut ebpf: Ebpf, pin_root: &Path) -> Result<Self> {
         load::load_programs(&mut ebpf)?;
+        let programs = pin_root.join(PROGRAMS);
+        create_directory(&programs)?;
         Ok(Self {
             ebpf,
             links: Links::create(pin_root)?,
+            programs,
             tcx: sys::has_tcx(),
         })
     }
@@ -80,6 +90,31 @@ impl Hooks {
         }
         switch.flip()?;
         Ok(switch)
+    }
+
+    /// Pins the programs at work, and no others: without CAP_SYS_ADMIN the next start finds those that
+    /// it replaces by their pins only.
+    pub(super) fn pin_programs(&self) -> Result<()> {
+        let failed = || format!("pinning programs in {}", self.programs.display());
+        let mut pinned = BTreeSet::new();
+        for (_, program) in self.ebpf.programs() {
+            let (Ok(info), Ok(fd)) = (program.info(), program.fd()) else {
+                continue;
+            };
+            let name = info.id().to_string();
+            let pin = self.programs.join(&name);
+            if !pin.exists() {
+                sys::program::pin_program(fd.as_fd(), &pin).with_context(failed)?;
+            }
+            pinned.insert(OsString::from(name));
+        }
+        for entry in fs::read_dir(&self.programs).with_context(failed)? {
+            let entry = entry.with_context(failed)?;
+            if !pinned.contains(&entry.file_name()) {
+                fs::remove_file(entry.path()).with_context(failed)?;
+            }
+        }
+        Ok(())
     }
 
     /// Takes other programs, which use the same maps, in place of these.

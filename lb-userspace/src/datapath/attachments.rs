@@ -128,6 +128,7 @@ impl Attachments {
         }
         let keep = served.keys().copied().collect();
         changes.extend(self.hooks.release_others(&keep, all, &self.undo)?);
+        self.hooks.pin_programs()?;
         self.served = served;
         Ok(changes)
     }

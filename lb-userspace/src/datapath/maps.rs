@@ -8,7 +8,10 @@ use lb_common::abi::{
     SourceKey, V4, V6, as_bytes, from_bytes, map,
 };
 
-use super::{sys, tables::Tables};
+use super::{
+    sys,
+    tables::{INNER_TABLES, Tables},
+};
 
 /// Entries per batch call: 512 KiB of buffers for the widest map.
 const CHUNK: usize = 4096;
@@ -48,6 +51,7 @@ impl Maps {
                 sys::Map::from_pin(&directory.join(map::TABLES)).with_context(|| {
                     format!("map {}: open it in {}", map::TABLES, directory.display())
                 })?,
+                directory.join(INNER_TABLES),
             ),
             backends: open(map::BACKENDS)?.into(),
             counters: PerCpu(open(map::COUNTERS)?.into()),

@@ -81,6 +81,8 @@ impl Drop for PinRoot {
 pub(super) fn require_privileges() -> Result<()> {
     const NET_ADMIN: u64 = 1 << 12;
     const SYS_ADMIN: u64 = 1 << 21;
+    // Without it the verifier refuses what the programs compute with addresses.
+    const PERFMON: u64 = 1 << 38;
     const BPF: u64 = 1 << 39;
     let status = fs::read_to_string("/proc/self/status").context("reading /proc/self/status")?;
     let effective = status
@@ -88,12 +90,13 @@ pub(super) fn require_privileges() -> Result<()> {
         .find_map(|line| line.strip_prefix("CapEff:"))
         .and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok())
         .context("/proc/self/status tells no capabilities")?;
-    if effective & NET_ADMIN != 0 && effective & (SYS_ADMIN | BPF) != 0 {
+    let has = |all: u64| effective & all == all;
+    if has(NET_ADMIN) && (has(SYS_ADMIN) || has(BPF | PERFMON)) {
         return Ok(());
     }
     bail!(
         "lbd may not load programs: run it as root, or with the capabilities CAP_BPF, \
-         CAP_NET_ADMIN, CAP_PERFMON and CAP_SYS_ADMIN (in Kubernetes: privileged: true)"
+         CAP_NET_ADMIN and CAP_PERFMON"
     )
 }
 
@@ -108,7 +111,8 @@ pub(super) fn require_bpffs(bpffs: &Path) -> Result<()> {
         let error = io::Error::last_os_error();
         bail!("node.bpffs: {name}: {error}; `mkdir -p {name} && mount -t bpf bpf {name}` makes it");
     }
-    if found.f_type != libc::BPF_FS_MAGIC {
+    // Signed with one C library, unsigned with another.
+    if found.f_type as u64 != libc::BPF_FS_MAGIC as u64 {
         bail!(
             "node.bpffs: {name} is no BPF file system; mount one: `mount -t bpf bpf {name}` \
              (in Kubernetes: mount the host's /sys/fs/bpf into the pod)"

@@ -13,6 +13,10 @@ use super::{
     netlink::{Message, Socket, attribute, put_attribute},
 };
 
+/// Of linux/rtnetlink.h; libc has them for glibc alone.
+const RTM_F_FIB_MATCH: u32 = 0x2000;
+const RTA_VIA: u16 = 18;
+
 /// Whoever asks for routes, with the socket for it: a new one for each of 20,000 questions takes
 /// longer than the answers.
 #[derive(Default)]
@@ -61,7 +65,7 @@ fn route(socket: &Socket, address: IpAddr) -> io::Result<Route> {
             is_neighbour: false,
         });
     };
-    let matched = look_up(socket, address, libc::RTM_F_FIB_MATCH)?;
+    let matched = look_up(socket, address, RTM_F_FIB_MATCH)?;
     Ok(Route {
         source: attribute(tail(&resolved), libc::RTA_PREFSRC).and_then(ip),
         returns_here: is_local(&resolved) || matched.is_some_and(|m| is_host_route(&m)),
@@ -115,7 +119,7 @@ fn is_host_route(message: &Message) -> bool {
 }
 
 fn has_gateway(message: &Message) -> bool {
-    [libc::RTA_GATEWAY, libc::RTA_VIA, libc::RTA_MULTIPATH]
+    [libc::RTA_GATEWAY, RTA_VIA, libc::RTA_MULTIPATH]
         .iter()
         .any(|kind| attribute(tail(message), *kind).is_some())
 }

@@ -18,7 +18,7 @@ use anyhow::{Context, Result};
 use aya::Ebpf;
 
 use super::{
-    attach::{Links, Side},
+    attach::{Links, PROGRAMS, Side},
     clsact,
     devices::Device,
     load::{self, program},
@@ -33,6 +33,8 @@ const NEW: u32 = 1;
 pub(super) struct Switch {
     /// Where the arrays of programs are pinned.
     directory: PathBuf,
+    /// Where the programs at work are pinned.
+    programs: PathBuf,
     /// What all hooks look at.
     word: Map,
     /// By the number of the program they took the place of.
@@ -46,6 +48,7 @@ impl Switch {
         create_directory(&directory)?;
         Ok(Self {
             directory,
+            programs: root.join(PROGRAMS),
             word: Map::array(1, size_of::<u32>() as u32)?,
             trampolines: BTreeMap::new(),
         })
@@ -98,7 +101,9 @@ impl Switch {
     }
 
     fn make(&self, ebpf: &mut Ebpf, number: u32) -> Result<Program> {
-        let old = Program::from_id(number).with_context(|| format!("opening program {number}"))?;
+        let pin = self.programs.join(number.to_string());
+        let old = Program::from_pin_or_id(&pin, number)
+            .with_context(|| format!("opening program {number}"))?;
         let name = old.name();
         let new = load::any(ebpf, &name)?;
         let programs = Map::program_array(2)?;

@@ -1,12 +1,17 @@
 //! Settings of the node that the data path needs, and how they were before.
 
-use std::{fs, io, path::Path};
+use std::{
+    env, fs, io,
+    path::{Path, PathBuf},
+};
 
 use anyhow::Result;
 use tracing::warn;
 
 use super::undo::Undo;
 
+/// Names another place of `/proc/sys`: in a container it is read-only, and nothing may be mounted there.
+const ROOT_VARIABLE: &str = "LBD_PROC_SYS";
 const ROOT: &str = "/proc/sys";
 
 /// Lets packets that come in at `device` be sent on, and says what it changed.
@@ -82,12 +87,16 @@ fn ensure(path: &str, value: &str, undo: &mut Undo, changed: &mut Vec<String>) -
 }
 
 fn read(path: &str) -> Option<String> {
-    let text = fs::read_to_string(Path::new(ROOT).join(path)).ok()?;
+    let text = fs::read_to_string(root().join(path)).ok()?;
     Some(text.trim().to_owned())
 }
 
 fn write(path: &str, value: &str) -> io::Result<()> {
-    fs::write(Path::new(ROOT).join(path), value)
+    fs::write(root().join(path), value)
+}
+
+fn root() -> PathBuf {
+    env::var_os(ROOT_VARIABLE).map_or_else(|| Path::new(ROOT).to_owned(), PathBuf::from)
 }
 
 /// As sysctl(8) writes it, a device's own dots becoming slashes.

@@ -1,8 +1,14 @@
 //! The selection tables: an array of arrays, each as long as its table.
+//!
+//! Each inner array is pinned too. Read from outside, an outer map tells an id alone, and turning an id
+//! into a map takes CAP_SYS_ADMIN (`bpf_map_get_fd_by_id` in kernel/bpf/syscall.c), which lbd can do
+//! without for the price of these pins.
 
 use std::{
-    io,
+    fs,
+    io::{self, ErrorKind},
     os::fd::{AsFd, AsRawFd},
+    path::PathBuf,
     sync::{
         Arc, Condvar, Mutex, PoisonError,
         mpsc::{RecvTimeoutError, channel},
@@ -14,7 +20,10 @@ use std::{
 use anyhow::{Context, Result};
 use lb_common::abi::{TABLE_HEADER, TableChunk, as_bytes, map, table_chunks};
 
-use super::sys;
+use super::{preflight, sys};
+
+/// Where inner arrays are pinned, beside their outer one.
+pub(super) const INNER_TABLES: &str = "tables";
 
 /// Elements per batch call.
 const CHUNK: usize = 256;
@@ -25,13 +34,16 @@ const POLL: Duration = Duration::from_micros(20);
 
 pub(super) struct Tables {
     outer: Arc<sys::Map>,
+    /// Where inner arrays are pinned, by their place in the outer one.
+    pins: PathBuf,
     pending: Arc<Pending>,
 }
 
 impl Tables {
-    pub(super) fn new(outer: sys::Map) -> Self {
+    pub(super) fn new(outer: sys::Map, pins: PathBuf) -> Self {
         Self {
             outer: Arc::new(outer),
+            pins,
             pending: Arc::default(),
         }
     }
@@ -52,6 +64,8 @@ impl Tables {
         chunks.for_each(|chunk| values.extend_from_slice(as_bytes(&chunk)));
         let filled = inner.update_batch(&keys, &values);
         filled.with_context(|| failed("fill inner array"))?;
+        let pin = self.pin_new(table, &inner);
+        let pin = pin.with_context(|| failed("pin inner array"))?;
         let (outer, id) = (self.outer.clone(), inner.info.id);
         let exchanged = self.exchange(
             move || {
@@ -60,7 +74,8 @@ impl Tables {
             },
             || Ok(self.inner_id(table)? == Some(id)),
         );
-        exchanged.with_context(|| failed("update"))
+        exchanged.with_context(|| failed("update"))?;
+        fs::rename(pin, self.pin(table)).with_context(|| failed("pin inner array"))
     }
 
     pub(super) fn remove(&self, table: u32) -> Result<()> {
@@ -69,16 +84,21 @@ impl Tables {
             move || outer.delete(&table.to_ne_bytes()).map(drop),
             || Ok(self.inner_id(table)?.is_none()),
         );
-        removed.with_context(|| failed("delete"))
+        removed.with_context(|| failed("delete"))?;
+        unpin(self.pin(table)).with_context(|| failed("unpin inner array"))
     }
 
-    /// The slots, without the header.
+    /// The slots, without the header. One that somebody else put there, or that was being written
+    /// when its daemon died, has no pin: without CAP_SYS_ADMIN it counts as none, to be written again.
     pub(super) fn get(&self, table: u32) -> Result<Option<Vec<u32>>> {
         let read = || -> io::Result<Option<Vec<u32>>> {
             let Some(id) = self.inner_id(table)? else {
                 return Ok(None);
             };
-            let inner = sys::Map::from_id(id)?;
+            let inner = match self.inner(table, id) {
+                Err(error) if error.kind() == ErrorKind::PermissionDenied => return Ok(None),
+                inner => inner?,
+            };
             let mut words = Vec::new();
             inner.lookup_batch(CHUNK, |_, values| {
                 words.extend(values.as_chunks().0.iter().copied().map(u32::from_ne_bytes));
@@ -89,6 +109,23 @@ impl Tables {
             Ok(Some(slots.take(count).collect()))
         };
         read().with_context(|| failed("lookup"))
+    }
+
+    fn inner(&self, table: u32, id: u32) -> io::Result<sys::Map> {
+        sys::Map::from_pin_or_id(&self.pin(table), id)
+    }
+
+    fn pin(&self, table: u32) -> PathBuf {
+        self.pins.join(table.to_string())
+    }
+
+    /// Pins an array that is not in its place yet. A daemon that died may have left its own.
+    fn pin_new(&self, table: u32, inner: &sys::Map) -> Result<PathBuf> {
+        preflight::create_directory(&self.pins)?;
+        let pin = self.pins.join(format!("{table}-new"));
+        unpin(pin.clone())?;
+        inner.pin(&pin)?;
+        Ok(pin)
     }
 
     /// Read from outside, an outer map tells the inner map's id.
@@ -155,6 +192,14 @@ impl Drop for Permit {
     fn drop(&mut self) {
         *self.0.count.lock().unwrap_or_else(PoisonError::into_inner) -= 1;
         self.0.left.notify_one();
+    }
+}
+
+/// Whether or not there is one.
+fn unpin(path: PathBuf) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
     }
 }
 

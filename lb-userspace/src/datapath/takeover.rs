@@ -25,6 +25,7 @@ use super::{
     layout::{Carry, Layout, Layouts},
     load, preflight,
     sys::{self, Map},
+    tables::INNER_TABLES,
 };
 use crate::model::Limits;
 
@@ -206,7 +207,26 @@ impl Takeover {
                     .with_context(|| format!("pinning {name} in {}", next.display()))?;
             }
         }
+        self.stage_inner_tables(next)?;
         self.ours.write(next)
+    }
+
+    /// Pins the selection tables themselves, which are never changed, in `next` as well.
+    fn stage_inner_tables(&self, next: &Path) -> Result<()> {
+        let (from, to) = (self.source.join(INNER_TABLES), next.join(INNER_TABLES));
+        if !from.exists() {
+            return Ok(());
+        }
+        preflight::create_directory(&to)?;
+        let failed = || format!("pinning what is in {}", from.display());
+        for entry in fs::read_dir(&from).with_context(failed)? {
+            let entry = entry.with_context(failed)?;
+            let inner = Map::from_pin(&entry.path()).with_context(failed)?;
+            inner
+                .pin(&to.join(entry.file_name()))
+                .with_context(failed)?;
+        }
+        Ok(())
     }
 
     /// Has `load` make the new maps, and lends the former flow tables to its programs.
@@ -338,7 +358,8 @@ impl Takeover {
         for table in 0..from.info.max_entries.min(to.info.max_entries) {
             let mut id = [0; 4];
             if from.lookup(&table.to_ne_bytes(), &mut id)? {
-                let inner = Map::from_id(u32::from_ne_bytes(id))?;
+                let pin = self.source.join(INNER_TABLES).join(table.to_string());
+                let inner = Map::from_pin_or_id(&pin, u32::from_ne_bytes(id))?;
                 to.set_inner(table, &inner)?;
             }
         }
@@ -596,13 +617,7 @@ fn remove(directory: &Path) -> Result<()> {
     if !directory.exists() {
         return Ok(());
     }
-    let remove = || {
-        for entry in fs::read_dir(directory)? {
-            fs::remove_file(entry?.path())?;
-        }
-        fs::remove_dir(directory)
-    };
-    remove().with_context(|| format!("removing {}", directory.display()))
+    fs::remove_dir_all(directory).with_context(|| format!("removing {}", directory.display()))
 }
 
 /// The first few, and how many more.

@@ -158,7 +158,7 @@ fn check(kernel: &Kernel, bpffs: &Path) {
         .map(|entry| entry.unwrap().file_name().into_string().unwrap())
         .collect();
     left.sort();
-    assert_eq!(left, [ABI_VERSION.to_string(), "links".to_owned()]);
+    assert_eq!(left, [&ABI_VERSION.to_string(), "links", "programs"]);
 }
 
 #[test]

@@ -87,6 +87,15 @@ impl Map {
         Self::from_fd(open_pin(path)?)
     }
 
+    /// The map of this id, by its pin if it is pinned there.
+    pub(super) fn from_pin_or_id(path: &Path, id: u32) -> io::Result<Self> {
+        match Self::from_pin(path) {
+            Ok(pinned) if pinned.info.id == id => Ok(pinned),
+            _ => Self::from_id(id),
+        }
+    }
+
+    /// Takes CAP_SYS_ADMIN, whatever else a process may do with BPF.
     pub(super) fn from_id(id: u32) -> io::Result<Self> {
         #[repr(C)]
         struct Attr {
@@ -157,7 +166,7 @@ impl Map {
         self.update(&index.to_ne_bytes(), &fd.to_ne_bytes())
     }
 
-    /// Pins the map at `path` too.
+    /// Gives the map a name in a BPF file system, which must not be there yet.
     pub(super) fn pin(&self, path: &Path) -> io::Result<()> {
         pin(self.fd.as_fd(), path)
     }

@@ -41,8 +41,16 @@ pub(in crate::datapath) struct Program {
 }
 
 impl Program {
-    /// Needs `CAP_SYS_ADMIN`.
-    pub(in crate::datapath) fn from_id(id: u32) -> io::Result<Self> {
+    /// The program of this number, by its pin if it is pinned there.
+    pub(in crate::datapath) fn from_pin_or_id(path: &Path, id: u32) -> io::Result<Self> {
+        match open_pin(path).and_then(Self::new) {
+            Ok(pinned) if pinned.info.id == id => Ok(pinned),
+            _ => Self::from_id(id),
+        }
+    }
+
+    /// Takes CAP_SYS_ADMIN (`bpf_prog_get_fd_by_id`, kernel/bpf/syscall.c).
+    fn from_id(id: u32) -> io::Result<Self> {
         #[repr(C)]
         struct Attr {
             id: u32,
@@ -103,7 +111,7 @@ impl Program {
     }
 
     pub(in crate::datapath) fn pin(&self, path: &Path) -> io::Result<()> {
-        pin(self.fd.as_fd(), path)
+        pin_program(self.fd.as_fd(), path)
     }
 
     /// Puts this program into the link pinned at `path`.
@@ -131,6 +139,11 @@ impl AsFd for Program {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
     }
+}
+
+/// Pins a program at `path`, where nothing may be yet.
+pub(in crate::datapath) fn pin_program(program: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
+    pin(program, path)
 }
 
 /// Whether XDP programs may take frames in several buffers (Linux 5.18), without which a driver

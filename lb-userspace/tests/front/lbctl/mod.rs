@@ -1,6 +1,7 @@
 //! The built lbctl against a scripted daemon: what it asks, what it prints, how it exits.
 
 mod change;
+mod documents;
 mod exit;
 mod file;
 mod get;
