@@ -58,6 +58,7 @@ impl View {
                     node: Node::default(),
                     admin: Admin::default(),
                     services: Vec::new(),
+                    discovery: Vec::new(),
                 }),
                 state: State::default(),
                 found: Arc::default(),

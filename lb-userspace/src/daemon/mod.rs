@@ -122,6 +122,7 @@ fn cleanup(file: &Path) -> anyhow::Result<()> {
                 node: Default::default(),
                 admin: Default::default(),
                 services: Vec::new(),
+                discovery: Vec::new(),
             }
         }
     };

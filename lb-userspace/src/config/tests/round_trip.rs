@@ -89,7 +89,7 @@ prop_compose! {
             service.name += &index.to_string();
             service
         });
-        Config { node, admin: Admin { socket: socket.into(), http }, services: services.collect() }
+        Config { node, admin: Admin { socket: socket.into(), http }, services: services.collect(), discovery: Vec::new() }
     }
 }
 

@@ -1,0 +1,463 @@
+//! Services of Kubernetes that become services of lbd by themselves.
+//!
+//! ```text
+//!                            ┌── b1
+//!   client ──── node (lbd) ──┼── b2      API server at 127.0.0.1:6443 of the node
+//!   8 addresses              └── b3
+//! ```
+
+use std::{
+    collections::BTreeSet,
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
+
+use lb_tests::{
+    clients::{Failure, LongLived, Protocol, any_port, ask_once},
+    cluster::{Cluster, Pod, endpoint, served, slice},
+    daemon::{Config, Daemon, Service},
+    docs::Page,
+    eventually,
+    host::Host,
+    net::{Family, Network, Topology},
+    note,
+    servers::{Agent, ECHO_PORT, HTTP_PORT, start_all},
+    tls::{Front, Pki},
+};
+use lb_userspace::{discovery::SourceItem, model::BackendState};
+use serde_json::{Value, json};
+
+const LONG: Duration = Duration::from_secs(30);
+const NODE_PORT: u16 = 30080;
+
+fn local(port: u16) -> SocketAddr {
+    ([127, 0, 0, 1], port).into()
+}
+
+struct Scene {
+    // Dropped in this order.
+    daemon: Daemon,
+    cluster: Cluster,
+    _agents: Vec<Agent>,
+    network: Network,
+}
+
+fn config(network: &Network, keys: &str) -> String {
+    let discovery = format!(
+        "discovery: {{kubernetes: {{server: \"http://127.0.0.1:6443\", merge_window: 50ms{keys}}}}}\n"
+    );
+    Config::new(network, "native").render() + &discovery
+}
+
+impl Scene {
+    fn new(objects: Vec<Value>, keys: &str) -> Self {
+        let network = Network::new(Topology::default()).unwrap();
+        let agents = start_all(&network.backends).unwrap();
+        let cluster = Cluster::start(&network.node, local(6443)).unwrap();
+        objects.into_iter().for_each(|object| cluster.apply(object));
+        let daemon = Daemon::start_with(&network.node, &config(&network, keys)).unwrap();
+        let scene = Self {
+            daemon,
+            cluster,
+            _agents: agents,
+            network,
+        };
+        scene.wait_source(|source| source.state == "synced");
+        scene
+    }
+
+    fn wait_source(&self, condition: impl Fn(&SourceItem) -> bool) -> SourceItem {
+        self.daemon.wait_source("", LONG, condition).unwrap()
+    }
+
+    /// Who answers the `n`th client address there.
+    fn ask(&self, n: usize, target: SocketAddr) -> Result<String, Failure> {
+        let family = if target.is_ipv4() {
+            Family::V4
+        } else {
+            Family::V6
+        };
+        let source = any_port(self.network.client_addresses(family)[n]);
+        let asked = || ask_once(Protocol::Tcp, source, target, "who");
+        self.network.client.run(asked).map(|answer| answer.backend)
+    }
+
+    fn wait_reached(&self, target: SocketAddr, backend: &str) {
+        let reached = eventually(LONG, || {
+            self.ask(0, target).is_ok_and(|answer| answer == backend)
+        });
+        assert!(reached, "{target}: no connection reaches {backend}");
+    }
+
+    /// Who answers a client that asks again and again.
+    fn answers(&self, target: SocketAddr) -> BTreeSet<String> {
+        let answers = (0..30).map(|_| self.ask(0, target).unwrap());
+        answers.collect()
+    }
+
+    fn vip(&self, n: u8) -> SocketAddr {
+        (self.network.vip(n, Family::V4), ECHO_PORT).into()
+    }
+
+    fn names(&self) -> Vec<String> {
+        let services = self.daemon.services().unwrap();
+        services.into_iter().map(|service| service.name).collect()
+    }
+
+    fn wait_names(&self, names: &[&str]) {
+        let mut last = Vec::new();
+        let met = eventually(LONG, || {
+            last = self.names();
+            last == names
+        });
+        assert!(met, "not {names:?}: {last:?}");
+    }
+}
+
+/// What `service` is in addition.
+fn with(mut service: Value, more: Value) -> Value {
+    for (key, value) in more.as_object().unwrap() {
+        service["spec"][key] = value.clone();
+    }
+    service
+}
+
+/// A slice with the pods of these hosts.
+fn pods(service: &str, hosts: &[usize]) -> Value {
+    let pods = hosts.iter().map(|host| {
+        let name = format!("{service}-{host}");
+        endpoint(format!("10.1.{host}.2"), &name, Pod::Ready)
+    });
+    let name = format!("{service}-v4");
+    slice("shop", service, &name, ("echo", ECHO_PORT), pods.collect())
+}
+
+fn web() -> Value {
+    served("shop", "web", vip(0), ECHO_PORT)
+}
+
+fn vip(n: u8) -> IpAddr {
+    IpAddr::from([192, 0, 2, 100 + n])
+}
+
+#[test]
+fn a_service_is_reached_at_all_its_addresses_until_it_goes() {
+    let scene = Scene::new(Vec::new(), ", nodeport_addresses: 10.0.0.0/24");
+    assert_eq!(scene.names(), Vec::<String>::new());
+    let client = scene.network.client_addresses(Family::V4)[0];
+    let v6 = scene.network.vip(0, Family::V6);
+    let mut service = with(
+        web(),
+        json!({
+            "type": "LoadBalancer",
+            "clusterIPs": [vip(0).to_string(), v6.to_string()],
+            "externalIPs": [vip(1).to_string()],
+            "loadBalancerSourceRanges": [format!("{client}/32")],
+        }),
+    );
+    service["spec"]["ports"][0]["nodePort"] = NODE_PORT.into();
+    service["status"] = json!({"loadBalancer": {"ingress": [{"ip": vip(2).to_string()}]}});
+    scene.cluster.apply(service);
+    scene.cluster.apply(pods("web", &[1]));
+    let one = vec![endpoint("fd00:1:1::2", "web-1", Pod::Ready)];
+    let six = slice("shop", "web", "web-v6", ("echo", ECHO_PORT), one);
+    scene.cluster.apply(six);
+
+    scene.wait_reached(scene.vip(0), "b1");
+    scene.wait_reached((v6, ECHO_PORT).into(), "b1");
+    scene.wait_reached(scene.vip(1), "b1");
+    let node = scene.network.node_address(Family::V4);
+    scene.wait_reached((node, NODE_PORT).into(), "b1");
+    scene.wait_reached(scene.vip(2), "b1");
+    assert!(scene.ask(1, scene.vip(0)).is_ok());
+    assert_eq!(
+        scene.ask(1, scene.vip(2)),
+        Err(Failure::Timeout),
+        "a client that is not among the source ranges"
+    );
+    scene.wait_names(&[
+        "shop.web.echo",
+        "shop.web.echo.external",
+        "shop.web.echo.lb",
+    ]);
+    let services = scene.daemon.services().unwrap();
+    assert!(services.iter().all(|s| s.source == "discovery:kubernetes"));
+    let source = scene.wait_source(|s| s.services == Some(3));
+    assert_eq!((source.instances, &*source.service), (4, ""));
+    let metric = "lbd_source_services{kind=\"kubernetes\",service=\"\",target=\"http://127.0.0.1:6443/\
+                  */[service.kubernetes.io/service-proxy-name=lbd]\"}";
+    assert_eq!(scene.daemon.metric(metric).unwrap(), 3.0);
+    for what in [
+        &["get", "sources"][..],
+        &["get", "services", "-o", "wide"],
+        &["describe", "service", "shop.web.echo.lb"],
+    ] {
+        note(format!(
+            "{}:\n{}",
+            what.join(" "),
+            scene.daemon.ctl(what).unwrap()
+        ));
+    }
+
+    // What a file or lbctl says is not about it.
+    let refused = scene.daemon.lbctl(&["remove", "service", "shop.web.echo"]);
+    assert_eq!(refused.status.code(), Some(7), "{refused:?}");
+    assert!(!scene.daemon.ctl(&["export"]).unwrap().contains("shop.web"));
+    scene.daemon.ctl(&["reload"]).unwrap();
+    assert_eq!(scene.names().len(), 3);
+    assert_eq!(scene.ask(0, scene.vip(0)).unwrap(), "b1");
+
+    let source = any_port(scene.network.client_addresses(Family::V4)[2]);
+    let host = &scene.network.client;
+    let open = LongLived::open(host, Protocol::Tcp, source, scene.vip(0)).unwrap();
+    scene.cluster.delete("Service", "shop", "web");
+    scene.wait_names(&[]);
+    assert!(scene.ask(0, scene.vip(0)).is_err(), "a new connection");
+    let goal = open.exchanges() + 4;
+    let goes_on = eventually(LONG, || open.exchanges() >= goal || !open.is_alive());
+    assert!(goes_on && open.is_alive(), "the open connection broke");
+    open.close().unwrap();
+}
+
+/// Drained backends stay drained through a restart; and there is one pair of watches however many
+/// Services there are.
+#[test]
+fn backends_of_a_service_are_operated_like_others() {
+    let mut objects = vec![web(), pods("web", &[1, 2])];
+    for n in 0..20 {
+        let address = format!("10.96.1.{n}");
+        objects.push(served("shop", &format!("other-{n}"), address, 80));
+    }
+    let mut scene = Scene::new(objects, ", watch_timeout: 60s");
+    scene.wait_source(|source| source.services == Some(21));
+    scene.wait_reached(scene.vip(0), "b2");
+    let watching = eventually(LONG, || scene.cluster.counts() == (2, 2));
+    assert!(watching, "{:?}", scene.cluster.counts());
+
+    scene
+        .daemon
+        .ctl(&["set", "weight", "shop.web.echo/10.1.1.2:7000", "7"])
+        .unwrap();
+    scene
+        .daemon
+        .ctl(&["drain", "shop.web.echo/10.1.2.2:7000"])
+        .unwrap();
+    assert_eq!(scene.answers(scene.vip(0)), ["b1".to_owned()].into());
+    // Through a change of the Service itself, too.
+    let local = json!({"internalTrafficPolicy": "Cluster", "sessionAffinity": "None"});
+    scene.cluster.apply(with(web(), local));
+    scene.cluster.apply(pods("web", &[1, 2, 3]));
+    let third: SocketAddr = "10.1.3.2:7000".parse().unwrap();
+    let up = |b: &lb_userspace::api::types::BackendItem| b.state == BackendState::Healthy;
+    scene
+        .daemon
+        .wait_backend("shop.web.echo", third, LONG, up)
+        .unwrap();
+    let but_the_second: BTreeSet<_> = ["b1", "b3"].map(str::to_owned).into();
+    let wait_without = |scene: &Scene| {
+        let of_backends = scene.daemon.backends().unwrap();
+        let drained = of_backends
+            .iter()
+            .filter(|b| b.state == BackendState::Draining);
+        assert_eq!(drained.count(), 1, "{of_backends:?}");
+        let answers = scene.answers(scene.vip(0));
+        assert!(answers.is_subset(&but_the_second), "{answers:?}");
+    };
+    wait_without(&scene);
+    scene.daemon.stop().unwrap();
+    scene.daemon.restart().unwrap();
+    scene.wait_source(|source| source.state == "synced" && source.services == Some(21));
+    wait_without(&scene);
+    let weight = scene.daemon.backends().unwrap();
+    let weight = weight
+        .iter()
+        .find(|b| b.address.to_string() == "10.1.1.2:7000");
+    assert_eq!(weight.unwrap().effective_weight, 7);
+}
+
+#[test]
+fn clients_stay_with_their_backend_if_the_service_says_so() {
+    let sticky = |affinity: &str| with(web(), json!({"sessionAffinity": affinity}));
+    let objects = vec![sticky("ClientIP"), pods("web", &[1, 2, 3])];
+    let scene = Scene::new(objects, "");
+    scene.wait_source(|source| source.instances == 3);
+    let reachable = eventually(LONG, || scene.ask(0, scene.vip(0)).is_ok());
+    assert!(reachable);
+    assert_eq!(scene.answers(scene.vip(0)).len(), 1);
+    scene.cluster.apply(sticky("None"));
+    let spread = eventually(LONG, || scene.answers(scene.vip(0)).len() > 1);
+    assert!(spread, "still at one backend");
+}
+
+/// Killed, and started while the API server is away; then the server comes back with nothing in it.
+#[test]
+fn no_fault_of_the_server_takes_a_service_away() {
+    let objects = vec![web(), pods("web", &[1, 2])];
+    let mut scene = Scene::new(objects.clone(), ", empty_hold: 1h");
+    scene.wait_source(|source| source.instances == 2);
+    scene.wait_reached(scene.vip(0), "b1");
+    let saved = scene.network.node.run_path("lbd/state/discovery");
+    let is_saved = eventually(LONG, || {
+        let files = std::fs::read_dir(&saved).unwrap().flatten();
+        let texts = files.filter_map(|file| std::fs::read_to_string(file.path()).ok());
+        texts.into_iter().any(|text| text.contains("10.1.2.2:7000"))
+    });
+    assert!(is_saved, "nothing in {}", saved.display());
+    scene.daemon.kill9();
+    scene.cluster.registry.kill();
+    scene.daemon.restart().unwrap();
+    let source = scene.wait_source(|source| source.state == "stale");
+    assert_eq!((source.services, source.instances), (Some(1), 2));
+    note(format!("told: {}", source.trouble().unwrap()));
+    assert_eq!(scene.names(), ["shop.web.echo"]);
+    scene.wait_reached(scene.vip(0), "b1");
+    scene.wait_reached(scene.vip(0), "b2");
+
+    scene.cluster.forget();
+    scene.cluster.registry.restart().unwrap();
+    let source = scene.wait_source(|source| source.state == "synced");
+    assert_eq!((source.services, source.held), (Some(1), 1));
+    scene.wait_reached(scene.vip(0), "b2");
+    // The Service is there again, without endpoints yet.
+    scene.cluster.apply(objects[0].clone());
+    let source = scene.wait_source(|source| source.held == 2);
+    assert_eq!((source.services, source.instances), (Some(1), 2));
+    scene.wait_reached(scene.vip(0), "b1");
+    scene.cluster.apply(objects[1].clone());
+    scene.wait_source(|source| source.held == 0);
+    scene.wait_reached(scene.vip(0), "b2");
+    assert_eq!(scene.names(), ["shop.web.echo"]);
+}
+
+/// What a person configured has its address, and its limits.
+#[test]
+fn what_is_configured_comes_first() {
+    let scene = Scene::new(vec![web(), pods("web", &[1])], "");
+    scene.wait_reached(scene.vip(0), "b1");
+    let own = Service::new("own", Protocol::Tcp)
+        .listen(&scene.network, 0, ECHO_PORT)
+        .backends(&scene.network, ECHO_PORT, &[0, 1]);
+    let text = config(&scene.network, "");
+    let (_, discovery) = text.split_once("discovery:").unwrap();
+    let file = Config::new(&scene.network, "native").service(own).render();
+    let both = format!("{file}discovery:{discovery}");
+    scene.daemon.write_config(&both).unwrap();
+    scene.daemon.ctl(&["reload"]).unwrap();
+    assert_eq!(scene.names(), ["own"]);
+    scene.wait_reached(scene.vip(0), "b2");
+    let problems = scene.daemon.status().unwrap().problems;
+    let told = problems.iter().find(|p| p.contains("`shop.web.echo`"));
+    let told = told.unwrap_or_else(|| panic!("{problems:?}"));
+    assert!(
+        told.contains("out of force") && told.contains("`own`"),
+        "{told}"
+    );
+    // As it was, once nobody else wants the address.
+    scene.daemon.write_config(&text).unwrap();
+    scene.daemon.ctl(&["reload"]).unwrap();
+    assert_eq!(scene.names(), ["shop.web.echo"]);
+    scene.wait_reached(scene.vip(0), "b1");
+    // Nothing is found without a source.
+    scene.daemon.write_config(&file).unwrap();
+    scene.daemon.ctl(&["reload"]).unwrap();
+    assert_eq!(scene.names(), ["own"]);
+    assert_eq!(scene.daemon.sources().unwrap().len(), 0);
+}
+
+fn http(host: usize, service: &str, namespace: &str) -> Value {
+    let name = format!("{service}-{host}");
+    let one = vec![endpoint(format!("10.1.{host}.2"), &name, Pod::Ready)];
+    slice(namespace, service, &name, ("echo", HTTP_PORT), one)
+}
+
+/// The service account of a pod, and the files that the examples name.
+fn write_secrets(node: &Host, pki: &Pki) {
+    let account = node.run_path("secrets/kubernetes.io/serviceaccount");
+    pki.write(&account).unwrap();
+    std::fs::rename(account.join("ca.pem"), account.join("ca.crt")).unwrap();
+    std::fs::write(account.join("token"), "t0ken").unwrap();
+    std::fs::write(account.join("namespace"), "lbd").unwrap();
+    let files = node.run_path("lbd/kubernetes");
+    pki.write(&files).unwrap();
+    std::fs::write(files.join("token"), "t0ken\n").unwrap();
+    let kubeconfig = "\
+apiVersion: v1
+kind: Config
+contexts:
+- {name: west, context: {cluster: west, user: lbd}}
+clusters:
+- {name: west, cluster: {server: \"https://127.0.0.1:6443\", certificate-authority: ca.pem}}
+users:
+- {name: lbd, user: {token: t0ken}}
+";
+    std::fs::write(files.join("config"), kubeconfig).unwrap();
+}
+
+/// The examples of the documentation, as they stand.
+#[test]
+fn the_documented_examples_work() {
+    let page = Page::read("discovery/kubernetes.md").unwrap();
+    let network = Network::new(Topology::default()).unwrap();
+    let _agents = start_all(&network.backends).unwrap();
+    let node = &network.node;
+    let cluster = Cluster::start(node, local(16443)).unwrap();
+    let pki = Pki::new().unwrap();
+    let front = Front::start(node, &pki, &["127.0.0.1"], false, local(6443), local(16443));
+    let _front = front.unwrap();
+    cluster.set_token(Some("t0ken"));
+    let mut service = served("shop", "web", vip(0), 80);
+    service["spec"]["type"] = json!("NodePort");
+    service["spec"]["ports"][0]["nodePort"] = NODE_PORT.into();
+    cluster.apply(service);
+    cluster.apply(http(1, "web", "shop"));
+    let mut api = served("west", "api", vip(1), 80);
+    api["metadata"]["labels"] = json!({"app": "api"});
+    cluster.apply(api);
+    cluster.apply(http(2, "api", "west"));
+    write_secrets(node, &pki);
+
+    let wait_reached = |target: SocketAddr, backend: &str| {
+        let source = any_port(network.client_addresses(Family::V4)[0]);
+        let asked = || ask_once(Protocol::Http, source, target, "who");
+        let reached = eventually(LONG, || {
+            network
+                .client
+                .run(asked)
+                .is_ok_and(|answer| answer.backend == backend)
+        });
+        assert!(reached, "{target}: no connection reaches {backend}");
+    };
+    let minimal = page.config("services-minimal", &network, "native").unwrap();
+    let environment = vec![
+        ("KUBERNETES_SERVICE_HOST", "127.0.0.1".to_owned()),
+        ("KUBERNETES_SERVICE_PORT", "6443".to_owned()),
+    ];
+    let daemon = Daemon::start_in(node, &minimal, environment).unwrap();
+    wait_reached((vip(0), 80).into(), "b1");
+    assert_eq!(daemon.services().unwrap().len(), 1);
+
+    let complete = page
+        .config("services-complete", &network, "native")
+        .unwrap();
+    daemon.write_config(&complete).unwrap();
+    daemon.ctl(&["reload"]).unwrap();
+    wait_reached((vip(0), 80).into(), "b1");
+    wait_reached((vip(1), 80).into(), "b2");
+    let node_port = (network.node_address(Family::V4), NODE_PORT).into();
+    wait_reached(node_port, "b1");
+    let first: SocketAddr = "10.1.1.2:8080".parse().unwrap();
+    daemon
+        .wait_backend("shop.web.echo", first, LONG, |b| {
+            b.effective_weight == 50 && b.labels["cluster"] == "east"
+        })
+        .unwrap();
+    for what in [
+        &["export"][..],
+        &["describe", "service", "shop.web.echo"],
+        &["get", "sources", "-o", "json"],
+    ] {
+        let shown = daemon.ctl(what).unwrap();
+        assert!(!shown.contains("t0ken"), "{shown}");
+    }
+    assert!(!daemon.log().contains("t0ken"));
+}
