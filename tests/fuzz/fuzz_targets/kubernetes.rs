@@ -4,7 +4,10 @@
 //! EndpointSlices, and those behind them are events of watches.
 #![no_main]
 
-use std::collections::{BTreeMap, HashSet};
+use std::{
+    collections::{BTreeMap, HashSet},
+    net::IpAddr,
+};
 
 use k8s_openapi::api::{core::v1::Service, discovery::v1::EndpointSlice};
 use lb_userspace::discovery::kubernetes::{
@@ -25,7 +28,6 @@ fuzz_target!(|bytes: &[u8]| {
         zone: Some("a".to_owned()),
         nodeport_addresses: vec!["0.0.0.0/0".parse().unwrap(), "::/0".parse().unwrap()],
     };
-    let own = || Ok(["10.0.0.5", "fd00::5"].map(|ip| ip.parse().unwrap()).into());
     let mut market = Market::new(place, own);
     services.iter().for_each(|s| market.put_service(s.clone()));
     slices.iter().for_each(|s| market.put_slice(s.clone()));
@@ -75,6 +77,10 @@ fuzz_target!(|bytes: &[u8]| {
         }
     }
 });
+
+fn own() -> std::io::Result<Vec<IpAddr>> {
+    Ok(["10.0.0.5", "fd00::5"].map(|ip| ip.parse().unwrap()).into())
+}
 
 fn sound(market: &mut Market) {
     let catalogue = market.catalogue();

@@ -20,7 +20,7 @@ use super::{
 };
 use crate::{
     datapath,
-    discovery::{Catalogue, Failure, Feed, Offer, Snapshot, Source},
+    discovery::{Catalogue, Failure, Feed, Instance, Offer, Snapshot, Source},
     model::{Prefix, duration_text},
 };
 
@@ -262,7 +262,12 @@ impl Place {
         let Exposed { groups, left_out } = expose(service, nodes);
         let offers = groups.into_iter().map(|group| {
             let wanted = self.wanted(service, group.traffic);
-            let backends = join_port(&wanted, service, group.port, &slices);
+            let mut backends = join_port(&wanted, service, group.port, &slices);
+            // Those of a family that it does not listen on would never be drawn.
+            let listens = &group.offer.listen;
+            let is_drawn =
+                |i: &Instance| listens.iter().any(|l| l.is_ipv4() == i.address.is_ipv4());
+            backends.instances.retain(is_drawn);
             let former = before.offers.iter();
             let mut former = former.filter(|(offer, _)| offer.name == group.offer.name);
             let Some((offer, snapshot)) = former.next() else {

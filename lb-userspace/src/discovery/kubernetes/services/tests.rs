@@ -121,6 +121,25 @@ fn each_group_obeys_its_own_policy() {
 }
 
 #[test]
+fn a_group_has_the_backends_of_the_families_that_it_listens_on() {
+    let mut market = market();
+    let dual = json!({"clusterIPs": ["10.96.0.10", "fd00::10"]});
+    market.put_service(service("shop", "web", dual));
+    market.put_slice(slice("shop", "web", "a", &[(1, "n1")]));
+    let mut six = slice("shop", "web", "b", &[]);
+    six.address_type = "IPv6".to_owned();
+    six.endpoints = serde_json::from_value(json!([{"addresses": ["fd00::1"]}])).unwrap();
+    market.put_slice(six);
+    assert_eq!(
+        shown(&market.catalogue()),
+        [
+            "shop.web.http 10.96.0.10:80,[fd00::10]:80 → 1:8080 [fd00::1]:8080",
+            "shop.web.http.external 10.0.0.5:30080 → 1:8080",
+        ]
+    );
+}
+
+#[test]
 fn what_did_not_change_stays_the_same() {
     let mut market = market();
     for name in ["web", "api"] {
