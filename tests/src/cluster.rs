@@ -167,6 +167,23 @@ impl Cluster {
         self.lock().refuse = status;
     }
 
+    /// Each request since the last time, without its version, in alphabetical order.
+    pub fn asked(&self) -> Vec<String> {
+        let requests = self.registry.take_asked();
+        let asked = requests.iter().map(|r| {
+            let query: Vec<_> = r
+                .query
+                .iter()
+                .filter(|(key, _)| *key != "resourceVersion")
+                .map(|(key, value)| format!("{key}={value}"))
+                .collect();
+            format!("{} {}?{}", r.method, r.path, query.join("&"))
+        });
+        let mut asked: Vec<String> = asked.collect();
+        asked.sort();
+        asked
+    }
+
     /// Lists and watches that were begun.
     pub fn counts(&self) -> (u32, u32) {
         let state = self.lock();

@@ -9,7 +9,7 @@
 use std::{
     collections::BTreeSet,
     net::{IpAddr, SocketAddr},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use lb_tests::{
@@ -142,8 +142,10 @@ fn vip(n: u8) -> IpAddr {
 
 #[test]
 fn a_service_is_reached_at_all_its_addresses_until_it_goes() {
-    let scene = Scene::new(Vec::new(), ", nodeport_addresses: 10.0.0.0/24");
-    assert_eq!(scene.names(), Vec::<String>::new());
+    // None at all would be an empty answer, which is held.
+    let other = served("shop", "other", "10.96.0.1", 80);
+    let scene = Scene::new(vec![other], ", nodeport_addresses: 10.0.0.0/24");
+    scene.wait_names(&["shop.other.echo"]);
     let client = scene.network.client_addresses(Family::V4)[0];
     let v6 = scene.network.vip(0, Family::V6);
     let mut service = with(
@@ -182,11 +184,11 @@ fn a_service_is_reached_at_all_its_addresses_until_it_goes() {
     ]);
     let services = scene.daemon.services().unwrap();
     assert!(services.iter().all(|s| s.source == "discovery:kubernetes"));
-    let source = scene.wait_source(|s| s.services == Some(3));
+    let source = scene.wait_source(|s| s.services == Some(4));
     assert_eq!((source.instances, &*source.service), (4, ""));
     let metric = "lbd_source_services{kind=\"kubernetes\",service=\"\",target=\"http://127.0.0.1:6443/\
                   */[service.kubernetes.io/service-proxy-name=lbd]\"}";
-    assert_eq!(scene.daemon.metric(metric).unwrap(), 3.0);
+    assert_eq!(scene.daemon.metric(metric).unwrap(), 4.0);
     for what in [
         &["get", "sources"][..],
         &["get", "services", "-o", "wide"],
@@ -204,14 +206,14 @@ fn a_service_is_reached_at_all_its_addresses_until_it_goes() {
     assert_eq!(refused.status.code(), Some(7), "{refused:?}");
     assert!(!scene.daemon.ctl(&["export"]).unwrap().contains("shop.web"));
     scene.daemon.ctl(&["reload"]).unwrap();
-    assert_eq!(scene.names().len(), 3);
+    assert_eq!(scene.names().len(), 4);
     assert_eq!(scene.ask(0, scene.vip(0)).unwrap(), "b1");
 
     let source = any_port(scene.network.client_addresses(Family::V4)[2]);
     let host = &scene.network.client;
     let open = LongLived::open(host, Protocol::Tcp, source, scene.vip(0)).unwrap();
     scene.cluster.delete("Service", "shop", "web");
-    scene.wait_names(&[]);
+    scene.wait_names(&["shop.other.echo"]);
     assert!(scene.ask(0, scene.vip(0)).is_err(), "a new connection");
     let goal = open.exchanges() + 4;
     let goes_on = eventually(LONG, || open.exchanges() >= goal || !open.is_alive());
@@ -362,6 +364,54 @@ fn what_is_configured_comes_first() {
     scene.daemon.ctl(&["reload"]).unwrap();
     assert_eq!(scene.names(), ["own"]);
     assert_eq!(scene.daemon.sources().unwrap().len(), 0);
+}
+
+/// Each with five pods; then one pod of one of them leaves.
+#[test]
+fn a_thousand_services_come_at_once_and_one_changes_alone() {
+    let slice_of = |n: usize, pods: usize| {
+        let pods = (1..=pods).map(|pod| {
+            let address = format!("10.1.{}.{}", pod % 3 + 1, (n * 5 + pod) % 250 + 3);
+            endpoint(address, &format!("p{n}-{pod}"), Pod::Ready)
+        });
+        let name = format!("s{n}");
+        slice("shop", &name, &name, ("echo", ECHO_PORT), pods.collect())
+    };
+    let scene = Scene::new(vec![web(), pods("web", &[1])], ", watch_timeout: 60s");
+    scene.wait_reached(scene.vip(0), "b1");
+    let before = scene.daemon.resident_bytes().unwrap();
+    let began = Instant::now();
+    for n in 0..1000 {
+        let address = format!("10.96.{}.{}", n / 250, n % 250 + 1);
+        scene
+            .cluster
+            .apply(served("shop", &format!("s{n}"), address, 80));
+        scene.cluster.apply(slice_of(n, 5));
+    }
+    scene.wait_source(|source| source.services == Some(1001) && source.instances == 5001);
+    let all = eventually(LONG, || scene.daemon.status().unwrap().backends == 5001);
+    assert!(all, "{:?}", scene.daemon.status());
+    let memory = scene.daemon.resident_bytes().unwrap();
+    note(format!(
+        "1,000 Services with 5 pods each: all in force {:.0?} later, {} MiB resident, {} before",
+        began.elapsed(),
+        memory >> 20,
+        before >> 20
+    ));
+    let tables = || scene.daemon.metric("lbd_tables_written_total").unwrap();
+    let written = tables();
+    let began = Instant::now();
+    scene.cluster.apply(slice_of(7, 4));
+    let gone = eventually(LONG, || scene.daemon.status().unwrap().backends == 5000);
+    assert!(gone, "{:?}", scene.daemon.status());
+    assert!(eventually(LONG, || tables() > written));
+    note(format!(
+        "one pod leaves: its service has another table {:.0?} later",
+        began.elapsed()
+    ));
+    assert_eq!(tables() - written, 1.0, "only its service is touched");
+    assert_eq!(scene.cluster.counts(), (2, 2));
+    scene.wait_reached(scene.vip(0), "b1");
 }
 
 fn http(host: usize, service: &str, namespace: &str) -> Value {

@@ -196,10 +196,15 @@ pub(super) fn sources<'a>(
     services: impl IntoIterator<Item = &'a Merged>,
 ) -> BTreeMap<SourceName, Asked> {
     let finders = file.discovery.iter();
-    let finders = finders.map(|spec| (spec.name(), Asked::Services(spec.clone())));
+    let finders = finders.map(|spec| (spec.name(), Asked::Services(Box::new(spec.clone()))));
     let of_services = services.into_iter().flat_map(|service| {
         let specs = service.spec.discovery.iter();
-        specs.map(|spec| (spec.name(&service.spec.name), Asked::Backends(spec.clone())))
+        specs.map(|spec| {
+            (
+                spec.name(&service.spec.name),
+                Asked::Backends(Box::new(spec.clone())),
+            )
+        })
     });
     finders.chain(of_services).collect()
 }

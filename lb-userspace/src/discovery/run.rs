@@ -34,8 +34,8 @@ const AFTER_PANIC: Duration = Duration::from_secs(5);
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Asked {
     /// Of one service.
-    Backends(SourceSpec),
-    Services(ServicesSpec),
+    Backends(Box<SourceSpec>),
+    Services(Box<ServicesSpec>),
 }
 
 impl Asked {

@@ -11,6 +11,9 @@ use crate::{
     model::{Limits, Protocol, ServiceSpec, is_v6},
 };
 
+/// Services that are told of one by one.
+const TOLD: usize = 20;
+
 type Owners<'a> = HashMap<(SocketAddr, Protocol), &'a str>;
 
 /// What the kernel's maps have room for.
@@ -74,6 +77,13 @@ pub(super) fn add<'a>(
                 left_out: Vec::new(),
             });
         }
+    }
+    let more = left_out.len().saturating_sub(TOLD);
+    left_out.truncate(TOLD);
+    if more > 0 {
+        left_out.push(format!(
+            "{more} more services that were found are out of force"
+        ));
     }
     left_out
 }

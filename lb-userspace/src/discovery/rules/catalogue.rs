@@ -25,6 +25,8 @@ pub struct CatalogueMachine {
     /// By service.
     backends: BTreeMap<String, Backends>,
     in_force: Services,
+    /// What is in force may not be by the keys there are now.
+    other_keys: bool,
     updates: u64,
 }
 
@@ -58,6 +60,7 @@ impl CatalogueMachine {
             offers: Machine::new(settings.clone(), offers, last, now),
             backends,
             in_force: Services::default(),
+            other_keys: false,
             updates: 0,
         };
         machine.in_force = machine.services();
@@ -71,10 +74,7 @@ impl CatalogueMachine {
             backends.machine.set_settings(spec.settings.clone(), now);
         }
         self.defaults = spec.defaults.clone();
-        let services = self.services();
-        if services != self.in_force {
-            self.in_force = services;
-        }
+        self.other_keys = true;
     }
 
     pub fn report(&mut self, report: Report<Catalogue>, now: Now) {
@@ -130,8 +130,12 @@ impl CatalogueMachine {
     /// Lets time pass. True if other services, or other backends, came into force.
     pub fn advance(&mut self, now: Now) -> bool {
         let mut changed = self.offers.advance(now);
-        if changed {
-            self.in_force = self.services();
+        if std::mem::take(&mut self.other_keys) || changed {
+            let services = self.services();
+            if services != self.in_force {
+                self.in_force = services;
+                changed = true;
+            }
         }
         let offers = &self.offers;
         self.backends.retain(|service, _| offers.knows(service));

@@ -14,7 +14,7 @@ pub(super) enum AnyReport {
 }
 
 pub(super) enum Ruled {
-    Backends(Machine<Instance>),
+    Backends(Box<Machine<Instance>>),
     Services(Box<CatalogueMachine>),
 }
 
@@ -34,7 +34,8 @@ impl Ruled {
         match asked {
             Asked::Backends(spec) => {
                 let settings = spec.settings.clone();
-                Self::Backends(Machine::new(settings, restored.instances, last, now))
+                let machine = Machine::new(settings, restored.instances, last, now);
+                Self::Backends(Box::new(machine))
             }
             Asked::Services(spec) => {
                 let machine = CatalogueMachine::new(name.clone(), spec, restored, now);

@@ -129,6 +129,12 @@ fn those_beyond_the_limits_are_left_out_and_the_others_stay() {
     assert!(told[0].contains("`node.limits.sources` is 1"), "{told:?}");
     assert!(told[1].contains("`node.limits.services` is 3"), "{told:?}");
 
+    // Of many not each is told.
+    let many = (0..100).map(|n| found(&format!("shop.s{n}.http"), &format!("10.96.1.{n}:80")));
+    let (names, told) = outcome(&layers(&limits, many.collect()));
+    assert_eq!((names.len(), told.len()), (3, TOLD + 1));
+    assert!(told[TOLD].starts_with("78 more services"), "{told:?}");
+
     // Each address counts.
     let mut dual = found("shop.a.http", "10.96.0.1:80");
     for n in 2..=3 {

@@ -256,6 +256,7 @@ fn other_keys_hold_for_what_is_known() {
         ..other.settings
     };
     bed.machine.set_spec(&other, bed.now());
+    assert!(bed.machine.advance(bed.now()), "it is told");
     let service = bed.machine.in_force()[0].spec.clone();
     assert_eq!(service.health.check, HealthCheck::Tcp);
     assert_eq!(service.policy, Policy::Random);
