@@ -177,7 +177,9 @@ fn a_service_is_reached_at_all_its_addresses_until_it_goes() {
         Err(Failure::Timeout),
         "a client that is not among the source ranges"
     );
+    // From the oldest to the youngest; of one age, by name.
     scene.wait_names(&[
+        "shop.other.echo",
         "shop.web.echo",
         "shop.web.echo.external",
         "shop.web.echo.lb",
