@@ -10,7 +10,7 @@ use std::{
 use super::world::Layers;
 use crate::{
     discovery::{Asked, Discovered, InstanceState, SourceName},
-    model::{Config, Protocol, ServiceSpec},
+    model::{Config, Forwarding, Protocol, ServiceSpec},
     state::State,
 };
 
@@ -104,10 +104,18 @@ impl Merged {
         self.origins.truncate(configured);
         self.left_out.clear();
         let mut taken: HashSet<SocketAddr> = self.spec.backends.iter().map(|b| b.address).collect();
+        // With direct return a backend gets what the client sent, to the port that the client chose.
+        let keeps_port = self.spec.forwarding != Forwarding::Nat;
+        let listen = &self.spec.listen;
+        let cannot_answer =
+            |port: u16| keeps_port && listen.iter().any(|listen| listen.port() != port);
         for name in &self.sources {
+            let mut other_ports = 0;
             for one in found.sets.get(name).map_or(&[][..], |set| set) {
                 let address = one.spec.address;
-                if is_listen(address, self.spec.protocol) {
+                if cannot_answer(address.port()) {
+                    other_ports += 1;
+                } else if is_listen(address, self.spec.protocol) {
                     self.left_out.push(format!(
                         "instance `{}` of source {name} is left out: a service listens on \
                          {address}, so packets would come straight back",
@@ -120,6 +128,13 @@ impl Merged {
                         state: one.state,
                     });
                 }
+            }
+            if other_ports > 0 {
+                self.left_out.push(format!(
+                    "{other_ports} instances of source {name} are left out: their port is not that \
+                     of every `listen`, and `forwarding: {}` changes no ports",
+                    self.spec.forwarding
+                ));
             }
         }
     }

@@ -5,6 +5,7 @@ use crate::{
     config,
     controller::testing,
     discovery::{Discovered, Found, InstanceState, SourceName},
+    model::Forwarding,
     state::State,
 };
 
@@ -143,6 +144,31 @@ fn those_beyond_the_limits_are_left_out_and_the_others_stay() {
     }
     let (names, told) = outcome(&layers(&limits, vec![dual]));
     assert_eq!((names.len(), told.len()), (1, 1), "{told:?}");
+}
+
+#[test]
+fn direct_return_needs_backends_with_the_port_of_the_listen() {
+    let mut direct = found("shop.a.http", "10.96.0.1:80");
+    direct.spec.forwarding = Forwarding::DsrL2;
+    let set = direct.backends.clone();
+    let mut layers = layers(FILE, vec![direct]);
+    let one = |address: &str| Found {
+        id: address.to_owned(),
+        spec: testing::backend(address, 100),
+        state: InstanceState::Up,
+    };
+    let mut sets = Discovered::clone(&layers.found);
+    let instances = ["10.0.0.1:80", "10.0.0.2:8080", "10.0.0.3:8080"].map(one);
+    sets.sets.insert(set, Arc::new(instances.into()));
+    layers.found = Arc::new(sets);
+    let merge = merge(&layers);
+    let service = &merge.services[1];
+    assert_eq!(service.spec.backends.len(), 1, "{service:#?}");
+    assert_eq!(service.left_out.len(), 1, "{service:#?}");
+    assert!(
+        service.left_out[0].starts_with("2 instances"),
+        "{service:#?}"
+    );
 }
 
 #[test]
