@@ -138,7 +138,10 @@ fn every_fault_has_its_place() {
             "{defaults: {allow_sources: [10.0.0.0/8]}}",
             "1:37: unknown key `allow_sources` in defaults",
         ),
-        ("{defaults: {policy: fair}}", "1:45: unknown value `fair` for `policy`"),
+        (
+            "{defaults: {policy: fair}}",
+            "1:45: unknown value `fair` for `policy`",
+        ),
         (
             "{defaults: {snat: always, forwarding: dsr-l2}}",
             "1:43: `snat: always` contradicts `forwarding: dsr-l2`",

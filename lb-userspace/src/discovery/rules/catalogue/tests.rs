@@ -1,5 +1,7 @@
 use std::{collections::BTreeMap, time::Duration};
 
+use proptest::prelude::*;
+
 use super::*;
 use crate::{
     config,
@@ -271,4 +273,70 @@ fn other_keys_hold_for_what_is_known() {
     let spec = own.serve(&other.defaults);
     assert_eq!(spec.health.check, HealthCheck::None);
     assert_eq!(spec.admission.affinity.unwrap().client_ip, SECOND);
+}
+
+#[derive(Clone, Debug)]
+enum Act {
+    /// Which of three services there are, each with the hosts of its backends.
+    Answer(Vec<Option<Vec<u8>>>),
+    Failure,
+    Pass(u32),
+}
+
+fn acts() -> impl Strategy<Value = Vec<Act>> {
+    let hosts = prop::option::of(prop::collection::vec(1..4u8, 0..3));
+    let act = prop_oneof![
+        prop::collection::vec(hosts, 3).prop_map(Act::Answer),
+        Just(Act::Failure),
+        (0..90u32).prop_map(Act::Pass),
+    ];
+    prop::collection::vec(act, 0..30)
+}
+
+proptest! {
+    /// Whatever comes: failures change nothing, no service that was there is lost sooner than it may
+    /// be, each has its set, and a whole answer is in force in the end.
+    #[test]
+    fn whatever_comes_nothing_is_lost_by_failures(acts in acts()) {
+        const NAMES: [&str; 3] = ["shop.a.http", "shop.b.http", "shop.c.http"];
+        let mut bed = Bed::new(Restored::default());
+        for act in acts {
+            let before = bed.shown();
+            match act {
+                Act::Failure => {
+                    bed.failure();
+                    // What was answered before comes into force yet.
+                    bed.pass(SECOND);
+                    let before = bed.shown();
+                    bed.pass(86_400 * SECOND);
+                    prop_assert_eq!(bed.shown(), before);
+                }
+                Act::Answer(services) => {
+                    let sets: Vec<_> = services.iter().map(|hosts| {
+                        hosts.as_ref().map(|hosts| pods(hosts))
+                    }).collect();
+                    let named = NAMES.iter().zip(&sets);
+                    let there: Vec<_> = named.filter_map(|(n, s)| Some((*n, s.as_ref()?))).collect();
+                    bed.answer(&there);
+                    let after = bed.shown();
+                    // The hold of five seconds is not over for anybody.
+                    prop_assert!(before.keys().all(|name| after.contains_key(name)));
+                }
+                Act::Pass(seconds) => bed.pass(seconds * SECOND),
+            }
+            let sets: BTreeMap<SourceName, Set> = bed.machine.sets().collect();
+            let services = bed.machine.in_force().iter();
+            for service in services {
+                prop_assert!(sets.contains_key(&service.backends));
+            }
+        }
+        let one = pods(&[1]);
+        let whole = NAMES.map(|name| (name, &one));
+        bed.answer(&whole);
+        bed.pass(61 * SECOND);
+        bed.answer(&whole);
+        bed.pass(61 * SECOND);
+        let shown: Vec<_> = bed.shown().into_iter().collect();
+        prop_assert_eq!(shown, NAMES.map(|name| (name.to_owned(), vec![1])).to_vec());
+    }
 }
