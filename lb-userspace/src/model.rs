@@ -13,7 +13,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use crate::discovery::SourceSpec;
+use crate::discovery::{ServicesSpec, SourceSpec};
 
 pub use admission::{Admission, Affinity, Prefix, Prefixes, Rate, Sources};
 
@@ -306,6 +306,9 @@ pub struct Config {
     pub node: Node,
     pub admin: Admin,
     pub services: Vec<ServiceSpec>,
+    /// Where more services come from. What is found there is no part of the config.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub discovery: Vec<ServicesSpec>,
 }
 
 impl Default for Node {

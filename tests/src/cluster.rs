@@ -167,6 +167,23 @@ impl Cluster {
         self.lock().refuse = status;
     }
 
+    /// Each request since the last time, without its version, in alphabetical order.
+    pub fn asked(&self) -> Vec<String> {
+        let requests = self.registry.take_asked();
+        let asked = requests.iter().map(|r| {
+            let query: Vec<_> = r
+                .query
+                .iter()
+                .filter(|(key, _)| *key != "resourceVersion")
+                .map(|(key, value)| format!("{key}={value}"))
+                .collect();
+            format!("{} {}?{}", r.method, r.path, query.join("&"))
+        });
+        let mut asked: Vec<String> = asked.collect();
+        asked.sort();
+        asked
+    }
+
     /// Lists and watches that were begun.
     pub fn counts(&self) -> (u32, u32) {
         let state = self.lock();
@@ -223,7 +240,8 @@ impl State {
 struct Wanted {
     kind: &'static str,
     group_version: &'static str,
-    namespace: String,
+    /// `None` for all.
+    namespace: Option<String>,
     labels: Vec<(String, Option<String>)>,
     name: Option<String>,
 }
@@ -232,7 +250,13 @@ impl Wanted {
     fn of(request: &Request) -> Option<Self> {
         let parts: Vec<&str> = request.path.split('/').skip(1).collect();
         let (kind, group_version, namespace) = match &parts[..] {
-            ["api", "v1", "namespaces", namespace, "services"] => ("Service", "v1", namespace),
+            ["api", "v1", "namespaces", namespace, "services"] => {
+                ("Service", "v1", Some(*namespace))
+            }
+            ["api", "v1", "services"] => ("Service", "v1", None),
+            ["apis", "discovery.k8s.io", "v1", "endpointslices"] => {
+                ("EndpointSlice", "discovery.k8s.io/v1", None)
+            }
             [
                 "apis",
                 "discovery.k8s.io",
@@ -240,7 +264,7 @@ impl Wanted {
                 "namespaces",
                 namespace,
                 "endpointslices",
-            ] => ("EndpointSlice", "discovery.k8s.io/v1", namespace),
+            ] => ("EndpointSlice", "discovery.k8s.io/v1", Some(*namespace)),
             _ => return None,
         };
         let parameter = |key: &str| request.query.get(key).map(|text| unescape(text));
@@ -250,7 +274,7 @@ impl Wanted {
         Some(Self {
             kind,
             group_version,
-            namespace: (*namespace).to_owned(),
+            namespace: namespace.map(str::to_owned),
             labels: labels
                 .map(|part| match part.split_once('=') {
                     Some((key, value)) => (key.to_owned(), Some(value.to_owned())),
@@ -264,7 +288,10 @@ impl Wanted {
     fn matches(&self, key: &Key, object: &Value) -> bool {
         let (kind, namespace, name) = key;
         *kind == self.kind
-            && *namespace == self.namespace
+            && self
+                .namespace
+                .as_ref()
+                .is_none_or(|wanted| wanted == namespace)
             && self.name.as_ref().is_none_or(|wanted| wanted == name)
             && self.labels.iter().all(|(key, wanted)| {
                 let value = object["metadata"]["labels"][key].as_str();
@@ -479,6 +506,15 @@ pub fn service(namespace: &str, name: &str, ports: &[(&str, u16)]) -> Value {
         "spec": {"type": "ClusterIP", "clusterIP": "10.96.0.10",
             "selector": {"app": name}, "ports": ports.collect::<Vec<_>>()},
     })
+}
+
+/// A Service that lbd is to serve by itself, with one port `echo` at an address of the cluster.
+pub fn served(namespace: &str, name: &str, address: impl std::fmt::Display, port: u16) -> Value {
+    let mut service = service(namespace, name, &[("echo", port)]);
+    service["metadata"]["labels"]["service.kubernetes.io/service-proxy-name"] = json!("lbd");
+    service["spec"]["clusterIP"] = json!(address.to_string());
+    service["spec"]["clusterIPs"] = json!([address.to_string()]);
+    service
 }
 
 /// A slice of a service with one port.

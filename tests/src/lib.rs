@@ -1,6 +1,6 @@
 //! What the tests, the benchmark and the demo share: packet cases ([`packets`]), and the harness of
 //! the network tests: hosts and cables ([`net`]), servers behind the load balancer ([`servers`]),
-//! clients in front of it ([`clients`]), the daemon ([`daemon`]), and registries it asks
+//! clients in front of it ([`clients`]), the daemon ([`daemon`]) or a source alone ([`source`]), and registries it asks
 //! ([`registry`], [`names`], [`dnsmasq`], and [`cluster`], the API server of Kubernetes; [`tls`] goes
 //! in front of them).
 //!
@@ -28,6 +28,7 @@ pub mod net;
 pub mod packets;
 pub mod registry;
 pub mod servers;
+pub mod source;
 pub mod tls;
 pub mod veth;
 pub mod world;

@@ -9,8 +9,7 @@
 use std::{
     net::SocketAddr,
     path::PathBuf,
-    sync::mpsc::{Receiver, RecvTimeoutError, channel},
-    thread::JoinHandle,
+    sync::mpsc::RecvTimeoutError,
     time::{Duration, Instant},
 };
 
@@ -20,10 +19,11 @@ use lb_tests::{
     host::Host,
     note,
     registry::Request,
+    source::Running,
     tls::{Front, Pki},
 };
 use lb_userspace::discovery::{
-    Class, Failure, Feed, Report, Secret, Settings, Source,
+    Class, Report, Secret,
     http::Tls,
     kubernetes::{Access, Config, Kubernetes, Select, Traffic, Wanted},
 };
@@ -34,113 +34,8 @@ const PLAIN: SocketAddr =
 const SECURE: SocketAddr =
     SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 6444);
 
-/// A source that runs on a thread of the host.
-struct Running {
-    reports: Receiver<Report>,
-    stop: Option<tokio::sync::oneshot::Sender<()>>,
-    thread: Option<JoinHandle<()>>,
-}
-
-impl Running {
-    fn start(host: &Host, config: Config, resync: Duration) -> Self {
-        let (sender, reports) = channel();
-        let (stop, stopped) = tokio::sync::oneshot::channel();
-        let thread = host.spawn(move || {
-            let runtime = tokio::runtime::Builder::new_current_thread()
-                .enable_all()
-                .build()
-                .unwrap();
-            let settings = Settings {
-                resync,
-                merge_window: Duration::from_millis(20),
-                ..Settings::default()
-            };
-            runtime.block_on(async move {
-                let (mut feed, mut inner) = Feed::open(&settings);
-                let mut source = Kubernetes::new(config);
-                let forward = sender.clone();
-                let run = async move {
-                    loop {
-                        if let Err(failure) = source.session(&mut feed).await {
-                            feed.failure(failure);
-                        }
-                        tokio::time::sleep(Duration::from_millis(100)).await;
-                    }
-                };
-                let pass = async move {
-                    while let Some(report) = inner.recv().await {
-                        let _ = forward.send(report);
-                    }
-                };
-                tokio::select! {
-                    () = run => {}
-                    () = pass => {}
-                    _ = stopped => {}
-                }
-            });
-            // Not for a blocking thread that may be waiting for something.
-            runtime.shutdown_background();
-        });
-        Self {
-            reports,
-            stop: Some(stop),
-            thread: Some(thread),
-        }
-    }
-
-    fn next(&self) -> Report {
-        self.reports.recv_timeout(LONG).expect("no report")
-    }
-
-    /// Waits for a snapshot with these addresses; a failure before it fails the test.
-    fn has(&self, wanted: &[&str]) {
-        let end = Instant::now() + LONG;
-        let mut last = None;
-        loop {
-            match self
-                .reports
-                .recv_timeout(end.saturating_duration_since(Instant::now()))
-            {
-                Ok(Report::Snapshot(snapshot)) => {
-                    let mut found: Vec<String> = snapshot
-                        .instances
-                        .iter()
-                        .map(|i| i.address.ip().to_string())
-                        .collect();
-                    found.sort();
-                    if found == wanted {
-                        return;
-                    }
-                    last = Some(found);
-                }
-                Ok(Report::Failure(failure)) => panic!("waiting for {wanted:?}: {failure}"),
-                Err(error) => panic!("waiting for {wanted:?}: {error}, last {last:?}"),
-            }
-        }
-    }
-
-    /// Waits for a failure, past snapshots.
-    fn fails(&self) -> Failure {
-        loop {
-            if let Report::Failure(failure) = self.next() {
-                return failure;
-            }
-        }
-    }
-
-    /// Waits for a snapshot, past failures.
-    fn recovers(&self) {
-        while !matches!(self.next(), Report::Snapshot(_)) {}
-    }
-}
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        drop(self.stop.take());
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
-        }
-    }
+fn start(host: &Host, config: Config, resync: Duration) -> Running {
+    Running::of(host, move || Kubernetes::new(config), resync)
 }
 
 struct Bed {
@@ -211,7 +106,7 @@ impl Bed {
     }
 
     fn run(&self, config: Config) -> Running {
-        Running::start(&self.host, config, Duration::ZERO)
+        start(&self.host, config, Duration::ZERO)
     }
 }
 
@@ -225,22 +120,7 @@ fn what_is_asked_is_as_little_as_possible() {
     let source = bed.run(plain());
     source.has(&["10.0.0.1", "10.0.0.2"]);
     assert!(eventually(LONG, || bed.cluster.counts() == (2, 2)));
-    let mut asked: Vec<String> = bed
-        .cluster
-        .registry
-        .take_asked()
-        .iter()
-        .map(|r| {
-            let query: Vec<_> = r
-                .query
-                .iter()
-                .filter(|(key, _)| *key != "resourceVersion")
-                .map(|(key, value)| format!("{key}={value}"))
-                .collect();
-            format!("{} {}?{}", r.method, r.path, query.join("&"))
-        })
-        .collect();
-    asked.sort();
+    let asked = bed.cluster.asked();
     let slices = "GET /apis/discovery.k8s.io/v1/namespaces/shop/endpointslices?";
     let services = "GET /api/v1/namespaces/shop/services?";
     let label = "labelSelector=kubernetes.io%2Fservice-name%3Dweb";
@@ -505,7 +385,7 @@ fn watches_that_are_forbidden_are_told_and_lists_go_on() {
 #[test]
 fn everything_is_listed_anew_now_and_then() {
     let bed = Bed::new();
-    let source = Running::start(&bed.host, plain(), Duration::from_secs(1));
+    let source = start(&bed.host, plain(), Duration::from_secs(1));
     source.has(&["10.0.0.1", "10.0.0.2"]);
     assert!(eventually(LONG, || bed.cluster.counts().0 >= 6));
     // A bookmark puts nothing off.

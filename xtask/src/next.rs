@@ -10,6 +10,43 @@ use crate::Outcome;
 
 /// File, what stands there once, and what is to stand there.
 const CHANGES: &[(&str, &str, &str)] = &[
+    // Or cargo, which knows a workspace's packages by name and version, would take what it built of the
+    // one for the other's.
+    (
+        "Cargo.toml",
+        "\nversion = \"0.1.0\"\n",
+        "\nversion = \"0.2.0\"\n",
+    ),
+    (
+        "Cargo.lock",
+        "name = \"lb-common\"\nversion = \"0.1.0\"",
+        "name = \"lb-common\"\nversion = \"0.2.0\"",
+    ),
+    (
+        "Cargo.lock",
+        "name = \"lb-ebpf\"\nversion = \"0.1.0\"",
+        "name = \"lb-ebpf\"\nversion = \"0.2.0\"",
+    ),
+    (
+        "Cargo.lock",
+        "name = \"lb-fuzz\"\nversion = \"0.1.0\"",
+        "name = \"lb-fuzz\"\nversion = \"0.2.0\"",
+    ),
+    (
+        "Cargo.lock",
+        "name = \"lb-tests\"\nversion = \"0.1.0\"",
+        "name = \"lb-tests\"\nversion = \"0.2.0\"",
+    ),
+    (
+        "Cargo.lock",
+        "name = \"lb-userspace\"\nversion = \"0.1.0\"",
+        "name = \"lb-userspace\"\nversion = \"0.2.0\"",
+    ),
+    (
+        "Cargo.lock",
+        "name = \"xtask\"\nversion = \"0.1.0\"",
+        "name = \"xtask\"\nversion = \"0.2.0\"",
+    ),
     (
         "lb-common/src/abi/mod.rs",
         "pub const ABI_VERSION: u32 = 2;",

@@ -228,7 +228,7 @@ pub(super) fn source_header(wide: bool) -> Vec<&'static str> {
         "ERRORS",
     ];
     if wide {
-        header.extend(["HELD", "LEFT-OUT", "LAST-ERROR-AT"]);
+        header.extend(["SERVICES", "HELD", "LEFT-OUT", "LAST-ERROR-AT"]);
     }
     header.push("LAST-ERROR");
     header
@@ -252,6 +252,7 @@ pub(super) fn source_cells(item: &SourceItem, wide: bool) -> Vec<String> {
     let error = item.last_error.clone().unwrap_or_default();
     if wide {
         cells.extend([
+            item.services.map_or_else(String::new, |n| n.to_string()),
             item.held.to_string(),
             item.left_out.join("; "),
             item.last_error_ms.map(utc::text).unwrap_or_default(),

@@ -7,6 +7,7 @@ use super::{
         Item,
         node::{MAX_BACKENDS, MAX_FLOWS, MAX_PREFIXES, MAX_SERVICES},
     },
+    discovery,
     report::Report,
     service,
     suggest::quoted,
@@ -30,8 +31,9 @@ pub(super) fn config(root: Option<&Node>, report: &mut Report) -> Config {
         node: NodeConfig::default(),
         admin: Admin::default(),
         services: Vec::new(),
+        discovery: Vec::new(),
     };
-    let keys = ["node", "admin", "services"];
+    let keys = ["node", "admin", "services", "discovery"];
     let Some(fields) = root.and_then(|root| Fields::of(root, "the file", &keys, &[], report))
     else {
         return config;
@@ -50,6 +52,10 @@ pub(super) fn config(root: Option<&Node>, report: &mut Report) -> Config {
             .enumerate()
             .map(|(index, value)| service::service(value, index, report))
             .collect();
+    }
+    if let Some(value) = fields.get("discovery") {
+        let first = config.services.len();
+        config.discovery = discovery::services::services(value, first, report);
     }
     config
 }

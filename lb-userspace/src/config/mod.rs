@@ -23,7 +23,7 @@ use report::{Place, Report, Written};
 
 pub use address::parse_address;
 pub use check::check;
-pub(crate) use check::{backend_fault, label_fault};
+pub(crate) use check::{affinity_fault, backend_fault, label_fault, listen_fault};
 pub use discovery::instances::parse as parse_instances;
 pub use health::default_for as default_health;
 pub use render::render;
@@ -95,7 +95,7 @@ pub fn parse(text: &str, file: &str) -> Result<Parsed, Faults> {
 
 /// Gives the remarks of the semantic checks their places.
 fn judge(config: &Config, report: &mut Report) {
-    if config.services.is_empty() {
+    if config.services.is_empty() && config.discovery.is_empty() {
         let place = match report.written(check::Item::Setting("services")) {
             Written::At(place) => place,
             Written::Nowhere | Written::Faulty => Place::START,

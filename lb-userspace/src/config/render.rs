@@ -7,7 +7,7 @@ use serde_yaml_ng::{Mapping, Value};
 use super::{decode::XDP_MODES, discovery, health};
 use crate::model::{
     Admin, Admission, BackendSpec, Config, Forwarding, Health, HealthCheck, Interfaces, Limits,
-    NoBackend, Node, OnBackendDown, Prefix, Rate, ServiceSpec, Snat, SnatPool, Timeouts,
+    NoBackend, Node, OnBackendDown, Policy, Prefix, Rate, ServiceSpec, Snat, SnatPool, Timeouts,
 };
 
 /// Writes a config so that [`parse`](super::parse) reads back the same, if [`check`](super::check)
@@ -17,6 +17,7 @@ pub fn render(config: &Config) -> String {
         node: node_config,
         admin: admin_config,
         services,
+        discovery: sources,
     } = config;
     let mut root = Mapping::new();
     put_unless_empty(&mut root, "node", node(node_config));
@@ -26,6 +27,9 @@ pub fn render(config: &Config) -> String {
         "services",
         services.iter().map(service).collect::<Vec<_>>(),
     );
+    if !sources.is_empty() {
+        put(&mut root, "discovery", discovery::services::render(sources));
+    }
     serde_yaml_ng::to_string(&root).expect("mappings of strings and numbers always serialise")
 }
 
@@ -134,16 +138,11 @@ fn service(spec: &ServiceSpec) -> Value {
         name,
         listen,
         protocol,
-        forwarding,
-        snat,
-        tunnel_source,
         policy,
-        no_backend,
-        on_backend_down,
-        admission: admission_spec,
         health: health_spec,
         backends,
         discovery: sources,
+        ..
     } = spec;
     let mut map = Mapping::new();
     put(&mut map, "name", name.clone());
@@ -156,29 +155,9 @@ fn service(spec: &ServiceSpec) -> Value {
         ),
     }
     put_word(&mut map, "protocol", protocol);
-    if *forwarding != Forwarding::default() {
-        put_word(&mut map, "forwarding", forwarding);
-    }
-    if *snat != Snat::default() {
-        put_word(&mut map, "snat", snat);
-    }
-    match tunnel_source.as_slice() {
-        [] => {}
-        [one] => put_word(&mut map, "tunnel_source", one),
-        many => put(
-            &mut map,
-            "tunnel_source",
-            many.iter().map(ToString::to_string).collect::<Vec<_>>(),
-        ),
-    }
+    ways(&mut map, spec);
     put_word(&mut map, "policy", policy);
-    if *no_backend != NoBackend::default() {
-        put_word(&mut map, "no_backend", no_backend);
-    }
-    if *on_backend_down != OnBackendDown::default() {
-        put_word(&mut map, "on_backend_down", on_backend_down);
-    }
-    admission(&mut map, admission_spec);
+    failures(&mut map, spec);
     if *health_spec != health::default_for(*protocol) {
         put(&mut map, "health", health(health_spec));
     }
@@ -193,6 +172,56 @@ fn service(spec: &ServiceSpec) -> Value {
         put(&mut map, "discovery", discovery::render(sources));
     }
     Value::Mapping(map)
+}
+
+/// What is said of services that a source finds.
+pub(super) fn defaults(spec: &ServiceSpec) -> Mapping {
+    let mut map = Mapping::new();
+    ways(&mut map, spec);
+    if spec.policy != Policy::default() {
+        put_word(&mut map, "policy", &spec.policy);
+    }
+    failures(&mut map, spec);
+    if spec.health != super::service::found_blank().health {
+        put(&mut map, "health", health(&spec.health));
+    }
+    map
+}
+
+/// How packets get to backends.
+fn ways(map: &mut Mapping, spec: &ServiceSpec) {
+    let ServiceSpec {
+        forwarding,
+        snat,
+        tunnel_source,
+        ..
+    } = spec;
+    if *forwarding != Forwarding::default() {
+        put_word(map, "forwarding", forwarding);
+    }
+    if *snat != Snat::default() {
+        put_word(map, "snat", snat);
+    }
+    match tunnel_source.as_slice() {
+        [] => {}
+        [one] => put_word(map, "tunnel_source", one),
+        many => put(
+            map,
+            "tunnel_source",
+            many.iter().map(ToString::to_string).collect::<Vec<_>>(),
+        ),
+    }
+}
+
+/// What becomes of connections that cannot go to a backend, and whom it lets in.
+fn failures(map: &mut Mapping, spec: &ServiceSpec) {
+    if spec.no_backend != NoBackend::default() {
+        put_word(map, "no_backend", &spec.no_backend);
+    }
+    if spec.on_backend_down != OnBackendDown::default() {
+        put_word(map, "on_backend_down", &spec.on_backend_down);
+    }
+    admission(map, &spec.admission);
 }
 
 fn admission(map: &mut Mapping, admission: &Admission) {

@@ -12,8 +12,8 @@ use super::{
     value::{Fields, Later, address, choice, list, number, one_or_many, text},
 };
 use crate::model::{
-    BackendSpec, Forwarding, MAX_WEIGHT, NoBackend, OnBackendDown, Policy, Prefix, Protocol,
-    ServiceSpec, Snat,
+    BackendSpec, Forwarding, Health, MAX_WEIGHT, NoBackend, OnBackendDown, Policy, Prefix,
+    Protocol, ServiceSpec, Snat,
 };
 
 /// Weight of a backend whose entry names none.
@@ -38,6 +38,20 @@ const KEYS: [&str; 18] = [
     admission::KEYS[4],
     admission::KEYS[5],
     "discovery",
+];
+/// Those that say how a service is served, whatever it is and whoever its backends are.
+const MANNERS: [&str; 11] = [
+    "forwarding",
+    "snat",
+    "tunnel_source",
+    "policy",
+    "no_backend",
+    "on_backend_down",
+    "health",
+    admission::KEYS[2],
+    admission::KEYS[3],
+    admission::KEYS[4],
+    admission::KEYS[5],
 ];
 const PROTOCOLS: [(&str, Protocol); 2] = [("tcp", Protocol::Tcp), ("udp", Protocol::Udp)];
 const FORWARDINGS: [(&str, Forwarding); 3] = [
@@ -72,21 +86,7 @@ const ON_BACKEND_DOWN: [(&str, OnBackendDown); 2] = [
 /// The service at `index` of the list; never left out, so that indices stay those of the file.
 pub(super) fn service(value: &Node, index: usize, report: &mut Report) -> ServiceSpec {
     report.found_at(Item::Service(index), value.place);
-    let mut spec = ServiceSpec {
-        name: String::new(),
-        listen: Vec::new(),
-        protocol: Protocol::default(),
-        forwarding: Forwarding::default(),
-        snat: Snat::default(),
-        tunnel_source: Vec::new(),
-        policy: Policy::default(),
-        no_backend: NoBackend::default(),
-        on_backend_down: OnBackendDown::default(),
-        admission: Default::default(),
-        health: health::default_for(Protocol::default()),
-        backends: Vec::new(),
-        discovery: Vec::new(),
-    };
+    let mut spec = blank(health::default_for(Protocol::default()));
     report.faulty(Item::Name(index));
     report.faulty(Item::Listens(index));
     let Some(fields) = Fields::of(value, "service", &KEYS, &[], report) else {
@@ -102,33 +102,12 @@ pub(super) fn service(value: &Node, index: usize, report: &mut Report) -> Servic
     if let Some(value) = fields.require("listen", "the service", "\"192.0.2.10:80\"", report) {
         spec.listen = listens(value, index, report);
     }
-    macro_rules! choose {
-        ($key:ident, $words:expr, $later:expr) => {
-            if let Some(value) = fields.get(stringify!($key)) {
-                report.found_at(Item::Choice(index, stringify!($key)), value.place);
-                let chosen = choice(value, stringify!($key), $words, $later, report);
-                spec.$key = chosen.unwrap_or_default();
-            }
-        };
+    if let Some(value) = fields.get("protocol") {
+        let chosen = choice(value, "protocol", &PROTOCOLS, &[], report);
+        spec.protocol = chosen.unwrap_or_default();
+        spec.health = health::default_for(spec.protocol);
     }
-    choose!(protocol, &PROTOCOLS, &[]);
-    choose!(forwarding, &FORWARDINGS, &[]);
-    choose!(snat, &SNATS, &[]);
-    choose!(policy, &POLICIES, &LATER_POLICIES);
-    choose!(no_backend, &NO_BACKENDS, &[]);
-    if let Some(value) = fields.get("tunnel_source") {
-        report.found_at(Item::Choice(index, "tunnel_source"), value.place);
-        spec.tunnel_source = prefixes(value, report);
-    }
-    choose!(on_backend_down, &ON_BACKEND_DOWN, &[]);
-    if let Some(value) = fields.get("on_backend_down") {
-        report.found_at(Item::OnBackendDown(index), value.place);
-    }
-    spec.admission = admission::admission(&fields, index, report);
-    spec.health = match fields.get("health") {
-        Some(value) => health::health(value, spec.protocol, index, report),
-        None => health::default_for(spec.protocol),
-    };
+    manners(&fields, &mut spec, index, report);
     if let Some(value) = fields.get("backends") {
         report.found_at(Item::Backends(index), value.place);
         spec.backends = list(value, "backends", "a list of backends", report)
@@ -142,6 +121,71 @@ pub(super) fn service(value: &Node, index: usize, report: &mut Report) -> Servic
         spec.discovery = discovery::discovery(value, index, report);
     }
     spec
+}
+
+/// What services are like that a source finds: one that is not probed unless it is said, for
+/// registries that find services know how their instances are.
+pub(super) fn defaults(value: Option<&Node>, index: usize, report: &mut Report) -> ServiceSpec {
+    let mut spec = found_blank();
+    let Some(value) = value else {
+        return spec;
+    };
+    report.found_at(Item::Service(index), value.place);
+    if let Some(fields) = Fields::of(value, "defaults", &MANNERS, &[], report) {
+        manners(&fields, &mut spec, index, report);
+    }
+    spec
+}
+
+/// [`defaults`] that say nothing.
+pub(super) fn found_blank() -> ServiceSpec {
+    blank(health::default_for(Protocol::Udp))
+}
+
+fn blank(health: Health) -> ServiceSpec {
+    ServiceSpec {
+        name: String::new(),
+        listen: Vec::new(),
+        protocol: Protocol::default(),
+        forwarding: Forwarding::default(),
+        snat: Snat::default(),
+        tunnel_source: Vec::new(),
+        policy: Policy::default(),
+        no_backend: NoBackend::default(),
+        on_backend_down: OnBackendDown::default(),
+        admission: Default::default(),
+        health,
+        backends: Vec::new(),
+        discovery: Vec::new(),
+    }
+}
+
+fn manners(fields: &Fields<'_>, spec: &mut ServiceSpec, index: usize, report: &mut Report) {
+    macro_rules! choose {
+        ($key:ident, $words:expr, $later:expr) => {
+            if let Some(value) = fields.get(stringify!($key)) {
+                report.found_at(Item::Choice(index, stringify!($key)), value.place);
+                let chosen = choice(value, stringify!($key), $words, $later, report);
+                spec.$key = chosen.unwrap_or_default();
+            }
+        };
+    }
+    choose!(forwarding, &FORWARDINGS, &[]);
+    choose!(snat, &SNATS, &[]);
+    choose!(policy, &POLICIES, &LATER_POLICIES);
+    choose!(no_backend, &NO_BACKENDS, &[]);
+    if let Some(value) = fields.get("tunnel_source") {
+        report.found_at(Item::Choice(index, "tunnel_source"), value.place);
+        spec.tunnel_source = prefixes(value, "tunnel_source", "172.16.0.0/16", report);
+    }
+    choose!(on_backend_down, &ON_BACKEND_DOWN, &[]);
+    if let Some(value) = fields.get("on_backend_down") {
+        report.found_at(Item::OnBackendDown(index), value.place);
+    }
+    spec.admission = admission::admission(fields, index, report);
+    if let Some(value) = fields.get("health") {
+        spec.health = health::health(value, spec.protocol, index, report);
+    }
 }
 
 fn listens(value: &Node, index: usize, report: &mut Report) -> Vec<SocketAddr> {
@@ -159,13 +203,13 @@ fn listens(value: &Node, index: usize, report: &mut Report) -> Vec<SocketAddr> {
     listens
 }
 
-fn prefixes(value: &Node, report: &mut Report) -> Vec<Prefix> {
-    let expected = "a prefix such as 172.16.0.0/16, or a list of them";
+pub(super) fn prefixes(value: &Node, key: &str, example: &str, report: &mut Report) -> Vec<Prefix> {
+    let expected = format!("a prefix such as {example}, or a list of them");
     let mut prefixes = Vec::new();
     for node in one_or_many(value) {
-        match text(node, "tunnel_source", expected, report).map(str::parse) {
+        match text(node, key, &expected, report).map(str::parse) {
             Some(Ok(prefix)) => prefixes.push(prefix),
-            Some(Err(fault)) => report.fault(node.place, format!("`tunnel_source`: {fault}")),
+            Some(Err(fault)) => report.fault(node.place, format!("`{key}`: {fault}")),
             None => {}
         }
     }

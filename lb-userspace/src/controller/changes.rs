@@ -31,16 +31,18 @@ type Result = std::result::Result<Change, Fault>;
 pub(super) fn add_service(old: &Layers, service: ServiceSpec) -> Result {
     let name = service.name.clone();
     let services = merged(old);
-    if let Some(owner) = services.iter().find(|s| s.spec.name == name) {
+    // What was found gives way.
+    let configured = || services.iter().filter(|s| !s.is_found());
+    if let Some(owner) = configured().find(|s| s.spec.name == name) {
         return Err(faults::conflict(match owner.layer {
             Layer::File => format!("service `{name}` exists already, in the config file"),
-            Layer::Cli => format!(
+            Layer::Cli | Layer::Found(_) => format!(
                 "service `{name}` exists already; change it with `lbctl apply`, or remove it \
                  first with `lbctl remove service {name}`"
             ),
         }));
     }
-    listens_are_free(&service, services.iter())?;
+    listens_are_free(&service, configured())?;
     let mut new = old.clone();
     new.state.services.retain(|shadowed| shadowed.name != name);
     new.state.services.push(service);
@@ -65,6 +67,13 @@ pub(super) fn remove_service(old: &Layers, name: &str) -> Result {
         )));
     }
     let services = merged(old);
+    let found = services.iter().find(|s| s.spec.name == name);
+    if let Some(Layer::Found(kind)) = found.map(|s| s.layer) {
+        return Err(faults::refused(format!(
+            "service `{name}` was found by the {kind} source of the config file: remove it there, or \
+             narrow what the source selects"
+        )));
+    }
     Err(faults::no_service(name, names(&services)))
 }
 
@@ -83,6 +92,12 @@ pub(super) fn add_backend(old: &Layers, service: &str, backend: BackendSpec) -> 
     }
     let mut new = old.clone();
     match owner.layer {
+        Layer::Found(kind) => {
+            return Err(faults::refused(format!(
+                "service `{service}` was found by the {kind} source of the config file: add the \
+                 backend there, or configure a service that has both"
+            )));
+        }
         Layer::Cli => cli_service(&mut new, service, |spec| spec.backends.push(backend)),
         Layer::File => {
             let state = &mut new.state;
@@ -117,8 +132,8 @@ pub(super) fn remove_backend(old: &Layers, backend: &BackendRef) -> Result {
         (Layer::Cli, _) => cli_service(&mut new, &backend.service, |spec| {
             spec.backends.retain(|b| b.address != backend.address);
         }),
-        (Layer::File, Origin::Layer(Layer::Cli)) => {}
-        (Layer::File, Origin::Layer(Layer::File)) => {
+        (_, Origin::Layer(Layer::Cli)) => {}
+        (_, Origin::Layer(Layer::File | Layer::Found(_))) => {
             return Err(faults::refused(format!(
                 "backend {backend} is in the config file: remove it there and run `lbctl reload`, \
                  or take it out of service with `lbctl maint {backend}`"
@@ -232,7 +247,7 @@ pub(super) fn apply(old: &Layers, services: Vec<ServiceSpec>) -> Result {
     for service in &services {
         let others = merged
             .iter()
-            .filter(|s| !replaced.contains(s.spec.name.as_str()));
+            .filter(|s| !s.is_found() && !replaced.contains(s.spec.name.as_str()));
         listens_are_free(service, others)?;
     }
     let mut new = old.clone();
@@ -293,8 +308,11 @@ pub(super) fn differences(old: &Layers, new: &Layers) -> Vec<diff::Difference> {
     if new.differs_in_overrides_only(old) {
         return Vec::new();
     }
+    let mut out = diff::discovery(&old.file.discovery, &new.file.discovery);
     let (old, new) = (merged(old), merged(new));
-    diff::services(old.iter().map(|s| &s.spec), new.iter().map(|s| &s.spec))
+    let (old, new) = (old.iter().map(|s| &s.spec), new.iter().map(|s| &s.spec));
+    out.extend(diff::services(old, new));
+    out
 }
 
 pub(super) fn find<'a>(
@@ -313,20 +331,30 @@ fn finish(old: &Layers, mut new: Layers, message: String) -> Result {
     let whole = Config {
         node: new.file.node.clone(),
         admin: new.file.admin.clone(),
-        services: services.iter().map(Merged::configured).collect(),
+        services: configured(&services),
+        discovery: new.file.discovery.clone(),
     };
     let findings = config::check(&whole);
     if !findings.is_empty() {
         return Err(faults::invalid(findings.join("\n")));
     }
     let (before, after) = (references(&merged(old)), references(&services));
-    new.state
-        .overrides
-        .retain(|backend, _| after.contains(backend) || !before.contains(backend));
+    // What was found may be found again.
+    let finds = !new.file.discovery.is_empty();
+    let may_return = |backend: &BackendRef| finds && backend.service.contains('.');
+    new.state.overrides.retain(|backend, _| {
+        after.contains(backend) || !before.contains(backend) || may_return(backend)
+    });
     Ok(Change {
         layers: new,
         message,
     })
+}
+
+/// What people said, without what was found.
+pub(super) fn configured<'a>(services: impl IntoIterator<Item = &'a Merged>) -> Vec<ServiceSpec> {
+    let services = services.into_iter().filter(|s| !s.is_found());
+    services.map(Merged::configured).collect()
 }
 
 fn counted(count: usize, word: &str) -> String {
@@ -393,6 +421,7 @@ fn listens_are_free<'a>(
             let layer = match other.layer {
                 Layer::File => "of the config file",
                 Layer::Cli => "added by lbctl",
+                Layer::Found(_) => "found by a source",
             };
             return Err(faults::conflict(format!(
                 "service `{}`: {taken}/{} belongs to service `{}` {layer}; choose another \

@@ -6,7 +6,7 @@ use std::{
 };
 
 use crate::{
-    discovery::SourceSpec,
+    discovery::{ServicesSpec, SourceSpec},
     model::{
         Admin, Admission, Affinity, BackendSpec, Config, Health, HealthCheck, Limits, Node,
         ServiceSpec, duration_text,
@@ -17,7 +17,7 @@ use crate::{
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) struct Difference {
     pub kind: Kind,
-    /// `service web`, `backend web/10.0.0.1:80` or `node`.
+    /// `service web`, `backend web/10.0.0.1:80`, `discovery kubernetes:shop/web` or `node`.
     pub object: String,
     /// `weight 100 → 50, labels …`; empty unless changed.
     pub detail: String,
@@ -71,6 +71,31 @@ pub(super) fn services<'a>(
         ));
     }
     out
+}
+
+/// Sources of services, from `old` to `new`.
+pub(super) fn discovery(old: &[ServicesSpec], new: &[ServicesSpec]) -> Vec<Difference> {
+    let by_name = |list: &[ServicesSpec]| -> Vec<(String, ServicesSpec)> {
+        let named = list.iter().map(|s| (s.name().to_string(), s.clone()));
+        named.collect()
+    };
+    let (old, new) = (by_name(old), by_name(new));
+    let pairs = pairs(
+        old.iter().map(|(name, s)| (name, s)).collect(),
+        new.iter().map(|(name, s)| (name, s)).collect(),
+    );
+    pairs
+        .into_iter()
+        .filter_map(|(name, pair)| {
+            let object = format!("discovery {name}");
+            match pair {
+                Pair::Both(old, new) if old == new => None,
+                Pair::Both(..) => changed(object, vec!["other keys".to_owned()]),
+                Pair::Old(_) => Some(whole(Kind::Removed, object)),
+                Pair::New(_) => Some(whole(Kind::Added, object)),
+            }
+        })
+        .collect()
 }
 
 /// Settings of `node` and `admin` that differ and need a restart.

@@ -23,6 +23,10 @@ pub(super) enum Reason {
     BackendAdded,
     BackendChanged,
     BackendRemoved,
+    /// Of services, in the config file.
+    SourceAdded,
+    SourceChanged,
+    SourceRemoved,
     /// Sources found, or miss, more backends than are told of one by one.
     Discovered,
     BackendHealthy,
@@ -92,14 +96,27 @@ impl Event {
             object,
             detail,
         } = difference;
-        let is_service = object.starts_with("service ");
-        let (reason, message) = match (kind, is_service) {
-            (Kind::Added, true) => (Reason::ServiceAdded, "added".to_owned()),
-            (Kind::Added, false) => (Reason::BackendAdded, "added".to_owned()),
-            (Kind::Removed, true) => (Reason::ServiceRemoved, "removed".to_owned()),
-            (Kind::Removed, false) => (Reason::BackendRemoved, "removed".to_owned()),
-            (Kind::Changed, true) => (Reason::ServiceChanged, detail),
-            (Kind::Changed, false) => (Reason::BackendChanged, detail),
+        let [added, changed, removed] = match object.split(' ').next() {
+            Some("service") => [
+                Reason::ServiceAdded,
+                Reason::ServiceChanged,
+                Reason::ServiceRemoved,
+            ],
+            Some("discovery") => [
+                Reason::SourceAdded,
+                Reason::SourceChanged,
+                Reason::SourceRemoved,
+            ],
+            _ => [
+                Reason::BackendAdded,
+                Reason::BackendChanged,
+                Reason::BackendRemoved,
+            ],
+        };
+        let (reason, message) = match kind {
+            Kind::Added => (added, "added".to_owned()),
+            Kind::Changed => (changed, detail),
+            Kind::Removed => (removed, "removed".to_owned()),
         };
         Self {
             reason,

@@ -112,6 +112,7 @@ mod tests {
         let service = |backends: &[&str]| Merged {
             spec: service("web", "192.0.2.1:80", backends),
             layer: Layer::File,
+            sources: Vec::new(),
             origins: vec![Origin::Layer(Layer::File); backends.len()],
             left_out: Vec::new(),
         };

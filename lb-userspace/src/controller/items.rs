@@ -55,7 +55,7 @@ pub(super) fn items(
         healthy_backends: healthy(&backends),
         active_connections: backends.iter().map(|b| b.active_connections).sum(),
         total_connections: counted + former,
-        source: service.merged.layer.name().to_owned(),
+        source: service.merged.layer.name(),
     };
     (item, backends)
 }

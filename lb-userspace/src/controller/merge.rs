@@ -1,14 +1,16 @@
 //! File layer + CLI layer + what sources found → the services in force. Pure.
 
+mod found;
+
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{BTreeMap, HashMap, HashSet},
     net::SocketAddr,
 };
 
 use super::world::Layers;
 use crate::{
-    discovery::{Discovered, InstanceState},
-    model::{Protocol, ServiceSpec},
+    discovery::{Asked, Discovered, InstanceState, SourceName},
+    model::{Config, Forwarding, Protocol, ServiceSpec},
     state::State,
 };
 
@@ -17,14 +19,17 @@ use crate::{
 pub(super) enum Layer {
     File,
     Cli,
+    /// A source of this kind found it.
+    Found(&'static str),
 }
 
 impl Layer {
     /// As shown in the `source` column.
-    pub(super) const fn name(self) -> &'static str {
+    pub(super) fn name(self) -> String {
         match self {
-            Self::File => "file",
-            Self::Cli => "cli",
+            Self::File => "file".to_owned(),
+            Self::Cli => "cli".to_owned(),
+            Self::Found(kind) => format!("discovery:{kind}"),
         }
     }
 }
@@ -44,8 +49,8 @@ impl Origin {
     /// As shown in the `source` column.
     pub(super) fn name(self) -> String {
         match self {
-            Self::Layer(layer) => layer.name().to_owned(),
-            Self::Found { kind, .. } => format!("discovery:{kind}"),
+            Self::Layer(layer) => layer.name(),
+            Self::Found { kind, .. } => Layer::Found(kind).name(),
         }
     }
 
@@ -60,6 +65,8 @@ pub(super) struct Merged {
     /// With the backends of both layers, and those found behind them.
     pub spec: ServiceSpec,
     pub layer: Layer,
+    /// Where more backends come from.
+    pub sources: Vec<SourceName>,
     /// Of each backend of `spec`, in its order.
     pub origins: Vec<Origin>,
     /// Instances found that are out of force, and why, one sentence each.
@@ -67,6 +74,11 @@ pub(super) struct Merged {
 }
 
 impl Merged {
+    /// No person said anything of it.
+    pub(super) fn is_found(&self) -> bool {
+        matches!(self.layer, Layer::Found(_))
+    }
+
     /// What people said of it, without what was found.
     pub(super) fn configured(&self) -> ServiceSpec {
         let mut spec = self.spec.clone();
@@ -92,11 +104,18 @@ impl Merged {
         self.origins.truncate(configured);
         self.left_out.clear();
         let mut taken: HashSet<SocketAddr> = self.spec.backends.iter().map(|b| b.address).collect();
-        for source in &self.spec.discovery {
-            let name = source.name(&self.spec.name);
-            for one in found.0.get(&name).map_or(&[][..], |set| set) {
+        // With direct return a backend gets what the client sent, to the port that the client chose.
+        let keeps_port = self.spec.forwarding != Forwarding::Nat;
+        let listen = &self.spec.listen;
+        let cannot_answer =
+            |port: u16| keeps_port && listen.iter().any(|listen| listen.port() != port);
+        for name in &self.sources {
+            let mut other_ports = 0;
+            for one in found.sets.get(name).map_or(&[][..], |set| set) {
                 let address = one.spec.address;
-                if is_listen(address, self.spec.protocol) {
+                if cannot_answer(address.port()) {
+                    other_ports += 1;
+                } else if is_listen(address, self.spec.protocol) {
                     self.left_out.push(format!(
                         "instance `{}` of source {name} is left out: a service listens on \
                          {address}, so packets would come straight back",
@@ -110,6 +129,13 @@ impl Merged {
                     });
                 }
             }
+            if other_ports > 0 {
+                self.left_out.push(format!(
+                    "{other_ports} instances of source {name} are left out: their port is not that \
+                     of every `listen`, and `forwarding: {}` changes no ports",
+                    self.spec.forwarding
+                ));
+            }
         }
     }
 }
@@ -117,12 +143,14 @@ impl Merged {
 /// Result of [`merge`].
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) struct Merge {
-    /// The file's in its order, then those added by `lbctl`.
+    /// The file's in its order, then those added by `lbctl`, then those found.
     pub services: Vec<Merged>,
     /// Services added by `lbctl` that are out of force, why, and what to do, one sentence each.
     pub conflicts: Vec<String>,
     /// Backends added by `lbctl` whose service is gone, likewise.
     pub orphans: Vec<String>,
+    /// Services found that are out of force, likewise.
+    pub left_out: Vec<String>,
 }
 
 /// Where both layers claim a name, an address or a backend, the file wins; what is configured wins
@@ -164,15 +192,36 @@ pub(super) fn merge(layers: &Layers) -> Merge {
             merged.push(whole(spec, Layer::Cli));
         }
     }
+    let left_out = found::add(&mut merged, layers, &mut listens);
     let is_listen = |address, protocol| listens.contains_key(&(address, protocol));
-    for service in merged.iter_mut().filter(|s| !s.spec.discovery.is_empty()) {
+    for service in merged.iter_mut().filter(|s| !s.sources.is_empty()) {
         service.discover(found, is_listen);
     }
     Merge {
         services: merged,
         conflicts,
         orphans,
+        left_out,
     }
+}
+
+/// The sources that are to run: those of services, and those of the services that people configured.
+pub(super) fn sources<'a>(
+    file: &Config,
+    services: impl IntoIterator<Item = &'a Merged>,
+) -> BTreeMap<SourceName, Asked> {
+    let finders = file.discovery.iter();
+    let finders = finders.map(|spec| (spec.name(), Asked::Services(Box::new(spec.clone()))));
+    let of_services = services.into_iter().flat_map(|service| {
+        let specs = service.spec.discovery.iter();
+        specs.map(|spec| {
+            (
+                spec.name(&service.spec.name),
+                Asked::Backends(Box::new(spec.clone())),
+            )
+        })
+    });
+    finders.chain(of_services).collect()
 }
 
 /// Who listens where.
@@ -187,6 +236,7 @@ fn whole(spec: &ServiceSpec, layer: Layer) -> Merged {
     Merged {
         spec: spec.clone(),
         layer,
+        sources: spec.discovery.iter().map(|s| s.name(&spec.name)).collect(),
         origins: vec![Origin::Layer(layer); spec.backends.len()],
         left_out: Vec::new(),
     }

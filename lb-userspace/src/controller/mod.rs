@@ -29,7 +29,6 @@ mod testing;
 mod tests;
 
 use std::{
-    collections::BTreeMap,
     path::{Path, PathBuf},
     sync::{
         Arc,
@@ -159,17 +158,12 @@ pub fn start(
 
 /// Starts all sources; what they last knew is in force from the first pass on.
 fn begin_sources(layers: Layers, sources: &Sources) -> Layers {
-    let mut wanted = BTreeMap::new();
     let mut configured = layers.file.services.iter().chain(&layers.state.services);
     let services = match configured.any(|spec| !spec.discovery.is_empty()) {
         true => merge::merge(&layers).services,
         false => Vec::new(),
     };
-    for service in services {
-        for spec in &service.spec.discovery {
-            wanted.insert(spec.name(&service.spec.name), spec.clone());
-        }
-    }
+    let wanted = merge::sources(&layers.file, &services);
     sources.forget_all_but(&wanted);
     sources.set(&wanted);
     Layers {

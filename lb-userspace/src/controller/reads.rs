@@ -13,7 +13,7 @@ use crate::{
     config,
     datapath::Datapath,
     discovery::SourceItem,
-    model::{BackendRef, Config},
+    model::{BackendRef, Config, ServiceSpec},
 };
 
 type Result = std::result::Result<Response, Fault>;
@@ -34,18 +34,24 @@ pub(super) fn backends(view: &View, datapath: &dyn Datapath, service: Option<&st
 }
 
 pub(super) fn sources(view: &View, service: Option<&str>) -> Result {
-    if let Some(name) = service {
-        find(view, name)?;
-    }
-    Ok(Response::Sources {
-        items: sources_of(view, service),
-    })
+    let items = match service {
+        Some(name) => sources_of(view, find(view, name)?),
+        None => view.sources.clone(),
+    };
+    Ok(Response::Sources { items })
 }
 
-fn sources_of(view: &View, service: Option<&str>) -> Vec<SourceItem> {
-    let sources = view.sources.iter();
-    let wanted = sources.filter(|s| service.is_none_or(|name| s.service == name));
-    wanted.cloned().collect()
+/// The sources of a service; of one that was found, the source that found it.
+fn sources_of(view: &View, service: &Service) -> Vec<SourceItem> {
+    let found = service.merged.is_found();
+    let is_its = |item: &&SourceItem| {
+        let mut sources = service.merged.sources.iter();
+        sources.any(|source| {
+            let finder = if found { "" } else { service.name() };
+            (&*item.service, &*item.kind, &item.target) == (finder, source.kind, &source.target)
+        })
+    };
+    view.sources.iter().filter(is_its).cloned().collect()
 }
 
 pub(super) fn overrides(view: &View) -> Result {
@@ -74,7 +80,7 @@ pub(super) fn service(view: &View, datapath: &dyn Datapath, name: &str) -> Resul
         spec: Box::new(service.merged.configured()),
         item,
         backends,
-        sources: sources_of(view, Some(name)),
+        sources: sources_of(view, service),
         events: events_where(view, |event| {
             event.object == own || event.object.starts_with(&backends_of)
         }),
@@ -112,7 +118,7 @@ pub(super) fn diff(view: &View, text: &str) -> Result {
 }
 
 pub(super) fn dry_run(view: &View, text: &str) -> Result {
-    let change = changes::apply(&view.layers, parse(text)?.services)?;
+    let change = changes::apply(&view.layers, applied(text)?)?;
     Ok(Response::Diff {
         changes: differences(&view.layers, &change.layers),
     })
@@ -123,15 +129,29 @@ pub(super) fn export(view: &View) -> Result {
     let config = Config {
         node: file.node.clone(),
         admin: file.admin.clone(),
-        services: view
-            .services
-            .iter()
-            .map(|s| s.merged.configured())
-            .collect(),
+        services: changes::configured(view.services.iter().map(|s| &*s.merged)),
+        discovery: file.discovery.clone(),
     };
     Ok(Response::Export {
         text: config::render(&config),
     })
+}
+
+/// The services of a file that is to be applied.
+pub(super) fn applied(text: &str) -> std::result::Result<Vec<ServiceSpec>, Fault> {
+    let Config {
+        node: _,
+        admin: _,
+        services,
+        discovery,
+    } = parse(text)?;
+    match discovery.is_empty() {
+        true => Ok(services),
+        false => Err(faults::invalid(
+            "only the config file finds services by `discovery`: write it there and run `lbctl \
+             reload`, or take it out of what is applied",
+        )),
+    }
 }
 
 /// The text of a config file that a client sent.

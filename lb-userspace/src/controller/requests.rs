@@ -82,7 +82,7 @@ pub(super) async fn answer(handle: &Handle, request: Request) -> Result<Response
             text,
             dry_run: false,
         } => {
-            let services = reads::parse(&text)?.services;
+            let services = reads::applied(&text)?;
             handle
                 .change(move |layers| changes::apply(layers, services))
                 .await

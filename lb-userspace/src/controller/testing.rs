@@ -35,5 +35,6 @@ pub(super) fn config(services: impl IntoIterator<Item = ServiceSpec>) -> Config 
         node: Node::default(),
         admin: Admin::default(),
         services: services.into_iter().collect(),
+        discovery: Vec::new(),
     }
 }

@@ -58,6 +58,7 @@ impl View {
                     node: Node::default(),
                     admin: Admin::default(),
                     services: Vec::new(),
+                    discovery: Vec::new(),
                 }),
                 state: State::default(),
                 found: Arc::default(),
@@ -123,7 +124,9 @@ fn trouble(service: &Service) -> Option<String> {
     let name = service.name();
     let backends: Vec<_> = service.facts().map(|f| (f.spec, effective(f))).collect();
     if backends.is_empty() {
-        return Some(format!("service {name} has no backends"));
+        // That a Service has no endpoints, or none for this node, is what its registry says.
+        let is_fault = !service.merged.is_found();
+        return is_fault.then(|| format!("service {name} has no backends"));
     }
     let unhealthy: Vec<String> = backends
         .iter()

@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{
     datapath::Route,
-    discovery::{Discovered, SourceName, SourceSpec},
+    discovery::{Discovered, SourceName},
     health::{Report, Target, Verdict},
     model::{
         BackendRef, BackendSpec, Config, Forwarding, HealthCheck, Mode, Override, ServiceSpec, Snat,
@@ -195,18 +195,7 @@ impl World {
                 probes: self.overrule(&old.state),
             };
         }
-        let former: HashMap<BackendRef, Former> = self
-            .services
-            .iter()
-            .flat_map(|service| {
-                service
-                    .facts()
-                    .zip(&service.observed)
-                    .map(|(facts, observed)| {
-                        (service.reference(facts.spec), Former::of(facts, observed))
-                    })
-            })
-            .collect();
+        let former = self.former();
         self.rebuild(
             |backend, said| match former.get(backend) {
                 // Whatever was repaired must prove itself: the old verdict says nothing.
@@ -227,6 +216,18 @@ impl World {
             moved: true,
             probes: true,
         }
+    }
+
+    /// What is observed of all backends.
+    fn former(&self) -> HashMap<BackendRef, Former> {
+        let services = self.services.iter();
+        let backends = services.flat_map(|service| {
+            let observed = service.facts().zip(&service.observed);
+            observed.map(|(facts, observed)| {
+                (service.reference(facts.spec), Former::of(facts, observed))
+            })
+        });
+        backends.collect()
     }
 
     /// Puts the layers' overrides in place of those of `old`. Says whether that starts or ends a
@@ -436,8 +437,10 @@ impl World {
             services,
             mut conflicts,
             orphans,
+            left_out,
         } = merge::merge(&layers);
         conflicts.extend(orphans);
+        conflicts.extend(left_out);
 
         let old_routes = std::mem::take(&mut self.routes);
         self.services = services
@@ -505,9 +508,11 @@ impl World {
     fn note_conflicts(&mut self) {
         let overrides = self.layers.state.overrides.keys();
         // An instance that was drained may register again, and is still to be drained then.
-        let may_return = |backend: &BackendRef| {
-            let at = self.places.get(&backend.service);
-            at.is_some_and(|at| !self.services[*at].merged.spec.discovery.is_empty())
+        // So may its service.
+        let finds = !self.layers.file.discovery.is_empty();
+        let may_return = |backend: &BackendRef| match self.places.get(&backend.service) {
+            Some(at) => !self.services[*at].merged.sources.is_empty(),
+            None => finds && backend.service.contains('.'),
         };
         let stray = overrides.filter(|b| self.find(b).is_none() && !may_return(b));
         let stray = stray.map(|backend| {

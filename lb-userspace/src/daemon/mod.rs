@@ -129,6 +129,7 @@ fn cleanup(file: &Path) -> anyhow::Result<()> {
                 node: Default::default(),
                 admin: Default::default(),
                 services: Vec::new(),
+                discovery: Vec::new(),
             }
         }
     };

@@ -32,6 +32,8 @@ mod takeover;
 mod testing;
 mod undo;
 
+pub use route::own_addresses;
+
 /// The kernel programs' object file.
 pub static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/lbd-ebpf"));
 

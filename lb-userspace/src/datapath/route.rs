@@ -56,6 +56,23 @@ impl Routes {
     }
 }
 
+/// All addresses of this node, in no order.
+///
+/// # Errors
+/// If the kernel does not tell.
+pub fn own_addresses() -> io::Result<Vec<IpAddr>> {
+    // struct ifaddrmsg: any family, and nothing else asked for.
+    let socket = Socket::open(libc::NETLINK_ROUTE)?;
+    let messages = socket.request(libc::RTM_GETADDR, libc::NLM_F_DUMP, &[0; 8])?;
+    let address = |message: &Message| {
+        let attributes = message.body.get(8..)?;
+        // Of a point-to-point link `IFA_ADDRESS` is the far end.
+        let local = attribute(attributes, libc::IFA_LOCAL);
+        ip(local.or_else(|| attribute(attributes, libc::IFA_ADDRESS))?)
+    };
+    Ok(messages.iter().filter_map(address).collect())
+}
+
 /// Asks twice: the resolved route tells the source address, the matched entry the prefix length.
 fn route(socket: &Socket, address: IpAddr) -> io::Result<Route> {
     let Some(resolved) = look_up(socket, address, 0)? else {
@@ -177,6 +194,12 @@ mod tests {
             };
             assert_eq!(ask("10.66.0.1"), none);
             assert_eq!(ask("2001:db9::1"), none);
+
+            let mut own = own_addresses().unwrap();
+            own.retain(|ip| !ip.is_loopback() && !ip.to_string().starts_with("fe80"));
+            own.sort_unstable();
+            let own: Vec<_> = own.iter().map(ToString::to_string).collect();
+            assert_eq!(own, ["10.0.0.1", "2001:db8::1"]);
         });
     }
 }

@@ -60,12 +60,12 @@ impl InstanceState {
     }
 }
 
-/// A source's whole answer.
-#[derive(Clone, PartialEq, Eq, Debug, Default)]
-pub struct Snapshot {
+/// A source's whole answer: instances, or whatever it is to find.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Snapshot<I = Instance> {
     /// In any order. Of two with one id the first counts.
-    pub instances: Vec<Instance>,
-    /// What the registry holds that is no instance, one sentence each; shown, and otherwise
+    pub instances: Vec<I>,
+    /// What the registry holds that is none of them, one sentence each; shown, and otherwise
     /// ignored.
     pub left_out: Vec<String>,
     /// The registry says in so many words that these are all: an answer that is empty is believed
@@ -73,8 +73,18 @@ pub struct Snapshot {
     pub decided: bool,
 }
 
-impl From<Vec<Instance>> for Snapshot {
-    fn from(instances: Vec<Instance>) -> Self {
+impl<I> Default for Snapshot<I> {
+    fn default() -> Self {
+        Self {
+            instances: Vec::new(),
+            left_out: Vec::new(),
+            decided: false,
+        }
+    }
+}
+
+impl<I> From<Vec<I>> for Snapshot<I> {
+    fn from(instances: Vec<I>) -> Self {
         Self {
             instances,
             ..Self::default()

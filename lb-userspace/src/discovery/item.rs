@@ -8,13 +8,17 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct SourceItem {
+    /// Empty for one that finds services.
     pub service: String,
     /// `file`, `consul`, …
     pub kind: String,
     pub target: String,
     /// `starting`, `synced`, `failing` or `stale`.
     pub state: String,
-    /// Instances in force.
+    /// Services in force, of one that finds services.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub services: Option<u32>,
+    /// Instances in force, of all its services.
     pub instances: u32,
     /// Of these, missing in the last answer and held.
     pub held: u32,
@@ -51,6 +55,7 @@ impl SourceItem {
             kind,
             target,
             state,
+            services,
             instances,
             ..
         } = self;
@@ -58,13 +63,21 @@ impl SourceItem {
             return None;
         }
         let error = self.last_error.as_deref().unwrap_or("no answer");
-        let count = match instances {
-            0 => "no instance is known".to_owned(),
-            1 => "the 1 instance known before stays in force".to_owned(),
-            n => format!("the {n} instances known before stay in force"),
+        let (count, word) = match services {
+            Some(services) => (*services, "service"),
+            None => (*instances, "instance"),
+        };
+        let known = match count {
+            0 => format!("no {word} is known"),
+            1 => format!("the 1 {word} known before stays in force"),
+            n => format!("the {n} {word}s known before stay in force"),
+        };
+        let whose = match service.is_empty() {
+            true => String::new(),
+            false => format!("service {service}: "),
         };
         Some(format!(
-            "service {service}: source {kind}:{target} is {state}: {error}; {count}"
+            "{whose}source {kind}:{target} is {state}: {error}; {known}"
         ))
     }
 }

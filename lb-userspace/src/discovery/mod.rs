@@ -1,4 +1,4 @@
-//! Backends from wherever services register.
+//! Backends, and whole services, from wherever services register.
 //!
 //! A source ([`Source`]) asks one registry and reports whole sets of instances, or a failure. What
 //! becomes of that is decided by one rule set ([`rules`], pure) that all share; [`Sources`] runs
@@ -17,6 +17,7 @@ pub mod http;
 mod instance;
 mod item;
 pub mod kubernetes;
+mod offer;
 pub mod rules;
 mod run;
 mod saved;
@@ -33,12 +34,13 @@ pub use self::{
     backoff::Backoff,
     instance::{Instance, InstanceState, Snapshot},
     item::SourceItem,
-    run::Sources,
+    offer::{Catalogue, Offer},
+    run::{Asked, Sources},
     secret::{Revealed, Secret},
     source::{Class, Failure, Feed, Report, Source, jittered},
-    spec::{Settings, SourceName, SourceSpec},
+    spec::{ServicesKind, ServicesSpec, Settings, SourceName, SourceSpec},
 };
-use crate::model::BackendSpec;
+use crate::model::{BackendSpec, ServiceSpec};
 
 /// Every kind of source: its key in the config, its variant of [`Kind`], and its module, which has
 /// a `Config` that implements [`Configured`].
@@ -127,6 +129,21 @@ pub struct Found {
 /// The backends of one source, by address, each address once.
 pub type Set = Arc<Vec<Found>>;
 
-/// The sets in force.
+/// One service as a source has it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct FoundService {
+    /// Without backends.
+    pub spec: ServiceSpec,
+    /// Where its backends are among the sets.
+    pub backends: SourceName,
+}
+
+/// The services of one source, from the oldest to the youngest.
+pub type Services = Arc<Vec<FoundService>>;
+
+/// What is in force.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
-pub struct Discovered(pub BTreeMap<SourceName, Set>);
+pub struct Discovered {
+    pub sets: BTreeMap<SourceName, Set>,
+    pub services: BTreeMap<SourceName, Services>,
+}

@@ -1,5 +1,5 @@
 //! What becomes of a source's reports: one state machine for all kinds, driven by time and
-//! reports. Pure.
+//! reports, and for all that is found: instances, and services ([`catalogue`]). Pure.
 //!
 //! - A failure changes nothing of what is known, however long it lasts.
 //! - An instance that an answer leaves out is missing; it goes when it was missing for its hold, in
@@ -11,19 +11,17 @@
 //! - What is known comes into force at once, and then no sooner than `merge_window` later; what was
 //!   undone meanwhile never does.
 
+pub mod catalogue;
+mod instances;
+
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
-    net::SocketAddr,
-    sync::Arc,
     time::Instant,
 };
 
-use super::{
-    Class, Failure, Found, Instance, Report, Set, Settings, Snapshot, instance::admissible,
-};
-use crate::model::BackendSpec;
+use super::{Class, Failure, Instance, Offer, Report, Settings, Snapshot};
 
-/// Most instances of one source; an answer with more is not believed.
+/// Most instances, or services, of one source; an answer with more is not believed.
 pub const MAX_INSTANCES: usize = 100_000;
 
 /// Sentences kept of what was left out of an answer.
@@ -62,10 +60,37 @@ impl State {
     }
 }
 
+/// Something of which a source finds several.
+pub trait Item: Clone {
+    /// What several of them are called.
+    const PLURAL: &'static str;
+    /// What a sound one may become.
+    const PURPOSE: &'static str;
+
+    /// All that are in force.
+    type Set: Clone + PartialEq + Default;
+
+    fn id(&self) -> &str;
+
+    /// Takes out of it what does not fit lbd.
+    ///
+    /// # Errors
+    /// Why nothing can be made of it at all, in words.
+    fn admissible(self) -> Result<Self, String>;
+
+    /// What is known, by id, each with whether it is missing, as a set to be in force.
+    fn set<'a>(known: impl Iterator<Item = (&'a Self, bool)>, settings: &Settings) -> Self::Set
+    where
+        Self: 'a;
+}
+
 /// What a source knew, to begin with after a restart.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Restored {
+    /// Of a source of backends.
     pub instances: Vec<Instance>,
+    /// Of a source of services, each with its instances.
+    pub services: Vec<(Offer, Vec<Instance>)>,
     /// Milliseconds since 1970.
     pub last_success_ms: Option<u64>,
 }
@@ -79,21 +104,21 @@ pub struct Counts {
 }
 
 #[derive(Clone, Debug)]
-struct Known {
-    instance: Instance,
+struct Known<I> {
+    item: I,
     /// It is not in the last answer, and goes at this time.
     missing_until: Option<Instant>,
 }
 
 /// One source's state.
 #[derive(Clone, Debug)]
-pub struct Machine {
+pub struct Machine<I: Item = Instance> {
     settings: Settings,
     /// By id.
-    known: BTreeMap<String, Known>,
+    known: BTreeMap<String, Known<I>>,
     /// When the first of those that are missing goes.
     next_missing: Option<Instant>,
-    in_force: Set,
+    in_force: I::Set,
     /// `known` may differ from `in_force`, since then.
     changed: Option<Instant>,
     last_in_force: Option<Instant>,
@@ -107,27 +132,28 @@ pub struct Machine {
     counts: Counts,
 }
 
-impl Machine {
-    /// Puts what was restored in force.
-    pub fn new(settings: Settings, restored: Restored, now: Now) -> Self {
-        let known = restored.instances.into_iter().map(|instance| {
+impl<I: Item> Machine<I> {
+    /// Puts what was known before in force; `last_success_ms` is when that was, in milliseconds
+    /// since 1970.
+    pub fn new(settings: Settings, known: Vec<I>, last_success_ms: Option<u64>, now: Now) -> Self {
+        let known = known.into_iter().map(|item| {
             let known = Known {
-                instance,
+                item,
                 missing_until: None,
             };
-            (known.instance.id.clone(), known)
+            (known.item.id().to_owned(), known)
         });
         let mut machine = Self {
             settings,
             known: known.collect(),
             next_missing: None,
-            in_force: Arc::default(),
+            in_force: I::Set::default(),
             changed: None,
             last_in_force: None,
             last_word: now.at,
             answered: false,
             failing: false,
-            last_success_ms: restored.last_success_ms,
+            last_success_ms,
             last_failure: None,
             left_out: Vec::new(),
             counts: Counts::default(),
@@ -142,7 +168,7 @@ impl Machine {
         self.changed.get_or_insert(now.at);
     }
 
-    pub fn report(&mut self, report: Report, now: Now) {
+    pub fn report(&mut self, report: Report<Snapshot<I>>, now: Now) {
         let outcome = match report {
             Report::Snapshot(snapshot) => self.answer(snapshot, now),
             Report::Failure(failure) => Err(failure),
@@ -162,10 +188,10 @@ impl Machine {
         self.next_missing = None;
     }
 
-    fn answer(&mut self, snapshot: Snapshot, now: Now) -> Result<(), Failure> {
+    fn answer(&mut self, snapshot: Snapshot<I>, now: Now) -> Result<(), Failure> {
         let decided = snapshot.decided;
-        let (instances, left_out) = sift(snapshot)?;
-        let doubtful = !decided && (instances.is_empty() || self.failing);
+        let (items, left_out) = sift(snapshot)?;
+        let doubtful = !decided && (items.is_empty() || self.failing);
         let Settings {
             removal_hold,
             empty_hold,
@@ -182,16 +208,16 @@ impl Machine {
         self.last_success_ms = Some(now.ms);
 
         for (id, known) in &mut self.known {
-            if !instances.contains_key(id) {
+            if !items.contains_key(id) {
                 let until = known.missing_until.get_or_insert(now.at + hold);
                 if decided {
                     *until = (*until).min(now.at + hold);
                 }
             }
         }
-        for (id, instance) in instances {
+        for (id, item) in items {
             let known = Known {
-                instance,
+                item,
                 missing_until: None,
             };
             self.known.insert(id, known);
@@ -245,53 +271,24 @@ impl Machine {
         Some(earliest.map_or(changed, |earliest| earliest.max(changed)))
     }
 
-    fn set(&self) -> Set {
-        let mut by_address: HashMap<SocketAddr, &Known> = HashMap::new();
-        for known in self.known.values() {
-            let rank = |k: &Known| (k.instance.state, k.missing_until.is_some());
-            by_address
-                .entry(known.instance.address)
-                .and_modify(|best| {
-                    if rank(known) < rank(best) {
-                        *best = known;
-                    }
-                })
-                .or_insert(known);
-        }
-        let mut set: Vec<Found> = by_address
-            .into_values()
-            .map(|known| self.found(&known.instance))
-            .collect();
-        set.sort_unstable_by_key(|found| found.spec.address);
-        Arc::new(set)
-    }
-
-    fn found(&self, instance: &Instance) -> Found {
-        let mut labels = self.settings.labels.clone();
-        labels.extend(instance.labels.clone());
-        Found {
-            id: instance.id.clone(),
-            spec: BackendSpec {
-                address: instance.address,
-                weight: instance.weight.unwrap_or(self.settings.weight),
-                labels,
-                max_connections: None,
-            },
-            state: instance.state,
-        }
+    fn set(&self) -> I::Set {
+        let known = self.known.values();
+        let known = known.map(|known| (&known.item, known.missing_until.is_some()));
+        I::set(known, &self.settings)
     }
 
     /// The set in force.
-    pub fn in_force(&self) -> &Set {
+    pub fn in_force(&self) -> &I::Set {
         &self.in_force
     }
 
-    /// What to begin with after a restart.
-    pub fn to_save(&self) -> Restored {
-        Restored {
-            instances: self.known.values().map(|k| k.instance.clone()).collect(),
-            last_success_ms: self.last_success_ms,
-        }
+    /// All that are known, in force or soon to be.
+    pub fn known(&self) -> impl Iterator<Item = &I> {
+        self.known.values().map(|known| &known.item)
+    }
+
+    pub fn knows(&self, id: &str) -> bool {
+        self.known.contains_key(id)
     }
 
     pub fn state(&self, at: Instant) -> State {
@@ -300,7 +297,7 @@ impl Machine {
         let silence_tells = self.failing || !self.answered || !self.settings.resync.is_zero();
         match (self.answered, self.failing) {
             _ if silent && silence_tells => State::Stale,
-            (false, true) if !self.in_force.is_empty() => State::Stale,
+            (false, true) if !self.known.is_empty() => State::Stale,
             (_, true) => State::Failing,
             (false, false) => State::Starting,
             (true, false) => State::Synced,
@@ -321,12 +318,12 @@ impl Machine {
         self.failing
     }
 
-    /// What the last answer holds that cannot be a backend.
+    /// What the last answer holds of which nothing can be made.
     pub fn left_out(&self) -> &[String] {
         &self.left_out
     }
 
-    /// Instances that are missing in the last answer and still held.
+    /// How many are missing in the last answer and still held.
     pub fn held(&self) -> usize {
         self.missing().count()
     }
@@ -340,25 +337,27 @@ impl Machine {
     }
 }
 
-/// The instances that can be backends, by id, and what is wrong with the others.
-fn sift(snapshot: Snapshot) -> Result<(HashMap<String, Instance>, Vec<String>), Failure> {
+type Sound<I> = (HashMap<String, I>, Vec<String>);
+
+/// Those of which something can be made, by id, and what is wrong with the others.
+fn sift<I: Item>(snapshot: Snapshot<I>) -> Result<Sound<I>, Failure> {
     let Snapshot {
-        instances,
+        instances: items,
         left_out: mut notes,
         decided: _,
     } = snapshot;
-    let count = instances.len();
+    let (count, words) = (items.len(), I::PLURAL);
     if count > MAX_INSTANCES {
         return Err(Failure::new(
             Class::Malformed,
-            format!("an answer with {count} instances, at most {MAX_INSTANCES} are taken"),
+            format!("an answer with {count} {words}, at most {MAX_INSTANCES} are taken"),
         ));
     }
     let mut sound = HashMap::with_capacity(count);
-    for instance in instances {
-        match admissible(instance) {
-            Ok(instance) => {
-                sound.entry(instance.id.clone()).or_insert(instance);
+    for item in items {
+        match item.admissible() {
+            Ok(item) => {
+                sound.entry(item.id().to_owned()).or_insert(item);
             }
             Err(fault) => notes.push(fault),
         }
@@ -367,9 +366,14 @@ fn sift(snapshot: Snapshot) -> Result<(HashMap<String, Instance>, Vec<String>), 
         let first = notes.last().cloned().unwrap_or_default();
         return Err(Failure::new(
             Class::Malformed,
-            format!("none of its {count} instances can be a backend; {first}"),
+            format!("none of its {count} {words} can be {}; {first}", I::PURPOSE),
         ));
     }
+    Ok((sound, brief(notes)))
+}
+
+/// Each note once, and not all of many.
+fn brief(mut notes: Vec<String>) -> Vec<String> {
     let mut seen = HashSet::new();
     notes.retain(|note| seen.insert(note.clone()));
     let more = notes.len().saturating_sub(MAX_NOTES);
@@ -377,7 +381,7 @@ fn sift(snapshot: Snapshot) -> Result<(HashMap<String, Instance>, Vec<String>), 
     if more > 0 {
         notes.push(format!("and {more} more"));
     }
-    Ok((sound, notes))
+    notes
 }
 
 #[cfg(test)]

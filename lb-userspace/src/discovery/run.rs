@@ -15,11 +15,13 @@ use tokio::{
 };
 
 use super::{
-    Backoff, Class, Discovered, Failure, Feed, Report, Source, SourceItem, SourceName, SourceSpec,
-    rules::{Machine, Now},
-    saved::Shelf,
+    Backoff, Class, Discovered, Failure, Feed, ServicesSpec, Settings, Source, SourceItem,
+    SourceName, SourceSpec, rules::Now, saved::Shelf,
 };
 use crate::utc;
+
+mod ruled;
+use ruled::Ruled;
 
 /// Shortest time between two writes of one set to disk.
 const SAVE_EVERY: Duration = Duration::from_secs(1);
@@ -27,6 +29,23 @@ const SAVE_EVERY: Duration = Duration::from_secs(1);
 const SAVE_ANYWAY_MS: u64 = 600_000;
 /// Pause after a source panicked.
 const AFTER_PANIC: Duration = Duration::from_secs(5);
+
+/// What a source is asked for.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Asked {
+    /// Of one service.
+    Backends(Box<SourceSpec>),
+    Services(Box<ServicesSpec>),
+}
+
+impl Asked {
+    fn settings(&self) -> &Settings {
+        match self {
+            Self::Backends(spec) => &spec.settings,
+            Self::Services(spec) => &spec.settings,
+        }
+    }
+}
 
 /// All sources of the daemon. Stops them when dropped.
 pub struct Sources {
@@ -53,8 +72,8 @@ struct Shared {
 }
 
 struct Running {
-    spec: SourceSpec,
-    machine: Machine,
+    asked: Asked,
+    machine: Ruled,
     life: u64,
     task: AbortHandle,
     /// What is in force is not on disk.
@@ -90,14 +109,14 @@ impl Sources {
 
     /// Forgets what was saved of sources that are not among these: they left the config while no
     /// daemon ran.
-    pub fn forget_all_but(&self, wanted: &BTreeMap<SourceName, SourceSpec>) {
+    pub fn forget_all_but(&self, wanted: &BTreeMap<SourceName, Asked>) {
         self.hub.shelf.keep_only(wanted.keys());
     }
 
     /// Runs exactly these from now on. One that stays as it is goes on undisturbed; one of which
     /// other keys changed begins to ask anew and keeps what it knows; a new one begins with what a
     /// former daemon knew.
-    pub fn set(&self, wanted: &BTreeMap<SourceName, SourceSpec>) {
+    pub fn set(&self, wanted: &BTreeMap<SourceName, Asked>) {
         let mut shared = self.hub.lock();
         let Shared {
             running,
@@ -111,20 +130,20 @@ impl Sources {
                 tracing::warn!("{error:#}");
             }
         }
-        for (name, spec) in wanted {
+        for (name, asked) in wanted {
             match running.get_mut(name) {
-                Some(source) if source.spec == *spec => {}
+                Some(source) if source.asked == *asked => {}
                 Some(source) => {
                     source.task.abort();
                     *lives += 1;
                     source.life = *lives;
-                    source.spec = spec.clone();
-                    source.machine.set_settings(spec.settings.clone(), now());
-                    source.task = self.hub.begin(name, spec, *lives);
+                    source.asked = asked.clone();
+                    source.machine.set(asked, now());
+                    source.task = self.hub.begin(name, asked, *lives);
                 }
                 None => {
                     *lives += 1;
-                    let source = self.hub.running(name, spec, *lives);
+                    let source = self.hub.running(name, asked, *lives);
                     running.insert(name.clone(), source);
                 }
             }
@@ -183,7 +202,7 @@ impl Drop for Sources {
 }
 
 impl Hub {
-    fn running(self: &Arc<Self>, name: &SourceName, spec: &SourceSpec, life: u64) -> Running {
+    fn running(self: &Arc<Self>, name: &SourceName, asked: &Asked, life: u64) -> Running {
         let (restored, disk_fault) = self.shelf.load(name);
         if let Some(fault) = &disk_fault {
             tracing::error!(source = %name, "{fault}");
@@ -192,36 +211,56 @@ impl Hub {
             let count = restored.instances.len();
             tracing::info!(source = %name, count, "begins with the instances last known");
         }
+        if !restored.services.is_empty() {
+            let count = restored.services.len();
+            tracing::info!(source = %name, count, "begins with the services last known");
+        }
         Running {
-            spec: spec.clone(),
+            asked: asked.clone(),
             saved_success_ms: restored.last_success_ms.unwrap_or(0),
-            machine: Machine::new(spec.settings.clone(), restored, now()),
+            machine: Ruled::new(name, asked, restored, now()),
             life,
-            task: self.begin(name, spec, life),
+            task: self.begin(name, asked, life),
             unsaved: false,
             saved: None,
             disk_fault,
         }
     }
 
-    fn begin(self: &Arc<Self>, name: &SourceName, spec: &SourceSpec, life: u64) -> AbortHandle {
+    fn begin(self: &Arc<Self>, name: &SourceName, asked: &Asked, life: u64) -> AbortHandle {
         let (hub, source) = (Arc::downgrade(self), name.clone());
-        let sink = move |report| {
+        let take = move |report: ruled::AnyReport| {
             if let Some(hub) = hub.upgrade() {
                 hub.take(&source, life, report);
             }
         };
-        let feed = Feed::new(&spec.settings, Arc::new(sink));
-        tokio::spawn(spec.kind.clone().run(name.service.clone(), feed)).abort_handle()
+        let settings = asked.settings();
+        let task = match asked {
+            Asked::Backends(spec) => {
+                let feed = Feed::new(
+                    settings,
+                    Arc::new(move |report| take(ruled::AnyReport::Backends(report))),
+                );
+                tokio::spawn(spec.kind.clone().run(name.service.clone(), feed))
+            }
+            Asked::Services(spec) => {
+                let feed = Feed::new(
+                    settings,
+                    Arc::new(move |report| take(ruled::AnyReport::Services(report))),
+                );
+                tokio::spawn(spec.kind.clone().run(feed))
+            }
+        };
+        task.abort_handle()
     }
 
-    fn take(&self, name: &SourceName, life: u64, report: Report) {
+    fn take(&self, name: &SourceName, life: u64, report: ruled::AnyReport) {
         let mut shared = self.lock();
         let Some(source) = shared.running.get_mut(name).filter(|s| s.life == life) else {
             return;
         };
         let was_failing = source.machine.is_failing();
-        let left_out = source.machine.left_out().to_vec();
+        let left_out = source.machine.left_out();
         source.machine.report(report, now());
         match (was_failing, source.machine.is_failing()) {
             (false, true) => {
@@ -233,7 +272,7 @@ impl Hub {
             _ => {}
         }
         for note in source.machine.left_out() {
-            if !left_out.contains(note) {
+            if !left_out.contains(&note) {
                 tracing::warn!(source = %name, "left out: {note}");
             }
         }
@@ -346,9 +385,11 @@ impl Hub {
 
 impl Shared {
     fn gather(&mut self) {
-        let running = self.running.iter();
-        let sets = running.map(|(name, source)| (name.clone(), source.machine.in_force().clone()));
-        self.found = Arc::new(Discovered(sets.collect()));
+        let mut found = Discovered::default();
+        for (name, source) in &self.running {
+            source.machine.gather(name, &mut found);
+        }
+        self.found = Arc::new(found);
     }
 }
 
@@ -369,7 +410,8 @@ impl Running {
             kind: name.kind.to_owned(),
             target: name.target.clone(),
             state: machine.state(Instant::now()).name().to_owned(),
-            instances: machine.in_force().len() as u32,
+            services: machine.services().map(|count| count as u32),
+            instances: machine.instances() as u32,
             held: machine.held() as u32,
             last_success_ms: machine.last_success_ms(),
             updates: counts.updates,
@@ -377,7 +419,7 @@ impl Running {
             errors_by_class: by_class.collect(),
             last_error: failure.map(|(failure, _)| failure.message.clone()),
             last_error_ms: failure.map(|(_, ms)| *ms),
-            left_out: machine.left_out().to_vec(),
+            left_out: machine.left_out(),
         }
     }
 }
@@ -390,7 +432,11 @@ fn now() -> Now {
 }
 
 /// Runs a source for ever, and another in its place if it panics.
-pub(super) async fn run<S: Source>(make: impl Fn() -> S, mut feed: Feed) {
+pub(super) async fn run<A, S>(make: impl Fn() -> S, mut feed: Feed<A>)
+where
+    A: Clone + Send + 'static,
+    S: Source<A>,
+{
     loop {
         let session = Task(tokio::spawn(sessions(make(), feed.clone())));
         let what = match session.join().await {
@@ -402,7 +448,11 @@ pub(super) async fn run<S: Source>(make: impl Fn() -> S, mut feed: Feed) {
     }
 }
 
-async fn sessions<S: Source>(mut source: S, mut feed: Feed) {
+async fn sessions<A, S>(mut source: S, mut feed: Feed<A>)
+where
+    A: Send + 'static,
+    S: Source<A>,
+{
     let mut backoff = Backoff::default();
     loop {
         let before = feed.snapshots();

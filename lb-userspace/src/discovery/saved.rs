@@ -10,7 +10,7 @@ use std::{
 use anyhow::Context;
 use serde::{Deserialize, Serialize};
 
-use super::{Instance, SourceName, rules::Restored};
+use super::{Instance, Offer, SourceName, rules::Restored};
 use crate::state::file::{Unreadable, seal, unseal};
 
 /// Layout of [`Saved`]. A daemon reads its own version and older ones.
@@ -26,6 +26,9 @@ struct Saved {
     source: String,
     last_success_ms: Option<u64>,
     instances: Vec<Instance>,
+    /// Of a source of services.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    services: Vec<(Offer, Vec<Instance>)>,
 }
 
 /// Where the sets are.
@@ -64,6 +67,7 @@ impl Shelf {
             Ok(saved) if saved.source == source.to_string() => {
                 return Ok(Restored {
                     instances: saved.instances,
+                    services: saved.services,
                     last_success_ms: saved.last_success_ms,
                 });
             }
@@ -89,6 +93,7 @@ impl Shelf {
             source: source.to_string(),
             last_success_ms: known.last_success_ms,
             instances: known.instances,
+            services: known.services,
         };
         self.replace(&path, &seal(VERSION, &saved)?)
             .with_context(|| format!("cannot write {}", path.display()))
@@ -140,6 +145,11 @@ impl Shelf {
             .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
                 (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
             });
+        // No service has this name.
+        let service = match service.is_empty() {
+            true => "-",
+            false => service,
+        };
         self.0
             .join(format!("{service}.{kind}.{digest:016x}{ENDING}"))
     }
@@ -162,6 +172,7 @@ mod tests {
         Restored {
             instances: vec![Instance::new("a", "10.0.0.1:80".parse().unwrap())],
             last_success_ms: Some(7),
+            ..Restored::default()
         }
     }
 

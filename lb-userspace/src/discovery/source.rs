@@ -13,16 +13,17 @@ use super::{Settings, Snapshot};
 /// A registry, or one query to it.
 ///
 /// A source asks and reports; what becomes of its answers is decided by [`super::rules`], the same
-/// for all: a source never filters, delays, remembers or compares.
-pub trait Source: Send + 'static {
-    /// Asks the registry for as long as it answers, and reports whole sets of instances to `feed`.
+/// for all: a source never filters, delays, remembers or compares. `A` is its whole answer:
+/// instances of one service, or services with theirs ([`super::Catalogue`]).
+pub trait Source<A = Snapshot>: Send + 'static {
+    /// Asks the registry for as long as it answers, and reports whole sets to `feed`.
     /// Ends by a failure, which is reported; it is called again after a pause, which is longer
     /// after each failure in a row and which a snapshot makes short again. `Ok` wants to be called
     /// again after a short pause, and is no failure.
     ///
     /// The future is dropped at any `await` when the source is to stop. What must outlive a
     /// session (an index, a connection) is kept in `self`.
-    fn session(&mut self, feed: &mut Feed) -> impl Future<Output = Result<(), Failure>> + Send;
+    fn session(&mut self, feed: &mut Feed<A>) -> impl Future<Output = Result<(), Failure>> + Send;
 }
 
 /// Why a registry's answer is not known, in words.
@@ -108,19 +109,19 @@ impl Class {
 
 /// What a source reports.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub enum Report {
+pub enum Report<A = Snapshot> {
     /// All there is.
-    Snapshot(Snapshot),
+    Snapshot(A),
     /// What there is is not known.
     Failure(Failure),
 }
 
-type Sink = Arc<dyn Fn(Report) + Send + Sync>;
+type Sink<A> = Arc<dyn Fn(Report<A>) + Send + Sync>;
 
 /// Where a source reports to, and its clock.
 #[derive(Clone)]
-pub struct Feed {
-    sink: Sink,
+pub struct Feed<A = Snapshot> {
+    sink: Sink<A>,
     merge_window: Duration,
     resync: Duration,
     last_snapshot: Option<Instant>,
@@ -128,8 +129,8 @@ pub struct Feed {
     snapshots: u64,
 }
 
-impl Feed {
-    pub(super) fn new(settings: &Settings, sink: Sink) -> Self {
+impl<A: Send + 'static> Feed<A> {
+    pub(super) fn new(settings: &Settings, sink: Sink<A>) -> Self {
         let mut feed = Self {
             sink,
             merge_window: settings.merge_window,
@@ -143,7 +144,7 @@ impl Feed {
     }
 
     /// A feed whose reports come out at the other end, for tests of sources.
-    pub fn open(settings: &Settings) -> (Self, mpsc::UnboundedReceiver<Report>) {
+    pub fn open(settings: &Settings) -> (Self, mpsc::UnboundedReceiver<Report<A>>) {
         let (sender, receiver) = mpsc::unbounded_channel();
         let sink = move |report| {
             let _ = sender.send(report);
@@ -151,8 +152,8 @@ impl Feed {
         (Self::new(settings, Arc::new(sink)), receiver)
     }
 
-    /// Reports all instances there are. One that is not among them is gone.
-    pub fn snapshot(&mut self, snapshot: impl Into<Snapshot>) {
+    /// Reports all there are. One that is not among them is gone.
+    pub fn snapshot(&mut self, snapshot: impl Into<A>) {
         self.snapshots += 1;
         self.last_snapshot = Some(Instant::now());
         self.plan_resync();

@@ -4,8 +4,8 @@ use std::{collections::BTreeMap, fmt, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
-use super::Kind;
-use crate::model::duration_text;
+use super::{Catalogue, Feed, Kind, kubernetes, run};
+use crate::model::{ServiceSpec, duration_text};
 
 /// One entry of a service's `discovery:`.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -14,6 +14,58 @@ pub struct SourceSpec {
     pub kind: Kind,
     /// What becomes of the answers.
     pub settings: Settings,
+}
+
+/// One entry of the config's own `discovery:`, which finds services.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct ServicesSpec {
+    pub kind: ServicesKind,
+    /// What becomes of the answers.
+    pub settings: Settings,
+    /// What every service is like as far as the registry does not say: a service without name, listen,
+    /// source lists and backends.
+    pub defaults: ServiceSpec,
+}
+
+/// What is asked for services, and how.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ServicesKind {
+    Kubernetes(kubernetes::services::Config),
+}
+
+impl ServicesKind {
+    /// Its key in the config.
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::Kubernetes(_) => "kubernetes",
+        }
+    }
+
+    /// What is asked for, as people name it and without secrets. No two sources of services of one
+    /// kind have one target.
+    pub fn target(&self) -> String {
+        match self {
+            Self::Kubernetes(config) => config.target(),
+        }
+    }
+
+    /// Runs the source for ever.
+    pub(super) async fn run(self, feed: Feed<Catalogue>) {
+        match self {
+            Self::Kubernetes(config) => run::run(|| config.source(), feed).await,
+        }
+    }
+}
+
+impl ServicesSpec {
+    pub fn name(&self) -> SourceName {
+        SourceName {
+            service: String::new(),
+            kind: self.kind.name(),
+            target: self.kind.target(),
+        }
+    }
 }
 
 /// The keys that every kind of source has.
@@ -69,6 +121,7 @@ impl SourceSpec {
 /// Which source. One whose name stays through a reload keeps what it knows.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct SourceName {
+    /// Empty for one that finds services.
     pub service: String,
     /// The key in the config: `file`.
     pub kind: &'static str,
@@ -83,6 +136,9 @@ impl fmt::Display for SourceName {
             kind,
             target,
         } = self;
-        write!(f, "{service}/{kind}:{target}")
+        match service.is_empty() {
+            true => write!(f, "{kind}:{target}"),
+            false => write!(f, "{service}/{kind}:{target}"),
+        }
     }
 }

@@ -97,6 +97,10 @@ pub const METRICS: &[(&str, &str)] = &[
         "When a source last answered, in seconds since 1970; 0 if it never did.",
     ),
     (
+        "lbd_source_services",
+        "Services in force of a source that finds services.",
+    ),
+    (
         "lbd_source_stale",
         "1 while what is known of a source may be out of date, else 0.",
     ),

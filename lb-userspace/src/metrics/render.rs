@@ -124,6 +124,7 @@ impl Scrape {
         )?;
         let updates = self.counter("lbd_source_updates_total", &one)?;
         let instances = self.gauge("lbd_source_instances", &one)?;
+        let services = self.gauge("lbd_source_services", &one)?;
         let success = self.gauge("lbd_source_last_success_timestamp_seconds", &one)?;
         let stale = self.gauge("lbd_source_stale", &one)?;
         for item in sources {
@@ -135,6 +136,9 @@ impl Scrape {
             }
             add(&updates, &key, item.updates);
             set(&instances, &key, item.instances.into());
+            if let Some(count) = item.services {
+                set(&services, &key, count.into());
+            }
             set(&success, &key, item.last_success_ms.unwrap_or(0) / 1000);
             set(&stale, &key, item.is_stale().into());
         }

@@ -36,6 +36,18 @@ impl Prefix {
         Ok(prefix)
     }
 
+    /// The prefix of this length that an address is in; `None` if it has fewer bits.
+    pub fn around(address: IpAddr, length: u8) -> Option<Self> {
+        (length <= width(address)).then(|| Self {
+            address: cut(address, length),
+            length,
+        })
+    }
+
+    pub fn covers(self, address: IpAddr) -> bool {
+        Self::around(address, self.length) == Some(self)
+    }
+
     pub const fn address(self) -> IpAddr {
         self.address
     }
@@ -263,6 +275,25 @@ mod tests {
             let error = text.parse::<Prefix>().unwrap_err();
             assert!(error.contains(fault), "{text}: {error}");
         }
+    }
+
+    #[test]
+    fn a_prefix_covers_addresses_of_its_family() {
+        let prefix = |text: &str| text.parse::<Prefix>().unwrap();
+        for (text, address, covered) in [
+            ("10.0.0.0/8", "10.255.0.1", true),
+            ("10.0.0.0/8", "11.0.0.1", false),
+            ("0.0.0.0/0", "192.0.2.1", true),
+            ("0.0.0.0/0", "2001:db8::1", false),
+            ("2001:db8::/32", "2001:db8:1::1", true),
+            ("::/0", "10.0.0.1", false),
+        ] {
+            let is = prefix(text).covers(address.parse().unwrap());
+            assert_eq!(is, covered, "{text} {address}");
+        }
+        let around = Prefix::around("10.1.2.3".parse().unwrap(), 16);
+        assert_eq!(around, Some(prefix("10.1.0.0/16")));
+        assert_eq!(Prefix::around("10.1.2.3".parse().unwrap(), 33), None);
     }
 
     #[test]

@@ -177,6 +177,7 @@ pub(crate) fn source(state: &str) -> SourceItem {
         kind: "consul".to_owned(),
         target: "web".to_owned(),
         state: state.to_owned(),
+        services: None,
         instances: 2,
         held: 1,
         last_success_ms: Some(1_700_000_000_123),

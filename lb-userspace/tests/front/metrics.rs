@@ -11,6 +11,7 @@ use crate::common::{backend, service, source, status};
 use lb_userspace::{
     controller::Snapshot,
     datapath::MapFill,
+    discovery::SourceItem,
     http::Limits,
     metrics::{self, METRICS, Source},
     model::BackendState,
@@ -67,7 +68,14 @@ fn snapshot() -> Snapshot {
         flows_aged: 9,
         tables_written: 12,
         reconcile_seconds: vec![0.002, 0.2],
-        sources: vec![source("stale")],
+        sources: vec![
+            source("stale"),
+            SourceItem {
+                service: String::new(),
+                services: Some(3),
+                ..source("synced")
+            },
+        ],
     }
 }
 
@@ -136,6 +144,7 @@ async fn values_carry_their_labels() {
         r#"lbd_source_errors_total{class="malformed",kind="consul",service="web",target="web"} 0"#,
         r#"lbd_source_instances{kind="consul",service="web",target="web"} 2"#,
         r#"lbd_source_last_success_timestamp_seconds{kind="consul",service="web",target="web"} 1700000000"#,
+        r#"lbd_source_services{kind="consul",service="",target="web"} 3"#,
         r#"lbd_source_stale{kind="consul",service="web",target="web"} 1"#,
         r#"lbd_source_updates_total{kind="consul",service="web",target="web"} 7"#,
         "lbd_tables_written_total 12",

@@ -3,7 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 
 /// Why packets to `address` cannot be balanced.
-pub(super) fn listen_fault(address: SocketAddr) -> Option<String> {
+pub(crate) fn listen_fault(address: SocketAddr) -> Option<String> {
     if address.ip().is_loopback() {
         return Some(
             "is a loopback address; listen on an address that other hosts reach".to_owned(),

@@ -3,7 +3,7 @@
 use std::{collections::HashMap, time::Duration};
 
 use super::{Item, Remarks, node::MAX_FLOWS};
-use crate::model::{Admission, Config, Rate, ServiceSpec, duration_text};
+use crate::model::{Admission, Affinity, Config, Rate, ServiceSpec, duration_text};
 
 /// Highest rate, and burst: beyond it a minute's connections do not fit the bucket's count.
 pub(in crate::config) const MAX_RATE: u32 = 1_000_000;
@@ -60,20 +60,23 @@ pub(super) fn admission(spec: &ServiceSpec, index: usize, remarks: &mut Remarks)
             }
         }
     }
-    if let Some(affinity) = affinity {
-        let time = affinity.client_ip;
-        let is_whole = time.subsec_nanos() == 0 && !time.is_zero();
-        if !is_whole || time > MAX_AFFINITY {
-            let message = format!(
-                "`affinity.client_ip` must be whole seconds from 1s to 1d, not {}",
-                duration_text::format(time)
-            );
-            remarks.fault(Item::Affinity(index), message);
-        }
+    if let Some(affinity) = affinity
+        && let Some(fault) = affinity_fault(*affinity)
+    {
+        let time = duration_text::format(affinity.client_ip);
+        let message = format!("`affinity.client_ip` {fault}, not {time}");
+        remarks.fault(Item::Affinity(index), message);
     }
     for (at, backend) in spec.backends.iter().enumerate() {
         connections(backend.max_connections, Item::Backend(index, at), remarks);
     }
+}
+
+/// Why clients cannot be remembered for so long.
+pub(crate) fn affinity_fault(affinity: Affinity) -> Option<&'static str> {
+    let time = affinity.client_ip;
+    let is_whole = time.subsec_nanos() == 0 && !time.is_zero();
+    (!is_whole || time > MAX_AFFINITY).then_some("must be whole seconds from 1s to 1d")
 }
 
 fn connections(limit: Option<u32>, item: Item, remarks: &mut Remarks) {

@@ -6,8 +6,15 @@ mod health;
 pub(super) mod node;
 mod service;
 
-pub(crate) use self::{address::backend_fault, service::label_fault};
-use crate::{config::discovery, model::Config};
+pub(crate) use self::{
+    address::{backend_fault, listen_fault},
+    admission::affinity_fault,
+    service::label_fault,
+};
+use crate::{
+    config::discovery,
+    model::{Config, ServiceSpec},
+};
 
 /// Every fault of a config that did not come from a file; empty if it may be applied.
 pub fn check(config: &Config) -> Vec<String> {
@@ -15,16 +22,24 @@ pub fn check(config: &Config) -> Vec<String> {
         .into_iter()
         .filter(|remark| remark.severity == Severity::Fault)
         .map(|remark| match remark.item.service() {
-            Some(index) => format!(
-                "service `{}`: {}",
-                config.services[index].name, remark.message
-            ),
+            Some(index) => format!("{}: {}", owner(config, index), remark.message),
             None => remark.message,
         })
         .collect()
 }
 
+fn owner(config: &Config, index: usize) -> String {
+    if let Some(service) = config.services.get(index) {
+        return format!("service `{}`", service.name);
+    }
+    let source = config.discovery.get(index - config.services.len());
+    let name = source.map(|source| source.name().to_string());
+    format!("discovery {}", name.unwrap_or_default())
+}
+
 /// A value that a remark can be about. Numbers are indices into `services`, `listen`, `backends`.
+/// Behind the services come the sources of services: as services that have this one source, and are
+/// like their `defaults`.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub(super) enum Item {
     /// One outside services, by its keys: `admin.http`.
@@ -127,9 +142,17 @@ pub(super) fn remarks(config: &Config) -> Vec<Remark> {
         health::health(&spec.health, index, &mut remarks);
         discovery::check(&spec.discovery, index, &mut remarks);
     }
+    discovery::services::check(config, &mut remarks);
     service::names_differ(config, &mut remarks);
     service::listens_differ(config, &mut remarks);
     remarks.0
+}
+
+/// What is wrong with the defaults of services that a source finds.
+pub(super) fn defaults(spec: &ServiceSpec, index: usize, remarks: &mut Remarks) {
+    service::manners(spec, index, remarks);
+    admission::admission(spec, index, remarks);
+    health::health(&spec.health, index, remarks);
 }
 
 pub(super) struct Remarks(Vec<Remark>);

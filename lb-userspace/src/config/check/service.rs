@@ -45,6 +45,11 @@ pub(super) fn service(spec: &ServiceSpec, index: usize, remarks: &mut Remarks) {
     }
     backends(spec, index, remarks);
     families(spec, index, remarks);
+    manners(spec, index, remarks);
+}
+
+/// How it is served, whatever it is.
+pub(in crate::config) fn manners(spec: &ServiceSpec, index: usize, remarks: &mut Remarks) {
     tunnel_source(spec, index, remarks);
     if spec.forwarding != Forwarding::Nat {
         direct(spec, index, remarks);

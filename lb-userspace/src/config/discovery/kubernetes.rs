@@ -1,4 +1,6 @@
-//! `discovery: {kubernetes: …}`.
+//! `discovery: {kubernetes: …}`, of a service and of the config itself.
+
+mod services;
 
 use std::{ops::RangeInclusive, time::Duration};
 
@@ -59,25 +61,17 @@ impl Form for Config {
             .require("namespace", "the kubernetes source", "shop", report)
             .and_then(|value| text(value, "namespace", "the name of a namespace", report))
             .map(str::to_owned);
-        let select = match (fields.get("service"), fields.get("selector")) {
-            (_, None) => {
+        exclude_each_other(fields, report)?;
+        let select = match fields.get("selector") {
+            Some(_) => Select::Labels(selector?),
+            None => {
                 fields.require("service", "the kubernetes source", "web", report)?;
                 Select::Name(service?)
-            }
-            (None, Some(_)) => Select::Labels(selector?),
-            (Some(_), Some(value)) => {
-                let message = "`selector` and `service` exclude each other";
-                report.fault(value.place, message);
-                return None;
             }
         };
         let traffic = match fields.get("traffic") {
             Some(value) => choice(value, "traffic", &TRAFFIC, &[], report)?,
             None => Traffic::default(),
-        };
-        let watch_timeout = match fields.get("watch_timeout") {
-            Some(value) => duration(value, "watch_timeout", report)?,
-            None => WATCH_TIMEOUT,
         };
         Some(Self {
             access: access(fields, report)?,
@@ -89,7 +83,7 @@ impl Form for Config {
                 node,
                 zone,
             },
-            watch_timeout,
+            watch_timeout: watch_timeout(fields, report)?,
         })
     }
 
@@ -100,24 +94,7 @@ impl Form for Config {
             watch_timeout,
         } = self;
         check_wanted(wanted, remarks);
-        if !WATCH.contains(watch_timeout) || watch_timeout.subsec_nanos() != 0 {
-            remarks.fault("watch_timeout", "must be whole seconds from 1s to 1h");
-        }
-        match access {
-            Access::InCluster => {}
-            Access::Kubeconfig { path, .. } => {
-                if let Some(fault) = path_fault(path) {
-                    remarks.fault("kubeconfig", fault);
-                }
-            }
-            Access::Server { url, token, tls } => {
-                http::check_tls(tls, remarks);
-                if token.is_some() && !url.is_tls {
-                    let message = "is sent in the clear: `server` is no https:// URL";
-                    remarks.warn("token", message);
-                }
-            }
-        }
+        check_access(access, *watch_timeout, remarks);
     }
 
     fn render(&self, map: &mut Mapping) {
@@ -147,24 +124,67 @@ impl Form for Config {
         if *traffic != Traffic::default() {
             put(map, "traffic", traffic.name());
         }
-        if *watch_timeout != WATCH_TIMEOUT {
-            put(map, "watch_timeout", duration_text::format(*watch_timeout));
+        render_access(access, *watch_timeout, map);
+    }
+}
+
+fn exclude_each_other(fields: &Fields<'_>, report: &mut Report) -> Option<()> {
+    match (fields.get("service"), fields.get("selector")) {
+        (Some(_), Some(value)) => {
+            let message = "`selector` and `service` exclude each other";
+            report.fault(value.place, message);
+            None
         }
-        match access {
-            Access::InCluster => {}
-            Access::Kubeconfig { path, context } => {
-                put(map, "kubeconfig", path.to_string_lossy().into_owned());
-                if let Some(context) = context {
-                    put(map, "context", context.clone());
-                }
+        _ => Some(()),
+    }
+}
+
+fn watch_timeout(fields: &Fields<'_>, report: &mut Report) -> Option<Duration> {
+    match fields.get("watch_timeout") {
+        Some(value) => duration(value, "watch_timeout", report),
+        None => Some(WATCH_TIMEOUT),
+    }
+}
+
+fn check_access(access: &Access, watch_timeout: Duration, remarks: &mut SourceRemarks<'_>) {
+    if !WATCH.contains(&watch_timeout) || watch_timeout.subsec_nanos() != 0 {
+        remarks.fault("watch_timeout", "must be whole seconds from 1s to 1h");
+    }
+    match access {
+        Access::InCluster => {}
+        Access::Kubeconfig { path, .. } => {
+            if let Some(fault) = path_fault(path) {
+                remarks.fault("kubeconfig", fault);
             }
-            Access::Server { url, token, tls } => {
-                put(map, "server", url.to_string());
-                if let Some(token) = token {
-                    put(map, "token", render_secret(token));
-                }
-                http::render_tls(tls, map);
+        }
+        Access::Server { url, token, tls } => {
+            http::check_tls(tls, remarks);
+            if token.is_some() && !url.is_tls {
+                let message = "is sent in the clear: `server` is no https:// URL";
+                remarks.warn("token", message);
             }
+        }
+    }
+}
+
+fn render_access(access: &Access, watch_timeout: Duration, map: &mut Mapping) {
+    if watch_timeout != WATCH_TIMEOUT {
+        put(map, "watch_timeout", duration_text::format(watch_timeout));
+    }
+    match access {
+        Access::InCluster => {}
+        Access::Kubeconfig { path, context } => {
+            put(map, "kubeconfig", path.to_string_lossy().into_owned());
+            if let Some(context) = context {
+                put(map, "context", context.clone());
+            }
+        }
+        Access::Server { url, token, tls } => {
+            put(map, "server", url.to_string());
+            if let Some(token) = token {
+                put(map, "token", render_secret(token));
+            }
+            http::render_tls(tls, map);
         }
     }
 }
@@ -222,38 +242,7 @@ fn check_wanted(wanted: &Wanted, remarks: &mut SourceRemarks<'_>) {
         node,
         zone,
     } = wanted;
-    let name_char = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b"-.".contains(&b);
-    let is_name =
-        |name: &str| (1..=MAX_OBJECT_NAME).contains(&name.len()) && name.bytes().all(name_char);
-    let mut name = |key: &'static str, name: &str| {
-        if !is_name(name) {
-            let message = format!(
-                "{} must be 1 to {MAX_OBJECT_NAME} characters a-z, 0-9, `-` and `.`",
-                quoted(name)
-            );
-            remarks.fault(key, message);
-        }
-    };
-    name("namespace", namespace);
-    if let Select::Name(service) = select {
-        name("service", service);
-    }
-    if let Some(node) = node {
-        name("node", node);
-    }
-    let printable = |text: &str| {
-        (1..=4096).contains(&text.len()) && text.bytes().all(|b| b == b' ' || b.is_ascii_graphic())
-    };
-    if let Select::Labels(labels) = select
-        && !printable(labels)
-    {
-        remarks.fault("selector", "must be a label selector such as `app=web`");
-    }
-    if let Some(zone) = zone
-        && !printable(zone)
-    {
-        remarks.fault("zone", "must be the value of a node's zone label");
-    }
+    check_names(Some(namespace), select, [node, zone], remarks);
     let is_port = |port: &str| match port.parse::<u32>() {
         Ok(number) => (1..=65535).contains(&number),
         Err(_) => is_name(port) && port.len() <= 63,
@@ -264,4 +253,50 @@ fn check_wanted(wanted: &Wanted, remarks: &mut SourceRemarks<'_>) {
         let message = format!("{} is neither a port's name nor a number", quoted(port));
         remarks.fault("port", message);
     }
+}
+
+fn check_names(
+    namespace: Option<&String>,
+    select: &Select,
+    [node, zone]: [&Option<String>; 2],
+    remarks: &mut SourceRemarks<'_>,
+) {
+    let mut name = |key: &'static str, name: &str| {
+        if !is_name(name) {
+            let message = format!(
+                "{} must be 1 to {MAX_OBJECT_NAME} characters a-z, 0-9, `-` and `.`",
+                quoted(name)
+            );
+            remarks.fault(key, message);
+        }
+    };
+    if let Some(namespace) = namespace {
+        name("namespace", namespace);
+    }
+    if let Select::Name(service) = select {
+        name("service", service);
+    }
+    if let Some(node) = node {
+        name("node", node);
+    }
+    if let Select::Labels(labels) = select
+        && !is_printable(labels)
+    {
+        remarks.fault("selector", "must be a label selector such as `app=web`");
+    }
+    if let Some(zone) = zone
+        && !is_printable(zone)
+    {
+        remarks.fault("zone", "must be the value of a node's zone label");
+    }
+}
+
+fn is_name(name: &str) -> bool {
+    let name_char = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b"-.".contains(&b);
+    (1..=MAX_OBJECT_NAME).contains(&name.len()) && name.bytes().all(name_char)
+}
+
+fn is_printable(text: &str) -> bool {
+    let printable = |b: u8| b == b' ' || b.is_ascii_graphic();
+    (1..=4096).contains(&text.len()) && text.bytes().all(printable)
 }

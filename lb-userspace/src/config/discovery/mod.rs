@@ -10,6 +10,7 @@ mod file;
 mod http;
 pub(crate) mod instances;
 mod kubernetes;
+pub(super) mod services;
 mod zookeeper;
 
 use std::time::Duration;

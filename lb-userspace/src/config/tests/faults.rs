@@ -59,12 +59,12 @@ fn the_shape_of_the_file() {
     for (text, fault) in [
         (
             "hello",
-            "1:1: the file must be a mapping with the keys node, admin, services, not `hello`",
+            "1:1: the file must be a mapping with the keys node, admin, services, discovery, not `hello`",
         ),
         (
             "servces: []",
             "1:1: unknown key `servces` in the file; did you mean `services`? \
-             (allowed: node, admin or services)",
+             (allowed: node, admin, services or discovery)",
         ),
         (
             "services: {}",
@@ -458,7 +458,7 @@ fn a_faulty_value_is_reported_once() {
         faults("servces: [{nmae: web, listen: 0.0.0.0:80}]"),
         [
             "1:1: unknown key `servces` in the file; did you mean `services`? \
-             (allowed: node, admin or services)",
+             (allowed: node, admin, services or discovery)",
             "1:12: unknown key `nmae` in service; did you mean `name`? (allowed: name, listen, \
              protocol, forwarding, snat, tunnel_source, policy, no_backend, on_backend_down, health, \
              backends, allow_sources, deny_sources, max_connections, rate, source_rate, affinity \

@@ -4,6 +4,7 @@ mod hostile;
 mod key_value;
 mod kubernetes;
 mod round_trip;
+mod services;
 mod valid;
 
 use super::{Parsed, parse};

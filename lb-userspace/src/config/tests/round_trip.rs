@@ -11,6 +11,10 @@ use proptest::prelude::*;
 use super::accepted;
 use crate::{
     config::{check, parse, render},
+    discovery::{
+        ServicesKind, ServicesSpec, Settings,
+        kubernetes::{self, Access, Select, services::SELECTOR},
+    },
     model::{
         Admin, Admission, Affinity, AutoWord, BackendSpec, Config, Forwarding, Health, HealthCheck,
         Interfaces, Limits, NoBackend, Node, OnBackendDown, Policy, Prefix, Prefixes, Protocol,
@@ -83,13 +87,68 @@ prop_compose! {
         socket in path(),
         http in address(),
         services in prop::collection::vec(service(), 0..4),
+        finder in prop::option::of(finder()),
     ) -> Config {
         let services = services.into_iter().enumerate();
         let services = services.map(|(index, mut service)| {
             service.name += &index.to_string();
             service
         });
-        Config { node, admin: Admin { socket: socket.into(), http }, services: services.collect() }
+        Config {
+            node,
+            admin: Admin { socket: socket.into(), http },
+            services: services.collect(),
+            discovery: finder.into_iter().collect(),
+        }
+    }
+}
+
+prop_compose! {
+    fn finder()(
+        namespace in prop::option::of("[a-z]{1,8}"),
+        name in prop::option::of("[a-z]{1,8}"),
+        selector in prop::sample::select(vec![SELECTOR, "app=web", "a in (b, c)"]),
+        nodeports in prefixes(),
+        node in prop::option::of("[a-z0-9]{1,8}"),
+        context in prop::option::of("[a-z]{1,8}"),
+        weight in any::<u16>(),
+        hold in 0..=86_400u64,
+        like in service(),
+    ) -> ServicesSpec {
+        ServicesSpec {
+            kind: ServicesKind::Kubernetes(kubernetes::services::Config {
+                access: match context {
+                    Some(_) => Access::Kubeconfig { path: "/etc/lbd/config".into(), context },
+                    None => Access::InCluster,
+                },
+                select: match name.filter(|_| namespace.is_some()) {
+                    Some(name) => Select::Name(name),
+                    None => Select::Labels(selector.to_owned()),
+                },
+                namespace,
+                nodeport_addresses: nodeports.to_vec(),
+                node,
+                zone: None,
+                watch_timeout: kubernetes::WATCH_TIMEOUT,
+            }),
+            settings: Settings {
+                weight,
+                removal_hold: Duration::from_secs(hold),
+                ..Settings::default()
+            },
+            defaults: ServiceSpec {
+                name: String::new(),
+                listen: Vec::new(),
+                protocol: Protocol::Tcp,
+                admission: Admission {
+                    allow_sources: Prefixes::default(),
+                    deny_sources: Prefixes::default(),
+                    ..like.admission
+                },
+                backends: Vec::new(),
+                ..like
+            },
+        }
     }
 }
 

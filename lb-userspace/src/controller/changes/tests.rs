@@ -329,6 +329,103 @@ fn reload_names_settings_that_take_a_restart() {
     );
 }
 
+/// With a found service, which has a backend that an operator drains.
+fn with_found() -> Layers {
+    let text = "discovery: {kubernetes: {namespace: shop}}\n\
+                services: [{name: web, listen: \"192.0.2.1:80\"}]";
+    let file = crate::config::parse(text, "f").unwrap().config;
+    let finder = file.discovery[0].name();
+    let name = "shop.api.http";
+    let set = crate::discovery::SourceName {
+        service: name.to_owned(),
+        ..finder.clone()
+    };
+    let api = crate::discovery::FoundService {
+        spec: service(name, "10.96.0.1:80", &[]),
+        backends: set.clone(),
+    };
+    let one = crate::discovery::Found {
+        id: "p1".to_owned(),
+        spec: backend("10.0.0.5:8080", 100),
+        state: Default::default(),
+    };
+    let found = crate::discovery::Discovered {
+        sets: [(set, Arc::new(vec![one]))].into(),
+        services: [(finder, Arc::new(vec![api]))].into(),
+    };
+    Layers {
+        file: Arc::new(file),
+        state: State {
+            overrides: [overridden("shop.api.http/10.0.0.5:8080")].into(),
+            ..State::default()
+        },
+        found: Arc::new(found),
+    }
+}
+
+#[test]
+fn found_services_are_overruled_and_not_changed() {
+    let old = with_found();
+    let at = reference("shop.api.http/10.0.0.5:8080");
+    set_mode(&old, &at, Mode::Maintenance, None).unwrap();
+    unset(&old, &at, UnsetWhat::All).unwrap();
+    for (result, words) in [
+        (
+            remove_service(&old, "shop.api.http"),
+            "found by the kubernetes source of the config file: remove it there",
+        ),
+        (
+            add_backend(&old, "shop.api.http", backend("10.0.0.6:80", 1)),
+            "found by the kubernetes source of the config file: add the backend there",
+        ),
+        (
+            remove_backend(&old, &at),
+            "found by the service's kubernetes source: deregister it there",
+        ),
+    ] {
+        let fault = result.unwrap_err();
+        assert_eq!(fault.code, FaultCode::Refused, "{fault:?}");
+        assert!(fault.message.contains(words), "{fault:?}");
+    }
+}
+
+#[test]
+fn found_services_give_way_and_keep_what_operators_said() {
+    let old = with_found();
+    let added = service("mine", "10.96.0.1:80", &["10.0.0.7:80"]);
+    for change in [
+        add_service(&old, added.clone()).unwrap(),
+        apply(&old, vec![added.clone()]).unwrap(),
+    ] {
+        let merge = merge::merge(&change.layers);
+        let names: Vec<_> = names(&merge.services).collect();
+        assert_eq!(names, ["web", "mine"]);
+        assert!(merge.left_out[0].contains("belongs to service `mine`"));
+        assert_eq!(change.layers.state.overrides, old.state.overrides);
+    }
+    // The file does not collide with it either.
+    let mut file = Config::clone(&old.file);
+    file.services.push(added);
+    let change = reload(&old, file).unwrap();
+    assert_eq!(merge::merge(&change.layers).left_out.len(), 1);
+    // Without the source they go, and with them what was said.
+    let mut file = Config::clone(&old.file);
+    file.discovery.clear();
+    let change = reload(&old, file).unwrap();
+    let told = differences(&old, &change.layers);
+    let told: Vec<_> = told.iter().map(ToString::to_string).collect();
+    assert_eq!(
+        told,
+        [
+            "- discovery kubernetes:shop/[service.kubernetes.io/service-proxy-name=lbd]",
+            "- service shop.api.http",
+            "- backend shop.api.http/10.0.0.5:8080",
+        ]
+    );
+    assert!(change.layers.state.overrides.is_empty());
+    assert!(change.message.contains("3 changes"), "{}", change.message);
+}
+
 /// One request of each kind, over few names and addresses so that they meet.
 fn any_request() -> impl Strategy<Value = (u8, usize, u8, u16)> {
     (0u8..9, 0usize..3, 1u8..5, 0u16..3)
@@ -364,9 +461,9 @@ proptest! {
                 continue;
             };
             layers = change.layers;
-            let merge::Merge { services, conflicts, orphans } =
+            let merge::Merge { services, conflicts, orphans, left_out } =
                 merge::merge(&layers);
-            prop_assert_eq!(conflicts.len() + orphans.len(), 0);
+            prop_assert_eq!(conflicts.len() + orphans.len() + left_out.len(), 0);
             let whole = config(services.iter().map(|s| s.spec.clone()));
             prop_assert_eq!(crate::config::check(&whole), Vec::<String>::new());
             let known = references(&services);

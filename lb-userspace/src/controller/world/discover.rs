@@ -8,6 +8,7 @@ use crate::{
         diff::{self, Difference},
         merge::Origin,
     },
+    discovery::Asked,
     model::Protocol,
 };
 
@@ -23,15 +24,10 @@ pub(in crate::controller) struct Rediscovered {
 }
 
 impl World {
-    /// The sources of all services in force.
-    pub(in crate::controller) fn sources(&self) -> BTreeMap<SourceName, SourceSpec> {
-        let mut sources = BTreeMap::new();
-        for service in &self.services {
-            for spec in &service.merged.spec.discovery {
-                sources.insert(spec.name(service.name()), spec.clone());
-            }
-        }
-        sources
+    /// The sources of services, and those of all services in force.
+    pub(in crate::controller) fn sources(&self) -> BTreeMap<SourceName, Asked> {
+        let merged = self.services.iter().map(|service| &*service.merged);
+        merge::sources(&self.layers.file, merged)
     }
 
     /// Puts other sets in force. Only services whose own sets differ are touched, and of them what is
@@ -47,11 +43,12 @@ impl World {
         };
         let old = std::mem::replace(&mut self.layers, Arc::new(layers));
         let layers = self.layers.clone();
+        if !same_services(&old.found, &layers.found) {
+            return self.discover_services(route);
+        }
         let differs = |service: &Service| {
-            let spec = &service.merged.spec;
-            spec.discovery.iter().any(|source| {
-                let name = source.name(&spec.name);
-                let (old, new) = (old.found.0.get(&name), layers.found.0.get(&name));
+            service.merged.sources.iter().any(|name| {
+                let (old, new) = (old.found.sets.get(name), layers.found.sets.get(name));
                 match (old, new) {
                     (Some(old), Some(new)) => !Arc::ptr_eq(old, new),
                     (None, None) => false,
@@ -81,6 +78,37 @@ impl World {
         }
         self.note_conflicts();
         out
+    }
+
+    /// Services came, went or are others: everything is put together anew, and what is observed of
+    /// backends that stay is kept.
+    fn discover_services(&mut self, route: impl FnMut(IpAddr) -> Option<Route>) -> Rediscovered {
+        let old = self.services.clone();
+        let former = self.former();
+        self.rebuild(
+            |backend, _| former.get(backend).cloned().unwrap_or_default(),
+            route,
+        );
+        let mut before: HashMap<&str, &Service> = old.iter().map(|s| (s.name(), &**s)).collect();
+        let mut told = Vec::new();
+        for service in &self.services {
+            let (name, new) = (service.name().to_owned(), &*service.merged);
+            let differences = match before.remove(service.name()) {
+                Some(old) if *old.merged == *new => continue,
+                Some(old) => differences(&old.merged, new),
+                None => diff::services([], [&new.spec]),
+            };
+            told.push((name, differences));
+        }
+        for (name, service) in before {
+            let gone = diff::services([&service.merged.spec], []);
+            told.push((name.to_owned(), gone));
+        }
+        Rediscovered {
+            moved: true,
+            changed: true,
+            differences: told,
+        }
     }
 
     fn discover_for(
@@ -144,11 +172,17 @@ impl World {
     }
 }
 
+fn same_services(old: &Discovered, new: &Discovered) -> bool {
+    let (old, new) = (&old.services, &new.services);
+    let same = |(a, b): ((&SourceName, _), (&SourceName, _))| a.0 == b.0 && Arc::ptr_eq(a.1, b.1);
+    old.len() == new.len() && old.iter().zip(new).all(same)
+}
+
 fn differences(old: &Merged, new: &Merged) -> Vec<Difference> {
     let mut told = diff::services([&old.spec], [&new.spec]);
     let word = |origin: &Origin| match origin {
         Origin::Layer(layer) => layer.name(),
-        Origin::Found { state, .. } => state.name(),
+        Origin::Found { state, .. } => state.name().to_owned(),
     };
     let before: HashMap<_, _> = old
         .spec
@@ -159,7 +193,7 @@ fn differences(old: &Merged, new: &Merged) -> Vec<Difference> {
         .collect();
     for (backend, origin) in new.spec.backends.iter().zip(&new.origins) {
         let (address, after) = (backend.address, word(origin));
-        if let Some(before) = before.get(&address).filter(|before| **before != after) {
+        if let Some(before) = before.get(&address).filter(|before| **before != *after) {
             told.push(Difference {
                 kind: diff::Kind::Changed,
                 object: format!("backend {}/{address}", new.spec.name),

@@ -51,7 +51,8 @@ const LISTS: usize = 3;
 /// What is listed and watched.
 #[derive(Clone, Debug)]
 pub(super) struct Query {
-    pub(super) namespace: String,
+    /// `None` for all.
+    pub(super) namespace: Option<String>,
     pub(super) labels: Option<String>,
     pub(super) fields: Option<String>,
 }
@@ -255,7 +256,10 @@ fn path<K: Object>(query: &Query) -> String {
         group => format!("/apis/{group}"),
     };
     let (version, kinds) = (K::VERSION, K::URL_PATH_SEGMENT);
-    format!("{group}/{version}/namespaces/{}/{kinds}", query.namespace)
+    match &query.namespace {
+        Some(namespace) => format!("{group}/{version}/namespaces/{namespace}/{kinds}"),
+        None => format!("{group}/{version}/{kinds}"),
+    }
 }
 
 async fn config(access: &Access) -> Result<kube::Config, Failure> {

@@ -82,6 +82,23 @@ pub fn join<'a>(
     Ok(joined.into())
 }
 
+/// The backends of one Service behind one of its ports, from its slices in any order.
+/// `wanted` says which policy counts, and where lbd runs.
+pub fn join_port(
+    wanted: &Wanted,
+    service: &Service,
+    port: &ServicePort,
+    slices: &[&EndpointSlice],
+) -> Snapshot {
+    let name = service.metadata.name.as_deref().unwrap_or_default();
+    let mut slices = slices.to_vec();
+    slices.sort_by_key(|slice| slice.metadata.name.as_deref());
+    let mut joined = Joined::default();
+    let port = port.name.as_deref().unwrap_or_default();
+    one(wanted, (name, service), port, &slices, &mut joined);
+    joined.into()
+}
+
 #[derive(Default)]
 struct Joined {
     instances: BTreeMap<String, Instance>,

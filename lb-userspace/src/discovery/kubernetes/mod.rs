@@ -1,7 +1,10 @@
-//! Backends of Services of Kubernetes, from their EndpointSlices.
+//! Services of Kubernetes, and their backends from EndpointSlices.
 
 mod api;
+pub mod expose;
 pub mod join;
+mod pool;
+pub mod services;
 mod session;
 #[cfg(test)]
 mod tests;
@@ -11,7 +14,7 @@ use std::{path::PathBuf, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
-pub use self::session::Kubernetes;
+pub use self::pool::Kubernetes;
 use super::{
     Configured, Secret,
     http::{BaseUrl, Tls},
@@ -50,6 +53,20 @@ pub enum Access {
     },
 }
 
+impl Access {
+    /// In front of a target.
+    fn name(&self) -> String {
+        match self {
+            Self::InCluster => String::new(),
+            Self::Kubeconfig { path, context } => match context {
+                Some(context) => format!("{}#{context}:", path.display()),
+                None => format!("{}:", path.display()),
+            },
+            Self::Server { url, .. } => format!("{url}/"),
+        }
+    }
+}
+
 /// Whose backends, and which of them.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Wanted {
@@ -70,6 +87,22 @@ pub enum Select {
     Name(String),
     /// All Services with these labels, as a label selector.
     Labels(String),
+}
+
+impl Select {
+    fn name(&self) -> String {
+        match self {
+            Self::Name(name) => name.clone(),
+            Self::Labels(labels) => format!("[{labels}]"),
+        }
+    }
+}
+
+/// Takes the node and the zone from the environment where the config leaves them out.
+fn here(node: &mut Option<String>, zone: &mut Option<String>) {
+    let variable = |name| std::env::var(name).ok().filter(|value| !value.is_empty());
+    *node = node.take().or_else(|| variable("NODE_NAME"));
+    *zone = zone.take().or_else(|| variable("NODE_ZONE"));
 }
 
 /// Whose traffic comes here, which says which of a Service's traffic policies counts.
@@ -102,18 +135,7 @@ impl Configured for Config {
             port,
             ..
         } = &self.wanted;
-        let server = match &self.access {
-            Access::InCluster => String::new(),
-            Access::Kubeconfig { path, context } => match context {
-                Some(context) => format!("{}#{context}:", path.display()),
-                None => format!("{}:", path.display()),
-            },
-            Access::Server { url, .. } => format!("{url}/"),
-        };
-        let what = match select {
-            Select::Name(name) => name.clone(),
-            Select::Labels(labels) => format!("[{labels}]"),
-        };
+        let (server, what) = (self.access.name(), select.name());
         let port = port.as_ref().map(|port| format!(":{port}"));
         format!("{server}{namespace}/{what}{}", port.unwrap_or_default())
     }

@@ -10,12 +10,11 @@ use tokio::{
 };
 
 use super::{
-    Config, Select, Wanted,
+    Access,
     api::{Api, Query},
-    join::{SERVICE_LABEL, join},
     wire::{Event, Object},
 };
-use crate::discovery::{Backoff, Class, Failure, Feed, Source};
+use crate::discovery::{Backoff, Class, Failure, Feed};
 
 /// Watches that lasted this long did some good, even if nothing happened.
 const GOOD: Duration = Duration::from_secs(5);
@@ -26,12 +25,26 @@ const BETWEEN: Duration = Duration::from_millis(500);
 /// Events on their way to the source; a watch waits beyond that.
 const QUEUE: usize = 256;
 
-pub struct Kubernetes {
-    config: Config,
+/// What is made of the objects of a cluster; `A` is a source's whole answer.
+pub(super) trait Objects<A> {
+    /// These are all, whatever was there before.
+    fn begin(&mut self, services: Vec<Service>, slices: Vec<EndpointSlice>);
+    fn service(&mut self, event: Event<Service>);
+    fn slice(&mut self, event: Event<EndpointSlice>);
+    /// Reports what comes to.
+    fn tell(&mut self, feed: &mut Feed<A>);
+}
+
+/// Both kinds of objects, listed and watched.
+pub(super) struct Follow {
+    pub(super) access: Access,
+    pub(super) for_services: Query,
+    pub(super) for_slices: Query,
+    pub(super) watch_timeout: Duration,
     /// Of watches that fail, while lists do not.
-    backoff: Backoff,
+    pub(super) backoff: Backoff,
     /// Watches in a row that broke before they were of any use.
-    breaks: u32,
+    pub(super) breaks: u32,
 }
 
 /// What a watch tells the source.
@@ -59,86 +72,89 @@ enum Ended {
     },
 }
 
-/// Objects of one kind, by name.
-struct Store<K>(BTreeMap<String, K>);
+/// Namespace and name.
+pub(super) type Key = (String, String);
+
+pub(super) fn key<K: Object>(item: &K) -> Option<Key> {
+    let metadata = item.metadata();
+    let namespace = metadata.namespace.clone().unwrap_or_default();
+    Some((namespace, metadata.name.clone()?))
+}
+
+/// Objects of one kind.
+pub(super) struct Store<K>(pub(super) BTreeMap<Key, K>);
 
 impl<K: Object> Store<K> {
-    fn new(items: Vec<K>) -> Self {
-        let mut store = Self(BTreeMap::new());
-        items.into_iter().for_each(|item| store.put(item));
-        store
+    pub(super) fn new(items: Vec<K>) -> Self {
+        let items = items.into_iter();
+        Self(items.filter_map(|item| Some((key(&item)?, item))).collect())
     }
 
-    fn put(&mut self, item: K) {
-        if let Some(name) = item.metadata().name.clone() {
-            self.0.insert(name, item);
-        }
-    }
-
-    fn take(&mut self, event: Event<K>) {
+    /// Gives the object's key, if it has one.
+    pub(super) fn take(&mut self, event: Event<K>) -> Option<Key> {
         match event {
-            Event::Put(item) => self.put(item),
-            Event::Gone(item) => {
-                if let Some(name) = &item.metadata().name {
-                    self.0.remove(name);
-                }
+            Event::Put(item) => {
+                let key = key(&item)?;
+                self.0.insert(key.clone(), item);
+                Some(key)
             }
-            Event::Bookmark(_) | Event::Expired => {}
+            Event::Gone(item) => {
+                let key = key(&item)?;
+                self.0.remove(&key);
+                Some(key)
+            }
+            Event::Bookmark(_) | Event::Expired => None,
         }
     }
 }
 
-impl Kubernetes {
-    pub fn new(mut config: Config) -> Self {
-        let variable = |name| std::env::var(name).ok().filter(|value| !value.is_empty());
-        let Wanted { node, zone, .. } = &mut config.wanted;
-        *node = node.take().or_else(|| variable("NODE_NAME"));
-        *zone = zone.take().or_else(|| variable("NODE_ZONE"));
+impl Follow {
+    pub(super) fn new(
+        access: Access,
+        (for_services, for_slices): (Query, Query),
+        watch_timeout: Duration,
+    ) -> Self {
         Self {
-            config,
+            access,
+            for_services,
+            for_slices,
+            watch_timeout,
             backoff: Backoff::default(),
             breaks: 0,
         }
     }
 
-    /// What to ask for Services, and for slices.
-    fn queries(&self) -> (Query, Query) {
-        let Wanted {
-            namespace, select, ..
-        } = &self.config.wanted;
-        let query = |labels, fields| Query {
-            namespace: namespace.clone(),
-            labels,
-            fields,
-        };
-        match select {
-            Select::Name(name) => (
-                query(None, Some(format!("metadata.name={name}"))),
-                query(Some(format!("{SERVICE_LABEL}={name}")), None),
-            ),
-            // Slices need not have the labels of their Service.
-            Select::Labels(labels) => (
-                query(Some(labels.clone()), None),
-                query(Some(SERVICE_LABEL.to_owned()), None),
-            ),
+    /// A source's session.
+    pub(super) async fn session<A: Clone + Send + 'static>(
+        &mut self,
+        objects: &mut (impl Objects<A> + Send),
+        feed: &mut Feed<A>,
+    ) -> Result<(), Failure> {
+        let api = Api::connect(&self.access).await?;
+        loop {
+            self.round(&api, objects, feed).await?;
         }
     }
 
     /// Lists, and follows until what is known has to be listed anew.
-    async fn round(&mut self, api: &Api, feed: &mut Feed) -> Result<(), Failure> {
-        let (for_services, for_slices) = self.queries();
+    async fn round<A: Clone + Send + 'static>(
+        &mut self,
+        api: &Api,
+        objects: &mut (impl Objects<A> + Send),
+        feed: &mut Feed<A>,
+    ) -> Result<(), Failure> {
         let (services, slices) = tokio::try_join!(
-            api.list::<Service>(&for_services),
-            api.list::<EndpointSlice>(&for_slices)
+            api.list::<Service>(&self.for_services),
+            api.list::<EndpointSlice>(&self.for_slices)
         )?;
         let (sender, mut words) = mpsc::channel(QUEUE);
         let api = Arc::new(api.clone());
-        let duration = self.config.watch_timeout;
+        let duration = self.watch_timeout;
         let mut watches = JoinSet::new();
         watches.spawn(
             Follower {
                 api: api.clone(),
-                query: for_services,
+                query: self.for_services.clone(),
                 version: services.version,
                 duration,
                 words: sender.clone(),
@@ -149,7 +165,7 @@ impl Kubernetes {
         watches.spawn(
             Follower {
                 api,
-                query: for_slices,
+                query: self.for_slices.clone(),
                 version: slices.version,
                 duration,
                 words: sender,
@@ -157,9 +173,8 @@ impl Kubernetes {
             }
             .run(),
         );
-        let mut services = Store::new(services.items);
-        let mut slices = Store::new(slices.items);
-        self.tell(&services, &slices, feed);
+        objects.begin(services.items, slices.items);
+        objects.tell(feed);
         // Each snapshot puts the feed's own clock off.
         let listed = feed.clone();
         let mut untold = false;
@@ -167,19 +182,19 @@ impl Kubernetes {
             let word = tokio::select! {
                 () = listed.resync() => return Ok(()),
                 () = feed.turn(), if untold => {
-                    self.tell(&services, &slices, feed);
+                    objects.tell(feed);
                     untold = false;
                     continue;
                 }
                 word = words.recv() => word,
             };
             match word {
-                Some(Word::Service(event)) => services.take(event),
-                Some(Word::Slice(event)) => slices.take(event),
+                Some(Word::Service(event)) => objects.service(event),
+                Some(Word::Slice(event)) => objects.slice(event),
                 Some(Word::Alive) => {}
                 Some(Word::Ended(ended)) => {
                     if untold {
-                        self.tell(&services, &slices, feed);
+                        objects.tell(feed);
                     }
                     return self.ended(ended, feed).await;
                 }
@@ -189,15 +204,12 @@ impl Kubernetes {
         }
     }
 
-    fn tell(&self, services: &Store<Service>, slices: &Store<EndpointSlice>, feed: &mut Feed) {
-        match join(&self.config.wanted, services.0.values(), slices.0.values()) {
-            Ok(snapshot) => feed.snapshot(snapshot),
-            Err(failure) => feed.failure(failure),
-        }
-    }
-
     /// Waits as long as it is good for the server before everything is listed anew.
-    async fn ended(&mut self, ended: Ended, feed: &mut Feed) -> Result<(), Failure> {
+    async fn ended<A: Clone + Send + 'static>(
+        &mut self,
+        ended: Ended,
+        feed: &mut Feed<A>,
+    ) -> Result<(), Failure> {
         let good = match ended {
             Ended::Expired { good } => good,
             Ended::Failed {
@@ -223,15 +235,6 @@ impl Kubernetes {
         let pause = self.backoff.pause(&mut rand::rng());
         sleep(pause).await;
         Ok(())
-    }
-}
-
-impl Source for Kubernetes {
-    async fn session(&mut self, feed: &mut Feed) -> Result<(), Failure> {
-        let api = Api::connect(&self.config.access).await?;
-        loop {
-            self.round(&api, feed).await?;
-        }
     }
 }
 

@@ -27,13 +27,10 @@ struct Bed {
 impl Bed {
     fn new(settings: Settings, restored: &[&str]) -> Self {
         let start = Instant::now();
-        let restored = Restored {
-            instances: restored.iter().map(|id| instance(id)).collect(),
-            last_success_ms: None,
-        };
+        let restored = restored.iter().map(|id| instance(id)).collect();
         let now = Now { at: start, ms: 0 };
         Self {
-            machine: Machine::new(settings, restored, now),
+            machine: Machine::new(settings, restored, None, now),
             start,
             now: Duration::ZERO,
         }

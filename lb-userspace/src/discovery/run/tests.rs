@@ -1,7 +1,7 @@
 use tokio::time::timeout;
 
 use super::*;
-use crate::discovery::{Instance, Settings};
+use crate::discovery::{Instance, Report, Settings};
 
 const SOON: Duration = Duration::from_secs(30);
 

@@ -1,3 +1,5 @@
+mod services;
+
 use super::*;
 use crate::{
     config,
@@ -67,7 +69,7 @@ impl Bed {
     }
 
     fn discover(&mut self, path: &str, set: Arc<Vec<Found>>) -> Rediscovered {
-        self.found.0.insert(name(path), set);
+        self.found.sets.insert(name(path), set);
         self.world.discover(Arc::new(self.found.clone()), near)
     }
 
@@ -80,8 +82,12 @@ impl Bed {
     }
 
     fn healthy(&mut self, address: &str) {
+        self.healthy_of("web", address);
+    }
+
+    fn healthy_of(&mut self, service: &str, address: &str) {
         let report = Report {
-            backend: format!("web/{address}").parse().unwrap(),
+            backend: format!("{service}/{address}").parse().unwrap(),
             verdict: Verdict {
                 healthy: Some(true),
                 successes_in_row: 1,
