@@ -118,12 +118,14 @@ pub(super) enum What {
 
 #[derive(Subcommand)]
 pub(super) enum Describe {
+    /// Show a service: its rules, backends, sources and events
     #[command(visible_alias = "svc")]
     Service {
         name: String,
         #[arg(short, long, value_enum, default_value = "table")]
         output: Format,
     },
+    /// Show a backend: who decided its state, its probes, counters and events
     #[command(visible_alias = "be")]
     Backend {
         #[arg(value_name = "SERVICE/ADDR:PORT")]
@@ -135,8 +137,10 @@ pub(super) enum Describe {
 
 #[derive(Subcommand)]
 pub(super) enum Add {
+    /// Add a service beside those of the config file
     #[command(visible_alias = "svc")]
     Service(Box<AddService>),
+    /// Add a backend, also to a service of the config file
     #[command(visible_alias = "be")]
     Backend {
         service: String,
@@ -213,8 +217,10 @@ pub(super) struct HealthArgs {
 
 #[derive(Subcommand)]
 pub(super) enum Remove {
+    /// Remove a service that was added with lbctl
     #[command(visible_alias = "svc")]
     Service { name: String },
+    /// Remove a backend that was added with lbctl
     #[command(visible_alias = "be")]
     Backend {
         #[arg(value_name = "SERVICE/ADDR:PORT")]
@@ -224,6 +230,7 @@ pub(super) enum Remove {
 
 #[derive(Subcommand)]
 pub(super) enum Set {
+    /// Override a backend's weight, absolutely or in percent of the configured one
     Weight {
         #[arg(value_name = "SERVICE/ADDR:PORT")]
         backend: BackendRef,

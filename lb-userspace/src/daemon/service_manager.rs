@@ -6,6 +6,7 @@ use std::{env, future::Future, sync::Arc, time::Duration};
 use sd_notify::NotifyState;
 use tokio::{
     sync::Mutex,
+    task,
     time::{self, MissedTickBehavior},
 };
 use tracing::warn;
@@ -141,8 +142,9 @@ impl<S: Service> ServiceManager<S> {
     }
 }
 
+/// Waits for a service manager that does not read, if it must: other tasks go on meanwhile.
 fn notify(states: &[NotifyState<'_>]) {
-    if let Err(error) = sd_notify::notify(states) {
+    if let Err(error) = task::block_in_place(|| sd_notify::notify(states)) {
         warn!(%error, "the service manager is not told");
     }
 }
