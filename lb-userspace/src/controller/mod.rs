@@ -117,7 +117,7 @@ pub fn start(
         ..config.clone()
     };
     let found = Arc::new(Notify::new());
-    let sources = Sources::new(&config.node.state_dir, found.clone())?;
+    let sources = Sources::new(&config.node.state_dir, found.clone());
     let layers = begin_sources(
         Layers {
             file: Arc::new(config),

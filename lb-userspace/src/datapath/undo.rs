@@ -2,12 +2,14 @@
 
 use std::{
     collections::BTreeSet,
-    fs, io,
+    fs::{self, File},
+    io::{self, Write},
     path::{Path, PathBuf},
 };
 
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
+use tracing::error;
 
 pub(super) struct Undo {
     file: PathBuf,
@@ -29,12 +31,23 @@ pub(super) struct Setting {
 }
 
 impl Undo {
-    /// Reads what a former daemon changed.
+    /// Reads what a former daemon changed. A damaged file is put aside: what stands in it is not put
+    /// back, but that keeps nobody from balancing.
     pub(super) fn open(state_dir: &Path) -> Result<Self> {
         let file = state_dir.join("undo.json");
         let changes = match fs::read(&file) {
-            Ok(bytes) => serde_json::from_slice(&bytes)
-                .with_context(|| format!("{}: not what lbd wrote", file.display()))?,
+            Ok(bytes) => serde_json::from_slice(&bytes).unwrap_or_else(|fault| {
+                let aside = file.with_extension("json.broken");
+                let kept = fs::rename(&file, &aside).is_ok();
+                let kept = if kept { aside.as_path() } else { &file };
+                error!(
+                    "{} is damaged: {fault}; `lbd --cleanup` will not put back the settings in it, \
+                     look into {}",
+                    file.display(),
+                    kept.display()
+                );
+                Changes::default()
+            }),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Changes::default(),
             Err(error) => return Err(error).context(format!("reading {}", file.display())),
         };
@@ -86,8 +99,12 @@ impl Undo {
     fn save(&self) -> Result<()> {
         let bytes = serde_json::to_vec_pretty(&self.changes)?;
         let new = self.file.with_extension("json.new");
-        fs::write(&new, bytes)
-            .and_then(|()| fs::rename(&new, &self.file))
-            .with_context(|| format!("writing {}", self.file.display()))
+        let write = || {
+            let mut file = File::create(&new)?;
+            file.write_all(&bytes)?;
+            file.sync_all()?;
+            fs::rename(&new, &self.file)
+        };
+        write().with_context(|| format!("writing {}", self.file.display()))
     }
 }

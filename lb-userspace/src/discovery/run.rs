@@ -86,17 +86,14 @@ struct Running {
 
 impl Sources {
     /// Other sets in force are told to `changed`.
-    ///
-    /// # Errors
-    /// If the state directory cannot be written.
-    pub fn new(state_dir: &Path, changed: Arc<Notify>) -> anyhow::Result<Self> {
+    pub fn new(state_dir: &Path, changed: Arc<Notify>) -> Self {
         let hub = Arc::new(Hub {
             shared: Mutex::new(Shared {
                 running: BTreeMap::new(),
                 found: Arc::default(),
                 lives: 0,
             }),
-            shelf: Shelf::open(state_dir)?,
+            shelf: Shelf::open(state_dir),
             wake: Notify::new(),
             unsaved: Notify::new(),
             changed,
@@ -104,7 +101,7 @@ impl Sources {
         let driver = tokio::spawn(Arc::clone(&hub).drive()).abort_handle();
         let saver = tokio::spawn(Arc::clone(&hub).save()).abort_handle();
         let tasks = [driver, saver];
-        Ok(Self { hub, tasks })
+        Self { hub, tasks }
     }
 
     /// Forgets what was saved of sources that are not among these: they left the config while no

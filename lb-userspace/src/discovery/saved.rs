@@ -36,12 +36,13 @@ struct Saved {
 pub(super) struct Shelf(PathBuf);
 
 impl Shelf {
-    /// Makes the directory if need be.
-    pub(super) fn open(state_dir: &Path) -> anyhow::Result<Self> {
+    /// Makes the directory if need be. Where that cannot be, no set can be saved, which each says.
+    pub(super) fn open(state_dir: &Path) -> Self {
         let directory = state_dir.join("discovery");
-        fs::create_dir_all(&directory)
-            .with_context(|| format!("cannot create {}", directory.display()))?;
-        Ok(Self(directory))
+        if let Err(error) = fs::create_dir_all(&directory) {
+            tracing::error!("cannot create {}: {error}", directory.display());
+        }
+        Self(directory)
     }
 
     /// What `source` knew; nothing if there is no file, and nothing and why if it cannot be used.
@@ -179,7 +180,7 @@ mod tests {
     #[test]
     fn what_is_saved_is_read_and_removed_with_its_source() {
         let directory = Directory::new("shelf");
-        let shelf = Shelf::open(directory.path()).unwrap();
+        let shelf = Shelf::open(directory.path());
         let (one, two) = (name("/one"), name("/two"));
         assert_eq!(shelf.load(&one), (Restored::default(), None));
         shelf.save(&one, known()).unwrap();
@@ -195,7 +196,7 @@ mod tests {
     #[test]
     fn damage_is_told_and_put_aside() {
         let directory = Directory::new("shelf-damage");
-        let shelf = Shelf::open(directory.path()).unwrap();
+        let shelf = Shelf::open(directory.path());
         let source = name("/one");
         shelf.save(&source, known()).unwrap();
         let path = shelf.path(&source);
@@ -220,7 +221,7 @@ mod tests {
     #[test]
     fn a_leftover_of_a_killed_write_does_no_harm() {
         let directory = Directory::new("shelf-leftover");
-        let shelf = Shelf::open(directory.path()).unwrap();
+        let shelf = Shelf::open(directory.path());
         let source = name("/one");
         fs::write(shelf.path(&source).with_extension("new"), "{\"ver").unwrap();
         shelf.save(&source, known()).unwrap();
@@ -230,7 +231,7 @@ mod tests {
     #[test]
     fn anothers_file_is_not_taken_for_ones_own() {
         let directory = Directory::new("shelf-other");
-        let shelf = Shelf::open(directory.path()).unwrap();
+        let shelf = Shelf::open(directory.path());
         let (one, two) = (name("/one"), name("/two"));
         shelf.save(&one, known()).unwrap();
         fs::copy(shelf.path(&one), shelf.path(&two)).unwrap();

@@ -1,6 +1,6 @@
 use std::{
     fs::{File, OpenOptions, TryLockError},
-    io::{Read, Seek, Write},
+    io::{ErrorKind, Read, Seek, Write},
     path::Path,
 };
 
@@ -16,13 +16,18 @@ pub(super) struct Lock {
 impl Lock {
     pub(super) fn take(directory: &Path) -> anyhow::Result<Self> {
         let path = directory.join("lock");
-        let mut file = OpenOptions::new()
+        let opened = OpenOptions::new()
             .read(true)
             .write(true)
             .create(true)
             .truncate(false)
-            .open(&path)
-            .with_context(|| format!("cannot open {}", path.display()))?;
+            .open(&path);
+        // A disk that takes no file keeps nobody away from what is on it: the directory can be locked.
+        let opened = opened.or_else(|error| match error.kind() {
+            ErrorKind::ReadOnlyFilesystem | ErrorKind::StorageFull => File::open(directory),
+            _ => Err(error),
+        });
+        let mut file = opened.with_context(|| format!("cannot open {}", path.display()))?;
         match file.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {

@@ -2,7 +2,7 @@ use std::{
     fs::{self, File},
     io::{self, ErrorKind, Write},
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
     thread,
     time::{SystemTime, UNIX_EPOCH},
 };
@@ -16,7 +16,8 @@ use super::{
 };
 
 const CURRENT: &str = "state.json";
-const PREVIOUS: &str = "state.json.bak";
+/// The same once more, written behind it.
+const COPY: &str = "state.json.bak";
 const BROKEN: &str = "state.json.broken-";
 
 /// A state directory, held by this process.
@@ -44,22 +45,25 @@ impl Saving {
 #[derive(Debug)]
 struct Files {
     directory: PathBuf,
+    /// What was wrong when it was opened, and still is.
+    faults: Mutex<Vec<String>>,
     _lock: Lock,
 }
 
 impl Store {
     /// Opens `directory`, creating it if need be, and reads the state in it. A damaged file is
-    /// put aside and the previous one used; [`Store::problems`] then says so.
+    /// put aside and its copy used; [`Store::problems`] then says so, and if nothing can be written.
     ///
     /// # Errors
     /// If another daemon holds the directory, the state was written by a later version of lbd,
-    /// or the directory cannot be read or written.
+    /// or the directory cannot be read.
     pub fn open(directory: &Path) -> anyhow::Result<(Self, State)> {
         fs::create_dir_all(directory).with_context(|| {
             format!("cannot create the state directory {}", directory.display())
         })?;
         let files = Files {
             directory: directory.to_owned(),
+            faults: Mutex::default(),
             _lock: Lock::take(directory)?,
         };
         let state = files.read()?;
@@ -75,7 +79,8 @@ impl Store {
         Saving(thread.spawn(move || files.save(&state)))
     }
 
-    /// Damaged state files that were put aside and that nobody took away yet, one sentence each.
+    /// Damaged state files that were put aside and that nobody took away yet, and what else was wrong
+    /// when the directory was opened, one sentence each.
     pub fn problems(&self) -> Vec<String> {
         self.files.problems()
     }
@@ -83,9 +88,21 @@ impl Store {
 
 impl Files {
     fn save(&self, state: &State) -> anyhow::Result<()> {
+        let text = file::encode(state)?;
         let path = self.path(CURRENT);
-        self.replace(&path, &file::encode(state)?)
-            .with_context(|| format!("cannot write {}", path.display()))
+        self.replace(CURRENT, &text)
+            .with_context(|| format!("cannot write {}", path.display()))?;
+        // The state is safe by now, if not twice.
+        if let Err(error) = self.replace(COPY, &text) {
+            tracing::warn!("cannot write {}: {error:#}", self.path(COPY).display());
+        }
+        Ok(())
+    }
+
+    fn note(&self, fault: String) {
+        tracing::error!("{fault}");
+        let faults = self.faults.lock();
+        faults.unwrap_or_else(PoisonError::into_inner).push(fault);
     }
 
     fn problems(&self) -> Vec<String> {
@@ -105,11 +122,12 @@ impl Files {
             .iter()
             .map(|path| {
                 format!(
-                    "a damaged state file was put aside as {} and an earlier state is in use; \
-                     compare with `lbctl get overrides` and `lbctl export`, then remove the file",
+                    "a damaged state file was put aside as {}; compare with `lbctl get overrides` and \
+                     `lbctl export`, then remove the file",
                     path.display()
                 )
             })
+            .chain(self.faults.lock().unwrap_or_else(PoisonError::into_inner).clone())
             .collect()
     }
 
@@ -121,18 +139,14 @@ impl Files {
         if let Some(state) = self.read_or_put_aside(CURRENT)? {
             return Ok(state);
         }
-        match self.read_or_put_aside(PREVIOUS)? {
-            Some(state) => {
-                tracing::error!(
-                    "{} is gone or damaged: using the previous state, the last change made with \
-                     lbctl may be missing",
-                    self.path(CURRENT).display()
-                );
-                self.save(&state)?;
-                Ok(state)
-            }
-            None => Ok(State::default()),
+        let Some(state) = self.read_or_put_aside(COPY)? else {
+            return Ok(State::default());
+        };
+        tracing::warn!("{} is in use", self.path(COPY).display());
+        if let Err(error) = self.save(&state) {
+            self.note(format!("what lbctl changes cannot be kept: {error:#}"));
         }
+        Ok(state)
     }
 
     /// `None` if there is no such file, or a damaged one, which is then renamed.
@@ -149,19 +163,20 @@ impl Files {
             Ok(state) => Ok(Some(state)),
             Err(Unreadable::Newer(version)) => bail!(
                 "{} has version {version}, this lbd knows {VERSION}: it was written by a later \
-                 lbd; run that one, or move the file away to begin without overrides and \
-                 services added by lbctl",
+                 lbd; run that one, or move the file and its copy {COPY} away to begin without \
+                 overrides and services added by lbctl",
                 path.display()
             ),
             Err(Unreadable::Damaged(why)) => {
-                let aside = self.unused_broken_path();
-                fs::rename(&path, &aside)
-                    .with_context(|| format!("cannot rename {}", path.display()))?;
-                tracing::error!(
-                    "{} is damaged: {why}; kept as {}",
-                    path.display(),
-                    aside.display()
-                );
+                let (shown, aside) = (path.display(), self.unused_broken_path());
+                match fs::rename(&path, &aside) {
+                    Ok(()) => {
+                        tracing::error!("{shown} is damaged: {why}; kept as {}", aside.display());
+                    }
+                    Err(error) => self.note(format!(
+                        "{shown} is damaged ({why}) and cannot be put aside: {error}"
+                    )),
+                }
                 Ok(None)
             }
         }
@@ -180,19 +195,12 @@ impl Files {
         }
     }
 
-    fn replace(&self, path: &Path, text: &str) -> anyhow::Result<()> {
-        let new = self.path("state.json.new");
+    fn replace(&self, name: &str, text: &str) -> anyhow::Result<()> {
+        let new = self.path(&format!("{name}.new"));
         let mut file = File::create(&new)?;
         file.write_all(text.as_bytes())?;
         file.sync_all()?;
-        // Linked, not renamed, so that no moment is without a current file.
-        if path.exists() {
-            let link = self.path("state.json.bak.new");
-            let _ = fs::remove_file(&link);
-            fs::hard_link(path, &link)?;
-            fs::rename(&link, self.path(PREVIOUS))?;
-        }
-        fs::rename(&new, path)?;
+        fs::rename(&new, self.path(name))?;
         File::open(&self.directory)?.sync_all()?;
         Ok(())
     }
@@ -225,7 +233,7 @@ mod tests {
     }
 
     #[test]
-    fn keeps_the_last_state_and_the_one_before() {
+    fn keeps_the_last_state_twice() {
         let directory = Directory::new("keeps");
         let (first, second) = (drained("10.0.0.1:80"), drained("10.0.0.2:80"));
         {
@@ -237,12 +245,12 @@ mod tests {
         let (store, state) = Store::open(directory.path()).unwrap();
         assert_eq!(state, second);
         assert_eq!(store.problems(), Vec::<String>::new());
-        let previous = fs::read_to_string(directory.path().join(PREVIOUS)).unwrap();
-        assert_eq!(file::decode(&previous), Ok(first));
+        let copy = fs::read_to_string(directory.path().join(COPY)).unwrap();
+        assert_eq!(file::decode(&copy), Ok(second));
     }
 
     #[test]
-    fn a_truncated_file_gives_the_previous_state_and_is_kept_aside() {
+    fn a_truncated_file_loses_nothing_and_is_kept_aside() {
         let directory = Directory::new("truncated");
         let (first, second) = (drained("10.0.0.1:80"), drained("10.0.0.2:80"));
         let current = directory.path().join(CURRENT);
@@ -255,7 +263,7 @@ mod tests {
         fs::write(&current, &text[..text.len() / 2]).unwrap();
         for _ in 0..2 {
             let (store, state) = Store::open(directory.path()).unwrap();
-            assert_eq!(state, first);
+            assert_eq!(state, second);
             assert_eq!(store.problems().len(), 1, "shown until somebody acts");
         }
         let aside = fs::read_dir(directory.path())
@@ -272,7 +280,7 @@ mod tests {
         let directory = Directory::new("both");
         fs::create_dir_all(directory.path()).unwrap();
         fs::write(directory.path().join(CURRENT), "").unwrap();
-        fs::write(directory.path().join(PREVIOUS), [0xff, 0]).unwrap();
+        fs::write(directory.path().join(COPY), [0xff, 0]).unwrap();
         let (store, state) = Store::open(directory.path()).unwrap();
         assert_eq!(state, State::default());
         assert_eq!(store.problems().len(), 2);
