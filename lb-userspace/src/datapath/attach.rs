@@ -96,6 +96,7 @@ impl Hooks {
     /// it replaces by their pins only.
     pub(super) fn pin_programs(&self) -> Result<()> {
         let failed = || format!("pinning programs in {}", self.programs.display());
+        create_directory(&self.programs)?;
         let mut pinned = BTreeSet::new();
         for (_, program) in self.ebpf.programs() {
             let (Ok(info), Ok(fd)) = (program.info(), program.fd()) else {
@@ -132,6 +133,8 @@ impl Hooks {
         mode: XdpMode,
         undo: &mut Undo,
     ) -> Result<(Served, Vec<String>)> {
+        // Somebody may have removed it.
+        create_directory(&self.links.0)?;
         let (served, at_xdp) = serve_xdp(&mut self.ebpf, &self.links, device, mode)?;
         let name = match served {
             Served::Native | Served::Generic => program::HANDOVER,

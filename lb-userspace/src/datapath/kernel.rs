@@ -25,6 +25,7 @@ use super::{
     layout::Layouts,
     load, log,
     maps::{Hash, Maps},
+    pins::Pins,
     ports, preflight,
     route::Routes,
     scan::Scanner,
@@ -47,6 +48,7 @@ pub struct Options {
 
 pub struct Kernel {
     maps: Maps,
+    pins: Pins,
     clock: Clock,
     hz: u32,
     limits: Limits,
@@ -122,6 +124,7 @@ impl Kernel {
         }
         let kernel = Self {
             maps,
+            pins: Pins::open(pins)?,
             clock,
             hz,
             limits,
@@ -368,7 +371,8 @@ impl Datapath for Kernel {
 
     fn repair_attachments(&self) -> Result<Vec<String>> {
         let mut attachments = self.lock_attachments();
-        let repaired = attachments.repair()?;
+        let mut repaired = self.pins.repair()?;
+        repaired.extend(attachments.repair()?);
         if self.refresh_devices(&attachments)? {
             // Cached next hops hold what was known of their devices.
             let mut config = self.maps.config.get(0)?;

@@ -19,6 +19,7 @@ mod load;
 mod log;
 mod maps;
 mod netlink;
+mod pins;
 mod ports;
 mod preflight;
 mod route;

@@ -1,0 +1,125 @@
+//! Somebody takes apart what lbd made in the kernel: it is noticed, repaired, told and counted, and open
+//! connections outlive it where anything of them is left.
+//!
+//! ```text
+//!   client ──── node (lbd) ──── b1, b2, b3
+//! ```
+
+use std::time::{Duration, Instant};
+
+use lb_tests::{
+    clients::{Herd, Protocol, burst, summary},
+    daemon::{BPFFS, Config, Service},
+    eventually,
+    host::Host,
+    net::{Family, Network, Topology},
+    note,
+    servers::ECHO_PORT,
+    world::World,
+};
+
+/// Everything is looked at every ten seconds; this is for busy machines.
+const LIMIT: Duration = Duration::from_secs(40);
+const PATIENCE: Duration = Duration::from_secs(8);
+
+fn config(network: &Network) -> Config {
+    let service = Service::new("echo", Protocol::Tcp)
+        .listen(network, 0, ECHO_PORT)
+        .backends(network, ECHO_PORT, &[1, 1, 1]);
+    Config::new(network, "native").service(service)
+}
+
+fn shell(node: &Host, script: &str) {
+    let done = node.execute("sh", &["-ec", script]).unwrap();
+    let errors = String::from_utf8_lossy(&done.stderr).into_owned();
+    assert!(done.status.success(), "{script}: {errors}");
+}
+
+/// What somebody does, whether connections outlive it, and a word of what lbd says.
+const DAMAGES: [(&str, &str, &str, &str); 7] = [
+    (
+        "a map's pin removed",
+        "rm lbd/*/FLOWS4",
+        "open",
+        "pin of map FLOWS4",
+    ),
+    ("a link's pin removed", "rm lbd/links/*-xdp", "", "xdp"),
+    (
+        "a program detached",
+        "for pin in lbd/links/*-egress; do bpftool link detach pinned $pin; done",
+        "open",
+        "egress",
+    ),
+    (
+        "a map emptied",
+        "for i in $(seq 20); do \
+           key=$(bpftool -j map getnext pinned lbd/*/SERVICES4 | tr -d '[],\"' | \
+             sed 's/.*next_key://; s/}//; s/0x/ /g'); \
+           bpftool map delete pinned lbd/*/SERVICES4 key hex $key || break; \
+         done; true",
+        "open",
+        "service echo",
+    ),
+    (
+        "a backend overwritten",
+        "zeros=$(yes 0 | head -64 | tr '\\n' ' '); \
+         bpftool map update pinned lbd/*/BACKENDS key 0 0 0 0 value $zeros",
+        "",
+        "backend echo",
+    ),
+    (
+        "a table removed",
+        "for key in 0 1 2 3; do bpftool map delete pinned lbd/*/TABLES key $key 0 0 0 || true; done",
+        "open",
+        "table of service echo",
+    ),
+    ("everything removed", "rm -r lbd", "", "made again"),
+];
+
+#[test]
+fn whatever_is_taken_apart_is_repaired() {
+    let world = World::new(Topology::default(), config).unwrap();
+    let (daemon, network) = (&world.daemon, &world.network);
+    let family = Family::V4;
+    let sources = &network.client_addresses(family);
+    let target = (network.vip(0, family), ECHO_PORT).into();
+    let mut port = 20_000;
+    for (what, script, connections, told) in DAMAGES {
+        let herd = Herd::open(&network.client, sources, target, 30).expect("all open");
+        let repairs = || daemon.metric("lbd_repairs_total").unwrap_or(0.0);
+        let (before, log) = (repairs(), daemon.log().len());
+        shell(&network.node, &format!("cd {BPFFS}; {script}"));
+        let began = Instant::now();
+        let repaired = eventually(LIMIT, || repairs() > before);
+        let took = began.elapsed();
+        let said = daemon.log()[log..].to_owned();
+        assert!(repaired, "{what}: nobody noticed:\n{said}");
+        assert!(said.contains(told), "{what}: {told}:\n{said}");
+        let mut failures = String::new();
+        let works = eventually(LIMIT, || {
+            port += 100;
+            let result = burst(&network.client, sources, port, 60, Protocol::Tcp, target);
+            failures = summary(&result.failures);
+            failures == "none"
+        });
+        assert!(
+            works,
+            "{what}: new connections: {failures}\n{}",
+            &daemon.log()[log..]
+        );
+        let open = herd.failures(PATIENCE);
+        note(format!(
+            "{what}: repaired after {:.1} s; open connections: failed {open}",
+            took.as_secs_f64()
+        ));
+        assert!(connections.is_empty() || open == "none", "{what}: {open}");
+    }
+    // What is pinned now is what the next start needs.
+    let mut world = world;
+    let herd = Herd::open(&world.network.client, sources, target, 30).expect("all open");
+    world.daemon.kill9();
+    world.daemon.restart().unwrap();
+    assert_eq!(herd.failures(PATIENCE), "none");
+    let events = world.daemon.log();
+    assert!(events.contains("Repaired"), "{events}");
+}
