@@ -512,6 +512,7 @@ impl Actor {
             let failure = &self.note.last_reload;
             problems.push(format!("the last reload failed: {failure}"));
         }
+        problems.extend(self.kernel.nearly_full());
         let left_out = self.note.snat_left_out.iter();
         problems.extend(left_out.map(|address| foreign_source(*address)));
         problems.extend(self.kernel.refused.iter().cloned());

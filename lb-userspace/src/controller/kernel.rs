@@ -3,14 +3,14 @@
 
 use std::{collections::HashSet, net::IpAddr, sync::Arc, time::Instant};
 
-use lb_common::abi::{Backend, backend_state};
+use lb_common::abi::{Backend, backend_state, map};
 
 use super::{
     totals::{Life, Totals},
     world::{Touched, Transition, World},
 };
 use crate::{
-    datapath::{Datapath, FlowScan, Route},
+    datapath::{Datapath, FlowScan, MapFill, Route},
     model::BackendRef,
     plan::{Admit, Installed, Placement},
     reconcile::{Reconciler, Tables},
@@ -77,6 +77,12 @@ impl Kernel {
         let is_closed = |b: &Backend| b.state == backend_state::CLOSED;
         scan.active
             .retain(|slot, _| !backends.get(slot).is_some_and(is_closed));
+    }
+
+    /// Tables in which established connections are running out of room, one sentence each.
+    pub(super) fn nearly_full(&self) -> Vec<String> {
+        let fill = self.scan.iter().flat_map(|scan| &scan.fill);
+        fill.filter_map(nearly_full).collect()
     }
 
     /// Open connections of a backend as of the last scan.
@@ -294,4 +300,50 @@ pub(super) fn route(datapath: &dyn Datapath, address: IpAddr) -> Option<Route> {
         .route(address)
         .inspect_err(|error| tracing::warn!("cannot look up the route to {address}: {error:#}"))
         .ok()
+}
+
+/// Handshakes push each other out; for what is established there is no room but this.
+fn nearly_full(fill: &MapFill) -> Option<String> {
+    /// Percent.
+    const NEARLY: u64 = 80;
+    let MapFill {
+        map,
+        entries,
+        capacity,
+    } = *fill;
+    let percent = (entries * 100).checked_div(capacity)?;
+    let counts = [map::FLOWS4, map::FLOWS6].contains(&map) && percent >= NEARLY;
+    counts.then(|| {
+        format!(
+            "map {map} is {percent} % full ({entries} of {capacity} entries, two a connection): when \
+             it is full new connections are refused; raise node.limits.connections and restart lbd, \
+             which ends none"
+        )
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_evicts_nothing_is_reported_before_it_is_full() {
+        let fill = |map, entries| MapFill {
+            map,
+            entries,
+            capacity: 1000,
+        };
+        assert_eq!(nearly_full(&fill(map::FLOWS4, 799)), None);
+        assert_eq!(nearly_full(&fill(map::HANDSHAKES4, 1000)), None);
+        let told = nearly_full(&fill(map::FLOWS6, 800)).unwrap();
+        assert!(
+            told.contains("80 %") && told.contains("node.limits.connections"),
+            "{told}"
+        );
+        let empty = MapFill {
+            capacity: 0,
+            ..fill(map::FLOWS4, 0)
+        };
+        assert_eq!(nearly_full(&empty), None);
+    }
 }

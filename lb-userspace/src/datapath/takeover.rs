@@ -48,6 +48,12 @@ pub(super) fn directory(root: &Path) -> PathBuf {
     root.join(ABI_VERSION.to_string())
 }
 
+/// All maps that are pinned.
+fn names() -> impl Iterator<Item = &'static str> {
+    let named = LAYOUTS.iter().map(|layout| layout.map);
+    named.chain([map::TABLES])
+}
+
 /// Contents on their way from one set of maps to another.
 pub(super) struct Takeover {
     root: PathBuf,
@@ -87,7 +93,8 @@ impl Takeover {
                 && let Some(theirs) = Layouts::read(&former)?
             {
                 info!("goes on with the takeover of {}", former.display());
-                *limits = affordable(limits, &current)?;
+                // The new maps are there already; others are a matter of the next start.
+                *limits = adjusted(limits, &current, |_, _| Ok(true))?;
                 return Ok(Some(new(former, theirs, false)));
             }
             warn!(
@@ -100,12 +107,11 @@ impl Takeover {
         let Some((source, theirs)) = find_source(root, &current, &ours)? else {
             return Ok(None);
         };
-        *limits = affordable(limits, &source)?;
+        *limits = adjusted(limits, &source, is_needed)?;
         let found = new(source, theirs, true);
         let wanted = load::sizes(limits);
-        let names = LAYOUTS.iter().map(|layout| layout.map).chain([map::TABLES]);
         let mut changed = Vec::new();
-        for name in names {
+        for name in names() {
             changed.extend(found.difference(name, &wanted)?);
         }
         if changed.is_empty() && found.source == current {
@@ -198,8 +204,7 @@ impl Takeover {
     /// Pins in `next` what stays as it is.
     fn stage(&self, next: &Path, wanted: &[(&str, u32)]) -> Result<()> {
         preflight::create_directory(next)?;
-        let names = LAYOUTS.iter().map(|layout| layout.map).chain([map::TABLES]);
-        for name in names {
+        for name in names() {
             if self.difference(name, wanted)?.is_none()
                 && let Some(map) = open(&self.source, name)?
             {
@@ -419,24 +424,49 @@ fn find_source(
     Ok(None)
 }
 
-/// The limits, where one is less than what is in use that of the pinned maps instead.
-fn affordable(limits: &Limits, source: &Path) -> Result<Limits> {
-    let mut afforded = limits.clone();
-    let afford = |limit: &mut u32, key: &str, map: &str, share: u32, used: Used| -> Result<()> {
-        let Some(pinned) = open(source, map)? else {
+/// One of the node's limits, as a map at `source` has it.
+struct Pinned {
+    key: &'static str,
+    limit: u32,
+    /// How much of it is in use.
+    used: Box<dyn Fn() -> Result<u32>>,
+}
+
+/// Whether a limit stays at what it is pinned at, because what is in use would find no room.
+fn is_needed(wanted: u32, pinned: &Pinned) -> Result<bool> {
+    let Pinned { key, limit, used } = pinned;
+    if wanted >= *limit {
+        return Ok(false);
+    }
+    let used = used()?;
+    if used > wanted {
+        warn!(
+            "node.limits.{key}: {used} are in use, which is more than {wanted}: it stays at {limit} \
+             until lbd starts with fewer"
+        );
+    }
+    Ok(used > wanted)
+}
+
+/// The limits, those that `keeps` says as they are pinned.
+fn adjusted(
+    limits: &Limits,
+    source: &Path,
+    keeps: impl Fn(u32, &Pinned) -> Result<bool>,
+) -> Result<Limits> {
+    let mut adjusted = limits.clone();
+    // A limit, the map whose entries it gives, and how many each of it takes.
+    let adjust = |limit: &mut u32, key, map: &str, share: u32, used: Used| -> Result<()> {
+        let Some(map) = open(source, map)? else {
             return Ok(());
         };
-        let size = pinned.info.max_entries / share;
-        if *limit >= size {
-            return Ok(());
-        }
-        let used = used(&pinned)?.div_ceil(share);
-        if used > *limit {
-            warn!(
-                "node.limits.{key}: {used} are in use, which is more than {limit}: it stays at \
-                 {size} until lbd starts with fewer"
-            );
-            *limit = size;
+        let pinned = Pinned {
+            key,
+            limit: map.info.max_entries / share,
+            used: Box::new(move || Ok(used(&map)?.div_ceil(share))),
+        };
+        if keeps(*limit, &pinned)? {
+            *limit = pinned.limit;
         }
         Ok(())
     };
@@ -448,25 +478,25 @@ fn affordable(limits: &Limits, source: &Path) -> Result<Limits> {
         backends,
         sources,
         clients,
-    } = &mut afforded;
+    } = &mut adjusted;
     for map in [map::FLOWS4, map::FLOWS6] {
-        afford(connections, "connections", map, 2, count)?;
+        adjust(connections, "connections", map, 2, count)?;
     }
     for map in [map::HANDSHAKES4, map::HANDSHAKES6] {
-        afford(handshakes, "handshakes", map, 2, count)?;
+        adjust(handshakes, "handshakes", map, 2, count)?;
     }
     for map in [map::SOURCE_LISTS4, map::SOURCE_LISTS6] {
-        afford(sources, "sources", map, 2, count)?;
+        adjust(sources, "sources", map, 2, count)?;
     }
     for map in [map::AFFINITY4, map::AFFINITY6] {
-        afford(clients, "clients", map, 1, count)?;
+        adjust(clients, "clients", map, 1, count)?;
     }
-    afford(services, "services", map::TABLES, 2, highest_table)?;
+    adjust(services, "services", map::TABLES, 2, highest_table)?;
     for map in [map::SERVICES4, map::SERVICES6] {
-        afford(services, "services", map, load::LISTENS_PER_SERVICE, count)?;
+        adjust(services, "services", map, load::LISTENS_PER_SERVICE, count)?;
     }
-    afford(backends, "backends", map::BACKENDS, 1, highest)?;
-    Ok(afforded)
+    adjust(backends, "backends", map::BACKENDS, 1, highest)?;
+    Ok(adjusted)
 }
 
 fn count(map: &Map) -> Result<u32> {

@@ -303,8 +303,13 @@ fn a_start_goes_on_where_another_died() {
         for number in 1..=400 {
             assert!(new.delete(as_bytes(&key(number))).unwrap());
         }
+        // Whatever is asked for meanwhile, the takeover comes first.
+        world.node.limits.connections *= 2;
+        world.node.limits.backends += 1;
         check(&world.start(), bpffs);
         assert_eq!(size(&current, map::FLOWS4), 4000);
+        check(&world.start(), bpffs);
+        assert_eq!(size(&current, map::FLOWS4), 8000);
     });
 }
 
