@@ -188,10 +188,12 @@ fn hang(daemon: &Daemon, manager: &Manager, network: &Network) -> anyhow::Result
         "signs of life from a controller that hangs"
     );
     assert_eq!(
-        daemon.http("/healthz")?.0,
+        daemon.http("/metrics")?.0,
         200,
         "the process is well otherwise"
     );
+    // What Kubernetes asks hears of it as well.
+    assert_eq!(daemon.http("/healthz")?.0, 503);
     assert!(request.try_wait()?.is_none());
 
     // Somebody reads: the disk answers, and with it the controller.
@@ -201,6 +203,7 @@ fn hang(daemon: &Daemon, manager: &Manager, network: &Network) -> anyhow::Result
         _ => Err(error),
     })?;
     manager.hear_sign_of_life()?;
+    assert_eq!(daemon.http("/healthz")?.0, 200);
     request.wait()?;
     Ok(())
 }

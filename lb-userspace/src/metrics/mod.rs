@@ -3,14 +3,14 @@
 
 mod render;
 
-use std::{future::Future, sync::Arc};
+use std::{future::Future, sync::Arc, time::Duration};
 
 use hyper::{Method, StatusCode, body::Bytes};
 use prometheus::{Histogram, HistogramOpts};
-use tokio::net::TcpListener;
+use tokio::{net::TcpListener, time::timeout};
 
 use crate::{
-    api::types::FaultCode,
+    api::types::{FaultCode, Request},
     controller::{Handle, Snapshot},
     http::{self, Limits, Reply, Route, Site},
 };
@@ -123,6 +123,8 @@ const RECONCILE_BUCKETS: &[f64] = &[
 pub trait Source: Send + Sync + 'static {
     fn snapshot(&self) -> impl Future<Output = Snapshot> + Send;
     fn is_ready(&self) -> bool;
+    /// Whether the controller answers.
+    fn is_alive(&self) -> impl Future<Output = bool> + Send;
 }
 
 impl Source for Handle {
@@ -133,7 +135,16 @@ impl Source for Handle {
     fn is_ready(&self) -> bool {
         Handle::is_ready(self)
     }
+
+    async fn is_alive(&self) -> bool {
+        let answer = timeout(ALIVE_WITHIN, Handle::call(self, Request::Status)).await;
+        matches!(answer, Ok(Ok(_)))
+    }
 }
+
+/// Longest time that the controller takes to answer while it lives. Whoever asks waits no longer
+/// than some seconds.
+const ALIVE_WITHIN: Duration = Duration::from_secs(4);
 
 /// Serves until the future is dropped.
 pub async fn serve(
@@ -166,7 +177,11 @@ impl<S: Source> Site for Page<S> {
         match path {
             "/metrics" => self.metrics().await,
             "/readyz" => self.readiness().await,
-            _ => Reply::text(StatusCode::OK, "ok\n"),
+            _ if self.source.is_alive().await => Reply::text(StatusCode::OK, "ok\n"),
+            _ => {
+                let words = "the controller does not answer\n";
+                Reply::text(StatusCode::SERVICE_UNAVAILABLE, words)
+            }
         }
     }
 }
