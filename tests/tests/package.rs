@@ -109,8 +109,11 @@ fn inventory(machine: &Machine) -> anyhow::Result<BTreeSet<String>> {
 }
 
 /// The kernel's side: what lbd has pinned, by name.
+/// What outlives a daemon; programs are loaded anew by each.
 fn pins(machine: &Machine) -> anyhow::Result<BTreeSet<String>> {
-    let found = machine.run("find /sys/fs/bpf -path '*/lbd/*' -not -type d")?;
+    let found = machine.run(
+        "find /sys/fs/bpf -path '*/lbd/*' -not -path '*/lbd/programs/*' -not -type d",
+    )?;
     Ok(found.lines().map(str::to_owned).collect())
 }
 
