@@ -3,7 +3,10 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::SocketAddr,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -25,6 +28,7 @@ use tokio::{
 struct Fake {
     snapshot: Arc<Mutex<Snapshot>>,
     ready: bool,
+    alive: Arc<AtomicBool>,
 }
 
 impl Source for Fake {
@@ -37,6 +41,10 @@ impl Source for Fake {
 
     fn is_ready(&self) -> bool {
         self.ready
+    }
+
+    async fn is_alive(&self) -> bool {
+        self.alive.load(Ordering::Relaxed)
     }
 }
 
@@ -83,6 +91,7 @@ async fn start(ready: bool) -> (SocketAddr, Fake) {
     let fake = Fake {
         snapshot: Arc::new(Mutex::new(snapshot())),
         ready,
+        alive: Arc::new(true.into()),
     };
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
@@ -183,6 +192,10 @@ async fn readiness_says_what_is_missing() {
     );
     assert!(get(address, "/healthz").await.starts_with("HTTP/1.1 200"));
     assert!(get(address, "/metrics").await.contains("\nlbd_ready 0"));
+    fake.alive.store(false, Ordering::Relaxed);
+    let page = get(address, "/healthz").await;
+    assert!(page.starts_with("HTTP/1.1 503"), "{page}");
+    assert!(page.contains("the controller does not answer"), "{page}");
 
     let (address, _) = start(true).await;
     assert!(get(address, "/readyz").await.starts_with("HTTP/1.1 200"));
