@@ -144,7 +144,7 @@ impl Source for Handle {
 
 /// Longest time that the controller takes to answer while it lives. Whoever asks waits no longer
 /// than some seconds.
-const ALIVE_WITHIN: Duration = Duration::from_secs(4);
+const ALIVE_WITHIN: Duration = Duration::from_secs(3);
 
 /// Serves until the future is dropped.
 pub async fn serve(
