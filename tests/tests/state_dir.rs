@@ -54,7 +54,8 @@ impl Scene {
             prepare(network);
             let instance = network.backend(1, Family::V4);
             let text = format!("instances:\n  - {{address: \"{instance}:{ECHO_PORT}\"}}\n");
-            replace_file(&network.node, INSTANCES, &text).unwrap();
+            let file = INSTANCES.strip_prefix("/run/").unwrap();
+            replace_file(&network.node, file, &text).unwrap();
             config(network)
         })
         .unwrap();
