@@ -75,36 +75,31 @@ impl Takeover {
     /// Looks at what is pinned below `root`; `None` if there is nothing, or it can be used as it is.
     /// Raises `limits` to what a map must have room for already.
     pub(super) fn find(root: &preflight::PinRoot, limits: &mut Limits) -> Result<Option<Self>> {
-        let root_path = &root.path;
-        let (next, former) = (root_path.join("next"), root_path.join("former"));
-        let current = directory(root_path);
-        // Its maps were never used.
-        remove(&next)?;
+        let (next, former) = (root.path.join("next"), root.path.join("former"));
+        let current = directory(&root.path);
         let ours = Layouts::ours();
         let new = |source: PathBuf, theirs, is_staged| Self {
-            root: root_path.clone(),
+            root: root.path.clone(),
             source,
             theirs,
             ours: ours.clone(),
             is_staged,
         };
-        if former.exists() {
-            if current.exists()
-                && let Some(theirs) = Layouts::read(&former)?
-            {
+        if former.exists() && !current.exists() && Layouts::read(&next)?.as_ref() == Some(&ours) {
+            // It died between the two steps of 3: whatever there is was copied by then.
+            fs::rename(&next, &current).with_context(|| format!("renaming {}", next.display()))?;
+        }
+        // Its maps were never used.
+        remove(&next)?;
+        if former.exists() && current.exists() {
+            if let Some(theirs) = Layouts::read(&former)? {
                 info!("goes on with the takeover of {}", former.display());
                 // The new maps are there already; others are a matter of the next start.
                 *limits = adjusted(limits, &current, |_, _| Ok(true))?;
                 return Ok(Some(new(former, theirs, false)));
             }
-            warn!(
-                "{}: another lbd died while it took these maps over; connections that it had not \
-                 moved yet are lost",
-                former.display()
-            );
-            remove(&former)?;
         }
-        let Some((source, theirs)) = find_source(root, &current, &ours)? else {
+        let Some((source, theirs)) = find_source(root, &former, &ours)? else {
             return Ok(None);
         };
         *limits = adjusted(limits, &source, is_needed)?;
@@ -334,6 +329,7 @@ impl Takeover {
         }
         let former = self.root.join("former");
         for (from, to) in [(&self.source, &former), (&next, &directory(&self.root))] {
+            // From a takeover that died they may be there already, which is no change.
             fs::rename(from, to)
                 .with_context(|| format!("renaming {} to {}", from.display(), to.display()))?;
         }
@@ -395,18 +391,33 @@ impl Takeover {
 /// The directory whose maps hold what there is, and what its bytes mean.
 fn find_source(
     root: &preflight::PinRoot,
-    current: &Path,
+    former: &Path,
     ours: &Layouts,
 ) -> Result<Option<(PathBuf, Layouts)>> {
+    let current = directory(&root.path);
     if current.exists() {
-        let theirs = match Layouts::read(current)? {
+        let theirs = match Layouts::read(&current)? {
             Some(theirs) => theirs,
             None => {
-                ours.write(current)?;
+                ours.write(&current)?;
                 ours.clone()
             }
         };
-        return Ok(Some((current.to_owned(), theirs)));
+        return Ok(Some((current, theirs)));
+    }
+    if former.exists() {
+        // Another version died in a takeover. Without maps of its own it was at the very beginning.
+        if root.versions()?.is_empty()
+            && let Some(theirs) = Layouts::read(former)?
+        {
+            return Ok(Some((former.to_owned(), theirs)));
+        }
+        warn!(
+            "{}: another version of lbd died while it took these maps over; connections that it \
+             had not moved yet are lost",
+            former.display()
+        );
+        remove(former)?;
     }
     let mut versions = root.versions()?;
     versions.sort_unstable();

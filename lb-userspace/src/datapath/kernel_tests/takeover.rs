@@ -313,6 +313,39 @@ fn a_start_goes_on_where_another_died() {
     });
 }
 
+/// The new maps take the place of the old in two steps.
+#[test]
+fn a_start_understands_what_died_between_two_steps() {
+    isolated(|bpffs| {
+        let mut world = World::new(bpffs, &["one"], XdpMode::Auto);
+        let kernel = world.start();
+        fill(&kernel, bpffs);
+        drop(kernel);
+        let root = bpffs.join("lbd");
+        let (current, former, next) = (pins(bpffs), root.join("former"), root.join("next"));
+
+        // The old are gone from their place, the new not there yet.
+        let before = Map::from_pin(&current.join(map::FLOWS4)).unwrap();
+        world.node.limits.connections *= 2;
+        drop(world.start());
+        fs::rename(&current, &next).unwrap();
+        fs::create_dir(&former).unwrap();
+        before.pin(&former.join(map::FLOWS4)).unwrap();
+        layout::Layouts::ours().write(&former).unwrap();
+        let new = Map::from_pin(&next.join(map::FLOWS4)).unwrap();
+        for number in 1..=400 {
+            assert!(new.delete(as_bytes(&key(number))).unwrap());
+        }
+        check(&world.start(), bpffs);
+
+        // The new ones are another version's.
+        fs::rename(&current, &former).unwrap();
+        fs::create_dir(&next).unwrap();
+        check(&world.start(), bpffs);
+        assert_eq!(size(&current, map::FLOWS4), 4000);
+    });
+}
+
 /// Nobody knows what the bytes of maps mean that came without a layout.
 #[test]
 fn maps_that_do_not_say_what_they_mean_are_left_alone() {
