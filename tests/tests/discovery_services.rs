@@ -330,6 +330,41 @@ fn no_fault_of_the_server_takes_a_service_away() {
     assert_eq!(scene.names(), ["shop.web.echo"]);
 }
 
+/// Nothing says what the kernel serves, and it is served until the API server says what there is.
+#[test]
+fn a_lost_state_directory_takes_no_service_away() {
+    let mut scene = Scene::new(vec![web(), pods("web", &[1, 2])], "");
+    scene.wait_source(|source| source.instances == 2);
+    for backend in ["b1", "b2"] {
+        scene.wait_reached(scene.vip(0), backend);
+    }
+    scene.daemon.kill9();
+    scene.cluster.registry.kill();
+    std::fs::remove_dir_all(scene.network.node.run_path("lbd/state")).unwrap();
+    scene.daemon.restart().unwrap();
+    let source = scene.wait_source(|source| source.last_error.is_some());
+    assert_eq!(source.services, Some(0));
+    let problems = scene.daemon.status().unwrap().problems;
+    let told = problems.iter().find(|p| p.contains("a former lbd"));
+    note(format!("told: {}", told.expect("nothing said")));
+    for backend in ["b1", "b2"] {
+        scene.wait_reached(scene.vip(0), backend);
+    }
+    // Other changes leave it alone.
+    scene.daemon.ctl(&["reload"]).unwrap();
+    scene.wait_reached(scene.vip(0), "b1");
+
+    scene.cluster.registry.restart().unwrap();
+    let source = scene.wait_source(|source| source.state == "synced");
+    assert_eq!((source.services, source.instances), (Some(1), 2));
+    scene.wait_reached(scene.vip(0), "b2");
+    let problems = scene.daemon.status().unwrap().problems;
+    assert!(
+        !problems.iter().any(|p| p.contains("a former lbd")),
+        "{problems:?}"
+    );
+}
+
 /// What a person configured has its address, and its limits.
 #[test]
 fn what_is_configured_comes_first() {

@@ -517,6 +517,14 @@ impl Actor {
         problems.extend(left_out.map(|address| foreign_source(*address)));
         problems.extend(self.kernel.refused.iter().cloned());
         problems.extend(self.world.conflicts().iter().cloned());
+        if self.world.kept() > 0 {
+            problems.push(format!(
+                "what a source of services said last was not saved: where nothing known listens, {} \
+                 addresses are served as a former lbd left them, unprobed, until it answers (`lbctl \
+                 get sources`)",
+                self.world.kept()
+            ));
+        }
         let settings = diff::settings(&self.began_with, &self.world.layers().file);
         if !settings.is_empty() {
             problems.push(format!(

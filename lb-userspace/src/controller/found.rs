@@ -1,8 +1,16 @@
 //! The controller's task, as far as sources are concerned.
 
+use std::{collections::HashMap, sync::Arc};
+
 use tokio::time::Instant;
 
-use super::{actor::Actor, events::Event, kernel, world::Rediscovered};
+use super::{
+    actor::Actor,
+    events::Event,
+    inherit, kernel,
+    world::{Layers, Rediscovered},
+};
+use crate::{discovery::Discovered, model::BackendRef};
 
 /// After taking in what sources found, the task rests from that for so many times as long.
 const REST: u32 = 4;
@@ -18,13 +26,26 @@ impl Actor {
     fn discover(&mut self) -> Rediscovered {
         let datapath = self.kernel.datapath.clone();
         let found = self.sources.found();
-        let rediscovered = self
-            .world
-            .discover(found, |address| kernel::route(&*datapath, address));
+        let inherited = self.inherited(&found);
+        let rediscovered = self.world.discover(found, &inherited, |address| {
+            kernel::route(&*datapath, address)
+        });
         if rediscovered.moved {
             self.kernel.note_moves(self.note.scans_begun);
         }
         rediscovered
+    }
+
+    /// What a former daemon knew of the backends of services that are nobody's so far.
+    fn inherited(&self, found: &Arc<Discovered>) -> HashMap<BackendRef, bool> {
+        if self.world.kept() == 0 {
+            return HashMap::new();
+        }
+        let layers = Layers {
+            found: found.clone(),
+            ..Layers::clone(self.world.layers())
+        };
+        inherit::verdicts(self.kernel.installed(), &layers)
     }
 
     pub(super) fn take_found(&mut self) {

@@ -15,7 +15,7 @@ use super::{
 use crate::{
     datapath::Listen,
     discovery::InstanceState,
-    model::{BackendRef, Mode, Protocol},
+    model::{BackendRef, Mode, Protocol, ServiceSpec},
     plan::Installed,
 };
 
@@ -29,13 +29,7 @@ pub(super) fn verdicts(installed: &Installed, layers: &Layers) -> HashMap<Backen
     let mut out = HashMap::new();
     for service in merge::merge(layers).services {
         let merge::Merged { spec, origins, .. } = service;
-        let Some(id) = spec.listen.iter().find_map(|&address| {
-            let listen = Listen {
-                address,
-                protocol: spec.protocol,
-            };
-            Some(installed.services.get(&listen)?.id)
-        }) else {
+        let Some(id) = id(installed, &spec) else {
             continue;
         };
         for (backend, origin) in spec.backends.iter().zip(origins) {
@@ -66,6 +60,17 @@ pub(super) fn verdicts(installed: &Installed, layers: &Layers) -> HashMap<Backen
         }
     }
     out
+}
+
+/// The number of a service in the kernel.
+pub(super) fn id(installed: &Installed, spec: &ServiceSpec) -> Option<u32> {
+    spec.listen.iter().find_map(|&address| {
+        let listen = Listen {
+            address,
+            protocol: spec.protocol,
+        };
+        Some(installed.services.get(&listen)?.id)
+    })
 }
 
 type Key = (u32, SocketAddr, Protocol);

@@ -17,6 +17,7 @@ mod inputs;
 mod items;
 mod kernel;
 mod merge;
+mod orphans;
 mod reads;
 mod requests;
 mod totals;
@@ -126,8 +127,11 @@ pub fn start(
         },
         &sources,
     );
+    let layers = adopt_orphans(layers, &sources, &kernel);
     let inherited = inherit::verdicts(kernel.installed(), &layers);
-    let world = World::new(layers, &inherited, |ip| kernel::route(&*datapath, ip));
+    let mut world = World::new(layers, &inherited, |ip| kernel::route(&*datapath, ip));
+    let orphans = orphans::listens(kernel.installed(), world.layers(), world.desired());
+    world.keep(orphans);
 
     let (reports_sender, reports) = mpsc::unbounded_channel();
     let (messages_sender, messages) = mpsc::unbounded_channel();
@@ -166,6 +170,21 @@ fn begin_sources(layers: Layers, sources: &Sources) -> Layers {
     let wanted = merge::sources(&layers.file, &services);
     sources.forget_all_but(&wanted);
     sources.set(&wanted);
+    Layers {
+        found: sources.found(),
+        ..layers
+    }
+}
+
+/// Lets sources of which nothing is known begin with what the kernel serves for them.
+fn adopt_orphans(layers: Layers, sources: &Sources, kernel: &Kernel) -> Layers {
+    let table = |table| {
+        let read = kernel.datapath.table(table);
+        read.inspect_err(|error| tracing::warn!("{error:#}")).ok()?
+    };
+    for (source, instances) in orphans::backends(kernel.installed(), &layers, table) {
+        sources.assume(&source, instances);
+    }
     Layers {
         found: sources.found(),
         ..layers

@@ -13,9 +13,10 @@ pub(super) use self::discover::Rediscovered;
 use super::{
     effective::{self, Effective, Facts, Via},
     merge::{self, Merged},
+    orphans,
 };
 use crate::{
-    datapath::Route,
+    datapath::{Listen, Route},
     discovery::{Discovered, SourceName},
     health::{Report, Target, Verdict},
     model::{
@@ -101,6 +102,8 @@ pub(super) struct World {
     places: HashMap<String, usize>,
     routes: HashMap<IpAddr, Route>,
     desired: Desired,
+    /// Where services listened before that nobody may know of yet.
+    orphans: BTreeSet<Listen>,
     /// The latest wall-clock time that was told, in milliseconds since 1970. It does not go back: what
     /// has ended has ended.
     clock_ms: u64,
@@ -170,6 +173,7 @@ impl World {
             places: HashMap::new(),
             routes: HashMap::new(),
             desired: Desired::default(),
+            orphans: BTreeSet::new(),
             clock_ms: 0,
         };
         world.rebuild(
@@ -180,6 +184,29 @@ impl World {
             route,
         );
         world
+    }
+
+    /// Keeps what the kernel serves where nothing known listens, until every source of services was
+    /// heard.
+    pub(super) fn keep(&mut self, orphans: BTreeSet<Listen>) {
+        self.orphans = orphans;
+        self.keep_orphans();
+    }
+
+    /// How many places there are at which services of nobody are served.
+    pub(super) fn kept(&self) -> usize {
+        self.desired.kept.len()
+    }
+
+    /// One that was found once is no orphan any more, whatever becomes of it.
+    fn keep_orphans(&mut self) {
+        if !orphans::is_awaited(&self.layers) {
+            self.orphans.clear();
+        }
+        for listen in self.desired.services.iter().flat_map(|s| s.listens()) {
+            self.orphans.remove(&listen);
+        }
+        self.desired.kept = self.orphans.clone();
     }
 
     /// Puts other layers in place of these; what is observed of backends that stay is kept.
@@ -469,6 +496,7 @@ impl World {
             .map(|(place, service)| (service.name().to_owned(), place))
             .collect();
         self.desired.services = self.services.iter().map(|s| s.desired()).collect();
+        self.keep_orphans();
 
         self.merge_conflicts = conflicts;
         self.touched = Touched::All;

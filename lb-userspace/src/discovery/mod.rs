@@ -26,7 +26,10 @@ mod source;
 mod spec;
 pub mod zookeeper;
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use serde::{Deserialize, Serialize};
 
@@ -146,4 +149,7 @@ pub type Services = Arc<Vec<FoundService>>;
 pub struct Discovered {
     pub sets: BTreeMap<SourceName, Set>,
     pub services: BTreeMap<SourceName, Services>,
+    /// Sources of which nothing is known, of this life or an earlier one: their sets are empty and
+    /// mean nothing.
+    pub unknown: BTreeSet<SourceName>,
 }

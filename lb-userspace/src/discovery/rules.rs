@@ -318,6 +318,11 @@ impl<I: Item> Machine<I> {
         self.failing
     }
 
+    /// Neither an answer of this life nor one of an earlier life is known.
+    pub fn is_blank(&self) -> bool {
+        !self.answered && self.known.is_empty() && self.last_success_ms.is_none()
+    }
+
     /// What the last answer holds of which nothing can be made.
     pub fn left_out(&self) -> &[String] {
         &self.left_out

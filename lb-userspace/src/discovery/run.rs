@@ -15,8 +15,10 @@ use tokio::{
 };
 
 use super::{
-    Backoff, Class, Discovered, Failure, Feed, ServicesSpec, Settings, Source, SourceItem,
-    SourceName, SourceSpec, rules::Now, saved::Shelf,
+    Backoff, Class, Discovered, Failure, Feed, Instance, ServicesSpec, Settings, Source,
+    SourceItem, SourceName, SourceSpec,
+    rules::{Now, Restored},
+    saved::Shelf,
 };
 use crate::utc;
 
@@ -74,6 +76,8 @@ struct Shared {
 struct Running {
     asked: Asked,
     machine: Ruled,
+    /// What is in force is what the source said, now or in an earlier life.
+    is_known: bool,
     life: u64,
     task: AbortHandle,
     /// What is in force is not on disk.
@@ -150,6 +154,37 @@ impl Sources {
         self.hub.wake.notify_one();
     }
 
+    /// Lets a source of which nothing is known begin with these backends.
+    pub fn assume(&self, name: &SourceName, instances: Vec<Instance>) {
+        let mut shared = self.hub.lock();
+        let Some(source) = shared.running.get_mut(name) else {
+            return;
+        };
+        if source.is_known {
+            return;
+        }
+        if source.machine.is_blank() {
+            let count = instances.len();
+            tracing::warn!(
+                source = %name,
+                count,
+                "what it said last was not saved: begins with the backends that the kernel holds"
+            );
+            let restored = Restored {
+                instances,
+                ..Restored::default()
+            };
+            source.machine = Ruled::new(name, &source.asked, restored, now());
+        } else {
+            // It has just answered.
+            source.machine.advance(now());
+        }
+        source.is_known = true;
+        shared.gather();
+        drop(shared);
+        self.hub.wake.notify_one();
+    }
+
     /// The sets in force.
     pub fn found(&self) -> Arc<Discovered> {
         self.hub.lock().found.clone()
@@ -212,10 +247,13 @@ impl Hub {
             let count = restored.services.len();
             tracing::info!(source = %name, count, "begins with the services last known");
         }
+        let saved_success_ms = restored.last_success_ms.unwrap_or(0);
+        let machine = Ruled::new(name, asked, restored, now());
         Running {
             asked: asked.clone(),
-            saved_success_ms: restored.last_success_ms.unwrap_or(0),
-            machine: Ruled::new(name, asked, restored, now()),
+            saved_success_ms,
+            is_known: !machine.is_blank(),
+            machine,
             life,
             task: self.begin(name, asked, life),
             unsaved: false,
@@ -298,6 +336,10 @@ impl Hub {
         for source in shared.running.values_mut() {
             if source.machine.advance(now) {
                 source.unsaved = true;
+                any = true;
+            }
+            if !source.is_known && !source.machine.is_blank() {
+                source.is_known = true;
                 any = true;
             }
         }
@@ -385,6 +427,9 @@ impl Shared {
         let mut found = Discovered::default();
         for (name, source) in &self.running {
             source.machine.gather(name, &mut found);
+            if !source.is_known {
+                found.unknown.insert(name.clone());
+            }
         }
         self.found = Arc::new(found);
     }

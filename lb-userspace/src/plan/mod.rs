@@ -5,6 +5,7 @@
 
 mod admission;
 mod change;
+mod kept;
 mod part;
 mod ports;
 mod services;
@@ -27,9 +28,12 @@ use crate::{
     },
 };
 
+use kept::Kept;
+
 pub use admission::{Admissions, edited};
 pub use change::{Change, Target, changes};
 pub use part::plan_part;
+pub use services::table_index;
 pub use slots::socket_address;
 pub use tables::{Digest, Recipe, Table};
 
@@ -37,6 +41,9 @@ pub use tables::{Digest, Recipe, Table};
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Desired {
     pub services: Vec<DesiredService>,
+    /// Where services listen of which nothing is known but what the kernel holds: they stay as they
+    /// are.
+    pub kept: BTreeSet<Listen>,
 }
 
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -77,6 +84,15 @@ pub struct Tunnel {
     pub source: IpAddr,
     /// Low bits of the source that differ from flow to flow; beyond 32 as good as 32.
     pub spread: u8,
+}
+
+impl DesiredService {
+    pub fn listens(&self) -> impl Iterator<Item = Listen> {
+        self.listen.iter().map(|address| Listen {
+            address: *address,
+            protocol: self.protocol,
+        })
+    }
 }
 
 /// Becomes `lb_common::abi::backend_state`.
@@ -141,10 +157,15 @@ pub struct Plan {
 pub fn plan(input: Input<'_>) -> Plan {
     let mut plan = Plan::default();
     let placed = services::place(input, &mut plan.refused);
-    let slots = slots::assign(input, &placed, &mut plan.refused);
-    let tables = tables::tables(input, &placed, &slots);
-    let admissions = admission::admissions(input, &placed, &mut plan.refused);
-    let ports = ports::words(input, &placed, &slots.backends);
+    let kept = Kept::new(input, &placed);
+    let slots = slots::assign(input, &placed, &kept, &mut plan.refused);
+    let mut tables = tables::tables(input, &placed, &slots);
+    tables.extend(kept.tables(input));
+    let mut admissions = admission::admissions(input, &placed, &mut plan.refused);
+    kept.add_admissions(input, &mut admissions);
+    let listens = placed.iter().flat_map(|s| &s.listens).copied();
+    let listens = listens.chain(kept.services.keys().copied());
+    let ports = ports::words(input, listens, &slots.backends);
     for service in &placed {
         let name = service.desired.name.clone();
         plan.placement.services.insert(name, service.id);
@@ -154,8 +175,16 @@ pub fn plan(input: Input<'_>) -> Plan {
     plan.changes = changes(
         input.installed,
         Target {
-            services: placed.iter().flat_map(|s| s.entries()).collect(),
-            echoes: placed.iter().flat_map(|s| s.addresses()).collect(),
+            services: placed
+                .iter()
+                .flat_map(|s| s.entries())
+                .chain(kept.services.clone())
+                .collect(),
+            echoes: placed
+                .iter()
+                .flat_map(|s| s.addresses())
+                .chain(kept.services.keys().map(|listen| listen.address.ip()))
+                .collect(),
             backends: slots.backends,
             tables,
             ports,

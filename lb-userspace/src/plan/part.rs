@@ -3,8 +3,8 @@
 use std::collections::{BTreeSet, HashSet};
 
 use super::{
-    Change, Desired, Input, Installed, Placement, Target, admission, changes, services, slots,
-    tables,
+    Change, Desired, Input, Installed, Placement, Target, admission, changes, kept::Kept, services,
+    slots, tables,
 };
 use crate::{datapath::Listen, model::BackendRef};
 
@@ -22,6 +22,8 @@ pub fn plan_part(
         services: services
             .map(|service| service.cloned())
             .collect::<Option<_>>()?,
+        // The others are not looked at.
+        kept: BTreeSet::new(),
     };
     let installed = excerpt(input.installed, &desired, placement)?;
     let retired = HashSet::new();
@@ -33,7 +35,7 @@ pub fn plan_part(
     };
     let mut refused = Vec::new();
     let placed = services::place(input, &mut refused);
-    let slots = slots::assign(input, &placed, &mut refused);
+    let slots = slots::assign(input, &placed, &Kept::default(), &mut refused);
     let keeps_ids = placed
         .iter()
         .all(|s| placement.services.get(&s.desired.name) == Some(&s.id));

@@ -1,7 +1,7 @@
 use lb_common::abi::{Backend, Be16, PORT_WORDS, PortKind, backend_state, port_bit, protocol};
 
-use super::{Input, services::Placed};
-use crate::model::Protocol;
+use super::Input;
+use crate::{datapath::Listen, model::Protocol};
 
 /// The port bitmaps' words: ports of all listens, and of all backends that may have flows.
 ///
@@ -10,11 +10,11 @@ use crate::model::Protocol;
 /// a lookup and nothing else.
 pub(super) fn words(
     input: Input<'_>,
-    placed: &[Placed<'_>],
+    listens: impl Iterator<Item = Listen>,
     backends: &[(u32, Backend)],
 ) -> Vec<u64> {
     let mut words = vec![0; PORT_WORDS as usize];
-    for listen in placed.iter().flat_map(|s| &s.listens) {
+    for listen in listens {
         let kind = match listen.protocol {
             Protocol::Tcp => PortKind::ServiceTcp,
             Protocol::Udp => PortKind::ServiceUdp,

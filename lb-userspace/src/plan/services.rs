@@ -52,7 +52,7 @@ impl Placed<'_> {
 }
 
 /// Table of a service for clients of the family of `address`.
-pub(super) const fn table_index(service: u32, address: IpAddr) -> u32 {
+pub const fn table_index(service: u32, address: IpAddr) -> u32 {
     2 * service + is_v6(address) as u32
 }
 

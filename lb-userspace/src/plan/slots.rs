@@ -5,7 +5,7 @@ use std::{
 
 use lb_common::abi::{Address, Backend, Be16, V4, V6, backend_flag, backend_state, protocol};
 
-use super::{Admit, DesiredBackend, Input, services::Placed};
+use super::{Admit, DesiredBackend, Input, kept::Kept, services::Placed};
 use crate::{
     model::{BackendRef, OnBackendDown, Protocol, is_v6},
     select::Member,
@@ -29,7 +29,12 @@ pub(super) struct Placement {
 
 /// Gives every backend the slot under which the kernel knows it, else the lowest free one, and
 /// retires or frees the slots of backends that are gone.
-pub(super) fn assign(input: Input<'_>, placed: &[Placed<'_>], refused: &mut Vec<String>) -> Slots {
+pub(super) fn assign(
+    input: Input<'_>,
+    placed: &[Placed<'_>],
+    kept: &Kept,
+    refused: &mut Vec<String>,
+) -> Slots {
     let known = Known::new(input);
     let mut free = FreeSlots::new(input);
     let mut slots = Slots {
@@ -78,14 +83,14 @@ pub(super) fn assign(input: Input<'_>, placed: &[Placed<'_>], refused: &mut Vec<
         }
         slots.members.push(members);
     }
-    slots.add_abandoned(input);
+    slots.add_abandoned(input, kept);
     slots.backends.sort_unstable_by_key(|(slot, _)| *slot);
     slots
 }
 
 impl Slots {
     /// Adds the slots in use that no backend was given.
-    fn add_abandoned(&mut self, input: Input<'_>) {
+    fn add_abandoned(&mut self, input: Input<'_>, kept: &Kept) {
         let mut wanted = vec![false; input.capacity.backends as usize];
         for (slot, _) in &self.backends {
             wanted[*slot as usize] = true;
@@ -99,7 +104,9 @@ impl Slots {
             if is_wanted(*slot) || backend.state == backend_state::FREE {
                 continue;
             }
-            if input.retired.contains(slot) && !has_flows(slot) {
+            if kept.ids.contains(&backend.service) {
+                self.backends.push((*slot, *backend));
+            } else if input.retired.contains(slot) && !has_flows(slot) {
                 self.backends.push((*slot, emptied(backend)));
             } else {
                 self.retired.insert(*slot);

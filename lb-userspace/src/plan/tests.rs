@@ -37,6 +37,7 @@ fn service(name: &str, listen: &[&str], policy: Policy, backends: u8) -> Desired
 
 fn plan_for(services: &[DesiredService], installed: &Installed) -> Plan {
     let desired = Desired {
+        kept: Default::default(),
         services: services.to_vec(),
     };
     plan(Input {
@@ -132,6 +133,52 @@ fn everything_configured_is_written() {
     assert_eq!(installed.tables.keys().collect::<Vec<_>>(), [&1]);
 }
 
+/// Another daemon's service, of which this one knows nothing yet.
+#[test]
+fn what_is_kept_stays_as_it_is() {
+    let mut other = service("other", &["192.0.2.9:53"], Policy::Random, 2);
+    other.admission.max_connections = Some(7);
+    other.admission.deny_sources = ["10.0.0.0/8".parse().unwrap()].into_iter().collect();
+    other.sources = other.admission.sources();
+    let web = service("web", &["192.0.2.1:80"], Policy::Maglev, 2);
+    let installed = fresh(&[web.clone(), other.clone()]);
+    let kept = |services: &[DesiredService], installed: &Installed| {
+        let desired = Desired {
+            services: services.to_vec(),
+            kept: installed.services.keys().copied().collect(),
+        };
+        plan(Input {
+            desired: &desired,
+            installed,
+            present: Some(&HashMap::new()),
+            retired: &HashSet::from([0, 1, 2, 3]),
+            recipes: &HashMap::new(),
+            capacity: CAPACITY,
+        })
+    };
+    let alone = kept(&[], &installed);
+    assert_eq!((alone.changes, alone.retired), (vec![], HashSet::new()));
+
+    let third = service("third", &["192.0.2.3:80"], Policy::Random, 1);
+    let after = carried_out(installed.clone(), &kept(&[third], &installed));
+    let is_same = |slot: u32| after.backends[&slot] == installed.backends[&slot];
+    assert!((0..4).all(is_same), "{after:#?}");
+    assert_eq!(after.backends[&4].service, 2);
+    let lost = |listen| !after.services.contains_key(listen);
+    assert!(!installed.services.keys().any(lost), "{after:#?}");
+    assert_eq!(after.admissions, installed.admissions);
+
+    // One that is known by now is what is said of it.
+    let fewer = service("again", &["192.0.2.9:53"], Policy::Random, 1);
+    let known = kept(&[fewer], &installed);
+    assert_eq!(known.placement.services["again"], 1);
+    assert_eq!(known.retired, HashSet::new());
+    let after = carried_out(installed.clone(), &known);
+    assert_eq!(after.backends[&3].state, backend_state::FREE);
+    assert_eq!(after.backends[&0], installed.backends[&0]);
+    assert!(after.admissions.rules.is_empty());
+}
+
 #[test]
 fn a_listen_moves_to_another_service_without_a_gap() {
     let installed = fresh(&[service(
@@ -198,6 +245,7 @@ fn a_failing_backend_keeps_the_size_of_a_maglev_table() {
 #[test]
 fn known_recipes_are_not_cooked_again() {
     let desired = Desired {
+        kept: Default::default(),
         services: vec![service("web", &["192.0.2.1:80"], Policy::Maglev, 3)],
     };
     let first = plan_for(&desired.services, &Installed::default());

@@ -53,6 +53,7 @@ fn service(name: &str, listen: &str, backends: &[&str]) -> DesiredService {
 
 fn web(backends: &[&str]) -> Desired {
     Desired {
+        kept: Default::default(),
         services: vec![service("web", "192.0.2.10:80", backends)],
     }
 }
@@ -414,6 +415,7 @@ fn measure_one_change_among_a_thousand_services() {
         ..service(&format!("service-{i}"), "10.0.0.1:80", &[])
     });
     let mut desired = Desired {
+        kept: Default::default(),
         services: services.collect(),
     };
     let timed = |what: &str, run: &mut dyn FnMut() -> usize| {

@@ -352,6 +352,7 @@ fn with_found() -> Layers {
     let found = crate::discovery::Discovered {
         sets: [(set, Arc::new(vec![one]))].into(),
         services: [(finder, Arc::new(vec![api]))].into(),
+        ..Default::default()
     };
     Layers {
         file: Arc::new(file),

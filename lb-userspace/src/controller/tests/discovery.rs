@@ -125,6 +125,43 @@ async fn a_restart_without_the_file_moves_nobody() {
     assert!(problems[0].contains("there is no"), "{problems:?}");
 }
 
+/// Only what was in traffic stays there, with the share it had.
+#[tokio::test]
+async fn without_a_saved_set_the_kernels_backends_stay_until_the_source_answers() {
+    let bed = Bed::new();
+    bed.write(&[5, 6]);
+    let weighted = instances(&[5, 6, 7]).replace("{id: i5,", "{id: i5, weight: 30,");
+    let weighted = weighted.replace("{id: i6,", "{id: i6, weight: 10,");
+    let weighted = weighted.replace("{id: i7,", "{id: i7, state: drain,");
+    std::fs::write(bed.instances(), weighted).unwrap();
+    let handle = bed.start([bed.web()]).await;
+    until("all", async || known(&handle).await == 3).await;
+    handle.stop().await;
+    std::fs::remove_dir_all(bed.state()).unwrap();
+    std::fs::remove_file(bed.instances()).unwrap();
+    let before = bed.memory.maps();
+    let handle = bed.start([bed.web()]).await;
+    let after = bed.memory.maps();
+    assert_eq!(before.backends, after.backends);
+    assert_eq!(before.services, after.services);
+    until("stale", async || sources(&handle).await[0].state == "stale").await;
+    let weight = async |host: u8| {
+        backend(&handle, &format!("web/10.0.0.{host}:80"))
+            .await
+            .weight
+    };
+    assert_eq!((weight(5).await, weight(6).await), (100, 33), "3 to 1");
+    let drained = backend(&handle, "web/10.0.0.7:80").await;
+    assert_eq!(drained.state, BackendState::Draining);
+
+    bed.write(&[5, 8]);
+    until("8, and 6 and 7 are gone", async || {
+        known(&handle).await == 2 && bed.slots().keys().any(|a| a.to_string() == "10.0.0.8:80")
+    })
+    .await;
+    assert_eq!(weight(5).await, 100);
+}
+
 /// A service with a source may be added by lbctl too, and is one to the next daemon.
 #[tokio::test]
 async fn a_source_added_by_lbctl_lives_with_its_service() {

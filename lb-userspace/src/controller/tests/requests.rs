@@ -63,10 +63,10 @@ async fn an_acknowledged_change_is_in_the_kernel_and_on_disk() {
     let item = backend(&handle, two).await;
     assert_eq!(item.state, BackendState::Healthy);
     assert!(item.reasons.contains(&"weight 0".to_owned()));
-    assert_eq!(
-        told(&handle).await,
-        ["OverrideSet", "OverrideUnset", "OverrideSet"]
-    );
+    let mut events = told(&handle).await;
+    // A scan between the steps, or none, may have seen it.
+    events.retain(|reason| reason != "Drained");
+    assert_eq!(events, ["OverrideSet", "OverrideUnset", "OverrideSet"]);
 }
 
 #[tokio::test]

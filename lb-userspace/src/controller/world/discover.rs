@@ -31,10 +31,12 @@ impl World {
     }
 
     /// Puts other sets in force. Only services whose own sets differ are touched, and of them what is
-    /// observed of backends that stay is kept.
+    /// observed of backends that stay is kept. `inherited` holds the verdicts of a former daemon on those
+    /// of services that nobody knew.
     pub(in crate::controller) fn discover(
         &mut self,
         found: Arc<Discovered>,
+        inherited: &HashMap<BackendRef, bool>,
         mut route: impl FnMut(IpAddr) -> Option<Route>,
     ) -> Rediscovered {
         let layers = Layers {
@@ -43,8 +45,9 @@ impl World {
         };
         let old = std::mem::replace(&mut self.layers, Arc::new(layers));
         let layers = self.layers.clone();
-        if !same_services(&old.found, &layers.found) {
-            return self.discover_services(route);
+        let were_heard = !self.orphans.is_empty() && old.found.unknown != layers.found.unknown;
+        if were_heard || !same_services(&old.found, &layers.found) {
+            return self.discover_services(inherited, route);
         }
         let differs = |service: &Service| {
             service.merged.sources.iter().any(|name| {
@@ -82,11 +85,21 @@ impl World {
 
     /// Services came, went or are others: everything is put together anew, and what is observed of
     /// backends that stay is kept.
-    fn discover_services(&mut self, route: impl FnMut(IpAddr) -> Option<Route>) -> Rediscovered {
+    fn discover_services(
+        &mut self,
+        inherited: &HashMap<BackendRef, bool>,
+        route: impl FnMut(IpAddr) -> Option<Route>,
+    ) -> Rediscovered {
         let old = self.services.clone();
         let former = self.former();
         self.rebuild(
-            |backend, _| former.get(backend).cloned().unwrap_or_default(),
+            |backend, _| match former.get(backend) {
+                Some(former) => former.clone(),
+                None => Former {
+                    healthy: inherited.get(backend).copied(),
+                    ..Former::default()
+                },
+            },
             route,
         );
         let mut before: HashMap<&str, &Service> = old.iter().map(|s| (s.name(), &**s)).collect();

@@ -195,6 +195,10 @@ impl CatalogueMachine {
         }
     }
 
+    pub fn is_blank(&self) -> bool {
+        self.offers.is_blank()
+    }
+
     pub fn state(&self, at: Instant) -> State {
         self.offers.state(at)
     }

@@ -108,6 +108,10 @@ impl Ruled {
         either!(self, machine => machine.last_failure())
     }
 
+    pub(super) fn is_blank(&self) -> bool {
+        either!(self, machine => machine.is_blank())
+    }
+
     pub(super) fn is_failing(&self) -> bool {
         either!(self, machine => machine.is_failing())
     }

@@ -430,6 +430,7 @@ fn attributes() -> impl Strategy<Value = (u32, Admit, Option<IpAddr>)> {
 fn desired() -> impl Strategy<Value = Desired> {
     let one = |name| prop::option::weighted(0.7, desired_service(name));
     (one("a"), one("b"), one("c")).prop_map(|(a, b, c)| Desired {
+        kept: Default::default(),
         services: [a, b, c].into_iter().flatten().collect(),
     })
 }

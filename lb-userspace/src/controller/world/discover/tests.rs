@@ -70,7 +70,8 @@ impl Bed {
 
     fn discover(&mut self, path: &str, set: Arc<Vec<Found>>) -> Rediscovered {
         self.found.sets.insert(name(path), set);
-        self.world.discover(Arc::new(self.found.clone()), near)
+        self.world
+            .discover(Arc::new(self.found.clone()), &HashMap::new(), near)
     }
 
     fn backends(&self) -> Vec<String> {

@@ -1,7 +1,11 @@
 //! Services that come, change and go.
 
 use super::*;
-use crate::discovery::{FoundService, Services};
+use crate::{
+    datapath::Listen,
+    discovery::{FoundService, Services},
+    model::Protocol,
+};
 
 const FILE: &str = "
 discovery: {kubernetes: {namespace: shop}}
@@ -47,12 +51,14 @@ fn bed() -> Bed {
 impl Bed {
     fn find(&mut self, found: Services) -> Rediscovered {
         self.found.services.insert(finder(), found);
-        self.world.discover(Arc::new(self.found.clone()), near)
+        self.world
+            .discover(Arc::new(self.found.clone()), &HashMap::new(), near)
     }
 
     fn fill(&mut self, service: &str, set: Arc<Vec<Found>>) -> Rediscovered {
         self.found.sets.insert(set_of(service), set);
-        self.world.discover(Arc::new(self.found.clone()), near)
+        self.world
+            .discover(Arc::new(self.found.clone()), &HashMap::new(), near)
     }
 
     fn shown(&self) -> Vec<String> {
@@ -63,6 +69,36 @@ impl Bed {
         });
         services.collect()
     }
+}
+
+/// A removed service must not come back because its source is silent.
+#[test]
+fn what_nobody_knows_is_kept_until_the_source_was_heard() {
+    let mut bed = bed();
+    bed.found.unknown.insert(finder());
+    let unknown = Arc::new(bed.found.clone());
+    bed.world.discover(unknown, &HashMap::new(), near);
+    let listen = |address: &str| Listen {
+        address: address.parse().unwrap(),
+        protocol: Protocol::Tcp,
+    };
+    let (a, b) = (listen("192.0.2.7:80"), listen("192.0.2.8:80"));
+    bed.world.keep([a, b].into());
+    assert_eq!(bed.world.kept(), 2);
+
+    let mut layers = Layers::clone(bed.world.layers());
+    layers.state.services = vec![testing::service("a", "192.0.2.7:80", &[])];
+    let with_a = layers.clone();
+    bed.world.relayer(with_a, near);
+    assert_eq!(bed.world.desired().kept, [b].into(), "somebody's by now");
+    layers.state.services.clear();
+    bed.world.relayer(layers, near);
+    assert_eq!(bed.world.desired().kept, [b].into());
+
+    bed.found.unknown.clear();
+    let told = bed.find(services(&[]));
+    assert!(told.moved && told.changed, "{told:?}");
+    assert_eq!(bed.world.kept(), 0);
 }
 
 fn words(told: &Rediscovered) -> Vec<String> {
