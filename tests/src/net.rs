@@ -167,6 +167,20 @@ impl Network {
         switch.ip(&format!("link set dev p{i} {state}"))
     }
 
+    /// Takes the cable to backend `i`, from 1, away on a direct layout, and everything that hung on it.
+    pub fn unplug(&self, i: usize) -> anyhow::Result<()> {
+        self.node.ip(&format!("link del dev b{i}"))
+    }
+
+    /// Puts another in its place: the devices have the names and addresses of the former.
+    pub fn replug(&mut self, i: usize) -> anyhow::Result<()> {
+        let backend = &self.backends[i - 1];
+        cable(&self.node, &format!("b{i}"), backend, "eth0")?;
+        self.far_ends.push(pass_everything(backend, "eth0")?);
+        self.node.ip(&node_addresses(i))?;
+        self.configure_backend(i)
+    }
+
     fn plug(&mut self) -> anyhow::Result<()> {
         if self.topology.layout != Layout::OneArm {
             cable(&self.client, "eth0", &self.node, "client")?;
@@ -228,9 +242,7 @@ impl Network {
             }
             None => {
                 for i in 1..=self.backends.len() {
-                    lines += &format!(
-                        "addr add 10.1.{i}.1/24 dev b{i}\naddr add fd00:1:{i:x}::1/64 dev b{i} nodad\n"
-                    );
+                    lines += &node_addresses(i);
                 }
             }
         }
@@ -270,6 +282,11 @@ impl Network {
              route add ::/0 via {v6_router}\n"
         ))
     }
+}
+
+/// The node's addresses on the cable to backend `i` of a direct layout.
+fn node_addresses(i: usize) -> String {
+    format!("addr add 10.1.{i}.1/24 dev b{i}\naddr add fd00:1:{i:x}::1/64 dev b{i} nodad\n")
 }
 
 /// Address of backend `i` in every network, from 1.

@@ -123,3 +123,77 @@ fn whatever_is_taken_apart_is_repaired() {
     let events = world.daemon.log();
     assert!(events.contains("Repaired"), "{events}");
 }
+
+/// The kernel takes programs, links and neighbours of a device with it; connections wait for the next.
+#[test]
+fn a_device_that_is_made_anew_carries_its_connections_on() {
+    let mut world = World::new(Topology::default(), config).unwrap();
+    let family = Family::V4;
+    let sources = world.network.client_addresses(family);
+    let target = (world.network.vip(0, family), ECHO_PORT).into();
+    let herd = Herd::open(&world.network.client, &sources, target, 30).expect("all open");
+    let attached = |world: &World| {
+        let status = world.daemon.status().unwrap();
+        status.interfaces.get("b2").cloned()
+    };
+    let before = attached(&world);
+    world.network.unplug(2).unwrap();
+    let is_noticed = eventually(LIMIT, || attached(&world) != before);
+    assert!(is_noticed, "still {before:?}");
+    world.network.replug(2).unwrap();
+    let began = Instant::now();
+    let is_back = eventually(LIMIT, || attached(&world) == before);
+    assert!(is_back, "{before:?}, now {:?}", attached(&world));
+    let took = began.elapsed();
+    let open = herd.failures(PATIENCE);
+    note(format!(
+        "a device made anew: attached {:.1} s after it came; open connections: failed {open}",
+        took.as_secs_f64()
+    ));
+    assert_eq!(open, "none");
+    world.daemon.wait_all_healthy().unwrap();
+    let network = &world.network;
+    let result = burst(&network.client, &sources, 30_000, 60, Protocol::Tcp, target);
+    assert_eq!(summary(&result.failures), "none");
+}
+
+/// The address from which connections come is another from one moment to the next.
+#[test]
+fn connections_come_from_the_address_that_the_node_has_now() {
+    let world = World::new(Topology::default(), |network| {
+        let mut config = config(network);
+        config.services[0].snat = "always";
+        config
+    })
+    .unwrap();
+    let network = &world.network;
+    let family = Family::V4;
+    let sources = network.client_addresses(family);
+    let target = (network.vip(0, family), ECHO_PORT).into();
+    let herd = Herd::open(&network.client, &sources, target, 30).expect("all open");
+    let move_to = |of: &Host, is: &str, device: &str, was: &str| {
+        let lines = format!("addr add {is}/24 dev {device}\naddr del {was}/24 dev {device}");
+        of.ip(&lines).unwrap();
+    };
+    move_to(&network.node, "10.1.2.9", "b2", "10.1.2.1");
+    let route = "route replace 0.0.0.0/0 via 10.1.2.9";
+    network.backends[1].ip(route).unwrap();
+    let began = Instant::now();
+    let mut port = 20_000;
+    let mut failures = String::new();
+    let works = eventually(LIMIT, || {
+        port += 100;
+        let result = burst(&network.client, &sources, port, 60, Protocol::Tcp, target);
+        failures = summary(&result.failures);
+        failures == "none"
+    });
+    assert!(works, "{failures}\n{}", world.daemon.log());
+    note(format!(
+        "another address: all new connections work after {:.1} s",
+        began.elapsed().as_secs_f64()
+    ));
+    // What came from the former address has none any more; the others go on.
+    let exchanged = herd.exchange(PATIENCE);
+    let lost = exchanged.iter().filter(|result| result.is_err()).count();
+    assert!((1..30).contains(&lost), "{lost} of 30");
+}

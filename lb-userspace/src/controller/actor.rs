@@ -116,6 +116,7 @@ impl Actor {
                     let _ = reply.send((self.view(), seconds));
                 }
                 Input::NetworkChanged => {
+                    self.follow_devices();
                     self.set_snat();
                     self.raise_epoch();
                     self.inputs.routes_due = Some(self.inputs.routes_rest);
@@ -343,6 +344,22 @@ impl Actor {
         }
     }
 
+    /// A device that comes without programs would break connections that have packets on it. What
+    /// fails is tried again when all is verified.
+    fn follow_devices(&mut self) {
+        match self.kernel.datapath.follow_devices() {
+            Ok(repaired) => self.tell_repaired(repaired),
+            Err(error) => tracing::error!("cannot serve the devices there are now: {error:#}"),
+        }
+    }
+
+    fn tell_repaired(&mut self, repaired: Vec<String>) {
+        self.note.counts.repairs += repaired.len() as u64;
+        for words in repaired {
+            self.tell(Event::node(Reason::Repaired, words));
+        }
+    }
+
     fn look_up_routes(&mut self) {
         let addresses = self.world.routed();
         let datapath = self.kernel.datapath.clone();
@@ -428,10 +445,7 @@ impl Actor {
         match tables.and_then(|tables| self.kernel.verify(tables)) {
             Ok(repaired) => {
                 self.note.verify_failure = None;
-                self.note.counts.repairs += repaired.len() as u64;
-                for words in repaired {
-                    self.tell(Event::node(Reason::Repaired, words));
-                }
+                self.tell_repaired(repaired);
             }
             Err(error) => {
                 tracing::error!("cannot verify the kernel's side: {error:#}");

@@ -382,6 +382,16 @@ impl Datapath for Kernel {
         Ok(repaired)
     }
 
+    fn follow_devices(&self) -> Result<Vec<String>> {
+        let mut attachments = self.lock_attachments();
+        if !self.refresh_devices(&attachments)? {
+            return Ok(Vec::new());
+        }
+        let changed = attachments.repair()?;
+        self.refresh_devices(&attachments)?;
+        Ok(changed)
+    }
+
     fn attachments(&self) -> Vec<(String, String)> {
         self.lock_attachments().describe()
     }

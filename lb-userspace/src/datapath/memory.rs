@@ -357,6 +357,10 @@ impl Datapath for Memory {
         Ok(std::mem::take(&mut self.lock().repaired))
     }
 
+    fn follow_devices(&self) -> anyhow::Result<Vec<String>> {
+        self.read("follow_devices", |_| Vec::new())
+    }
+
     fn attachments(&self) -> Vec<(String, String)> {
         self.lock().attachments.clone()
     }

@@ -145,6 +145,10 @@ pub trait Datapath: Send + Sync {
     /// it repaired, in words.
     fn repair_attachments(&self) -> anyhow::Result<Vec<String>>;
 
+    /// The part of [`Self::repair_attachments`] that cannot wait when devices come, go or change, with
+    /// what it changed. Quick where none did.
+    fn follow_devices(&self) -> anyhow::Result<Vec<String>>;
+
     /// One line per device: name and how the programs are attached, e.g. `("eth0", "xdp native")`.
     fn attachments(&self) -> Vec<(String, String)>;
 }
