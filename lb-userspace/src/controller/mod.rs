@@ -7,6 +7,7 @@
 mod actor;
 mod changes;
 mod diff;
+mod directories;
 mod drains;
 mod effective;
 mod events;
@@ -44,6 +45,7 @@ use tokio::{
 
 use self::{
     actor::{Actor, Notes},
+    directories::Directories,
     inputs::{Inputs, Message},
     kernel::Kernel,
     view::View,
@@ -67,6 +69,7 @@ pub struct Handle {
     ready: Arc<AtomicBool>,
     datapath: Arc<dyn Datapath>,
     config_file: Option<Arc<Path>>,
+    directories: Directories,
     /// Held from the reading of the config file until it is in force: of two reloads the one that
     /// read last counts.
     reloading: Arc<Mutex<()>>,
@@ -117,6 +120,7 @@ pub fn start(
         services: Vec::new(),
         ..config.clone()
     };
+    let directories = Directories::new(config_file.as_deref(), &config.node.state_dir);
     let found = Arc::new(Notify::new());
     let sources = Sources::new(&config.node.state_dir, found.clone());
     let layers = begin_sources(
@@ -155,6 +159,7 @@ pub fn start(
         network,
         ready,
         datapath,
+        directories,
         config_file: config_file.map(Arc::from),
         reloading: Arc::default(),
     })

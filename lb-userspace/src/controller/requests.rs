@@ -34,10 +34,14 @@ pub(super) async fn answer(handle: &Handle, request: Request) -> Result<Response
         Request::Apply {
             text,
             dry_run: true,
-        } => handle.read(move |v, _| reads::dry_run(v, &text)).await,
+        } => {
+            handle.directories.check(&reads::applied(&text)?)?;
+            handle.read(move |v, _| reads::dry_run(v, &text)).await
+        }
         Request::Export => handle.read(|v, _| reads::export(v)).await,
 
         Request::AddService { service } => {
+            handle.directories.check(std::slice::from_ref(&service))?;
             handle
                 .change(move |layers| changes::add_service(layers, service))
                 .await
@@ -83,6 +87,7 @@ pub(super) async fn answer(handle: &Handle, request: Request) -> Result<Response
             dry_run: false,
         } => {
             let services = reads::applied(&text)?;
+            handle.directories.check(&services)?;
             handle
                 .change(move |layers| changes::apply(layers, services))
                 .await

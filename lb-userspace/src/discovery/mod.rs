@@ -28,6 +28,7 @@ pub mod zookeeper;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    path::Path,
     sync::Arc,
 };
 
@@ -70,6 +71,9 @@ pub trait Configured {
     /// one kind with one target.
     fn target(&self) -> String;
 
+    /// The files that it names, which lbd reads with its own rights.
+    fn files(&self) -> Vec<&Path>;
+
     /// The common keys where the config leaves them out.
     fn usual() -> Settings {
         Settings::default()
@@ -99,6 +103,13 @@ macro_rules! kinds {
             pub fn target(&self) -> String {
                 match self {
                     $(Self::$variant(config) => config.target(),)+
+                }
+            }
+
+            /// The files that it names, which lbd reads with its own rights.
+            pub fn files(&self) -> Vec<&Path> {
+                match self {
+                    $(Self::$variant(config) => config.files(),)+
                 }
             }
 

@@ -1,6 +1,9 @@
 //! Passwords and tokens: named in the config, read from elsewhere when they are used.
 
-use std::{fmt, path::PathBuf};
+use std::{
+    fmt,
+    path::{Path, PathBuf},
+};
 
 use serde::{Deserialize, Serialize};
 
@@ -38,6 +41,13 @@ impl fmt::Debug for Revealed {
 }
 
 impl Secret {
+    pub fn file(&self) -> Option<&Path> {
+        match self {
+            Self::File(path) => Some(path),
+            Self::Env(_) => None,
+        }
+    }
+
     /// # Errors
     /// In words that name the place and not what is there.
     pub fn read(&self) -> Result<Revealed, Failure> {

@@ -7,7 +7,7 @@ mod answer;
 #[cfg(test)]
 mod tests;
 
-use std::time::Duration;
+use std::{path::Path, time::Duration};
 
 use serde::{Deserialize, Serialize};
 use tokio::time::sleep;
@@ -112,6 +112,13 @@ impl Configured for Config {
             target += &format!("{mark}{key}={value}");
         }
         target
+    }
+
+    fn files(&self) -> Vec<&Path> {
+        self.tls
+            .files()
+            .chain(self.token.iter().filter_map(Secret::file))
+            .collect()
     }
 
     fn source(&self, _service: &str) -> Consul {

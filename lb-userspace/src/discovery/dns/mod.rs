@@ -115,6 +115,10 @@ impl Configured for Config {
         }
     }
 
+    fn files(&self) -> Vec<&Path> {
+        Vec::new()
+    }
+
     fn source(&self, _service: &str) -> Dns {
         Dns {
             config: self.clone(),

@@ -10,6 +10,8 @@ pub mod parse;
 #[cfg(test)]
 mod tests;
 
+use std::path::Path;
+
 use etcd_client::WatchResponse;
 use serde::{Deserialize, Serialize};
 use tokio::time::{Instant, sleep_until};
@@ -44,6 +46,13 @@ impl Configured for Config {
     fn target(&self) -> String {
         let endpoints: Vec<_> = self.endpoints.iter().map(BaseUrl::authority).collect();
         format!("{}/{}", endpoints.join(","), self.prefix)
+    }
+
+    fn files(&self) -> Vec<&Path> {
+        self.tls
+            .files()
+            .chain(self.password.iter().filter_map(Secret::file))
+            .collect()
     }
 
     fn source(&self, _service: &str) -> Etcd {

@@ -6,7 +6,7 @@ pub mod registry;
 #[cfg(test)]
 mod tests;
 
-use std::time::Duration;
+use std::{path::Path, time::Duration};
 
 use hyper::StatusCode;
 use serde::{Deserialize, Serialize};
@@ -98,6 +98,11 @@ impl Configured for Config {
     fn target(&self) -> String {
         let servers: Vec<_> = self.urls.iter().map(BaseUrl::authority).collect();
         format!("{}@{}", self.app.to_uppercase(), servers.join(","))
+    }
+
+    fn files(&self) -> Vec<&Path> {
+        let password = self.login.as_ref().and_then(|login| login.password.file());
+        self.tls.files().chain(password).collect()
     }
 
     fn usual() -> Settings {

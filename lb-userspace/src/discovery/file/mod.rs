@@ -6,7 +6,10 @@ mod shared;
 mod tests;
 mod watch;
 
-use std::{path::PathBuf, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use serde::{Deserialize, Serialize};
 use tokio::{task::spawn_blocking, time::sleep};
@@ -33,6 +36,10 @@ impl Configured for Config {
 
     fn target(&self) -> String {
         self.path.display().to_string()
+    }
+
+    fn files(&self) -> Vec<&Path> {
+        vec![&self.path]
     }
 
     fn usual() -> Settings {

@@ -36,6 +36,11 @@ impl Tls {
         *self == Self::default()
     }
 
+    pub fn files(&self) -> impl Iterator<Item = &Path> {
+        let files = [&self.ca_file, &self.cert_file, &self.key_file];
+        files.into_iter().flatten().map(|path| &**path)
+    }
+
     /// What rustls needs. Blocks.
     ///
     /// # Errors

@@ -10,7 +10,10 @@ mod session;
 mod tests;
 pub mod wire;
 
-use std::{path::PathBuf, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use serde::{Deserialize, Serialize};
 
@@ -138,6 +141,17 @@ impl Configured for Config {
         let (server, what) = (self.access.name(), select.name());
         let port = port.as_ref().map(|port| format!(":{port}"));
         format!("{server}{namespace}/{what}{}", port.unwrap_or_default())
+    }
+
+    fn files(&self) -> Vec<&Path> {
+        match &self.access {
+            Access::InCluster => Vec::new(),
+            Access::Kubeconfig { path, .. } => vec![path],
+            Access::Server { token, tls, .. } => tls
+                .files()
+                .chain(token.iter().filter_map(Secret::file))
+                .collect(),
+        }
     }
 
     fn source(&self, _service: &str) -> Kubernetes {

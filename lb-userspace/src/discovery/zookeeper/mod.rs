@@ -10,7 +10,7 @@ pub mod parse;
 #[cfg(test)]
 mod tests;
 
-use std::{collections::BTreeSet, future::Future, time::Duration};
+use std::{collections::BTreeSet, future::Future, path::Path, time::Duration};
 
 use serde::{Deserialize, Serialize};
 use tokio::{task::spawn_blocking, time::timeout};
@@ -60,6 +60,10 @@ impl Configured for Config {
     fn target(&self) -> String {
         let chroot = self.chroot.as_deref().unwrap_or_default();
         format!("{}{chroot}{}", self.servers.join(","), self.path)
+    }
+
+    fn files(&self) -> Vec<&Path> {
+        self.password.iter().filter_map(Secret::file).collect()
     }
 
     fn usual() -> Settings {
