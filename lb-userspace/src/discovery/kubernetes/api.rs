@@ -32,11 +32,11 @@ use crate::discovery::{
 };
 
 /// Largest page, in bytes: [`PAGE`] slices of the most endpoints that a slice may have.
-const MAX_PAGE: usize = 64 << 20;
+const MAX_PAGE: usize = 32 << 20;
 /// Longest event; etcd holds no object of more than 1.5 MiB.
 const MAX_EVENT: usize = 8 << 20;
 /// Objects a page.
-const PAGE: u32 = 100;
+const PAGE: u32 = 50;
 /// Most objects of a list.
 const MAX_OBJECTS: usize = 100_000;
 /// Time until a page is there.

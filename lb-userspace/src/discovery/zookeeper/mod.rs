@@ -7,10 +7,11 @@
 
 pub mod known;
 pub mod parse;
+mod relay;
 #[cfg(test)]
 mod tests;
 
-use std::{collections::BTreeSet, future::Future, path::Path, time::Duration};
+use std::{collections::BTreeSet, future::Future, io::ErrorKind, path::Path, time::Duration};
 
 use serde::{Deserialize, Serialize};
 use tokio::{task::spawn_blocking, time::timeout};
@@ -18,7 +19,7 @@ use zookeeper_client::{
     AddWatchMode, Client, Error, EventType, PersistentWatcher, SessionState, WatchedEvent,
 };
 
-use self::known::Known;
+use self::{known::Known, relay::Relay};
 use super::{Class, Configured, Failure, Feed, Secret, Settings, Source};
 use crate::model::duration_text;
 
@@ -117,12 +118,18 @@ impl Source for Zookeeper {
 struct Session {
     server: String,
     client: Client,
+    relay: Relay,
 }
 
 impl Zookeeper {
     /// Reads and watches by one server until that fails.
     async fn follow(&mut self, server: &str, feed: &mut Feed) -> Result<(), Failure> {
         let session = Session::begin(&self.config, server).await?;
+        let followed = self.follow_in(&session, feed).await;
+        followed.map_err(|failure| explained(failure, server, &session.relay))
+    }
+
+    async fn follow_in(&mut self, session: &Session, feed: &mut Feed) -> Result<(), Failure> {
         let path = self.config.path.clone();
         // Watched first, so that no change falls in between.
         let mut watcher = session.watch(&path).await?;
@@ -163,11 +170,18 @@ impl Session {
             connector = connector.with_auth("digest", pair.as_bytes());
         }
         let chroot = config.chroot.as_deref().unwrap_or_default();
-        let whom = format!("{server}{chroot}");
-        let client = within(server, "to connect", connector.connect(&whom)).await?;
+        let relay = timeout(PATIENCE, Relay::begin(server)).await;
+        let relay = relay.unwrap_or_else(|_| Err(ErrorKind::TimedOut.into()));
+        let relay = relay.map_err(|error| {
+            let what = format!("{server}: to connect: {error}");
+            Failure::new(Class::Unreachable, what)
+        })?;
+        let whom = format!("{}{chroot}", relay.address);
+        let client = within(server, "to connect", connector.connect(&whom)).await;
         Ok(Self {
+            client: client.map_err(|failure| explained(failure, server, &relay))?,
             server: server.to_owned(),
-            client,
+            relay,
         })
     }
 
@@ -255,6 +269,14 @@ fn child<'a>(path: &str, of: &'a str) -> Option<&'a str> {
     let rest = of.strip_prefix(path.trim_end_matches(SEPARATOR))?;
     let name = rest.strip_prefix(SEPARATOR)?;
     (!name.is_empty() && !name.contains(SEPARATOR)).then_some(name)
+}
+
+/// By what the relay knows of the server, if that is why it ended.
+fn explained(failure: Failure, server: &str, relay: &Relay) -> Failure {
+    match relay.fault() {
+        Some(fault) => Failure::new(Class::Malformed, format!("{server}: {fault}")),
+        None => failure,
+    }
 }
 
 async fn within<T>(
