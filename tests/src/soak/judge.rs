@@ -33,15 +33,32 @@ pub(super) struct History {
     pub(super) faults: Vec<Happened>,
     /// When the daemon was away: from its end until it was ready again.
     pub(super) headless: Vec<(Instant, Instant)>,
+    /// When the machine had no time for the clients, nor, as one must suppose, for anybody else.
+    pub(super) stalls: Vec<(Instant, Instant)>,
     /// Services whose connections are reset when their backend is down.
     pub(super) resets_when_down: Vec<&'static str>,
 }
 
+/// What a failure is owed to.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub(super) enum Cause {
+    /// The fault of this index.
+    Fault(usize),
+    /// Somebody waited in vain while the machine did something else.
+    Machine,
+}
+
 impl History {
-    /// Index of the latest fault that explains the failure.
-    pub(super) fn explain(&self, failed: &Failed) -> Option<usize> {
+    /// The latest fault that explains the failure, or what else does.
+    pub(super) fn explain(&self, failed: &Failed) -> Option<Cause> {
         let mut faults = self.faults.iter();
-        faults.rposition(|fault| self.explains(fault, failed))
+        if let Some(fault) = faults.rposition(|fault| self.explains(fault, failed)) {
+            return Some(Cause::Fault(fault));
+        }
+        let mut stalls = self.stalls.iter();
+        let is_stalled = stalls.any(|(from, to)| overlap(*from, Some(*to), failed));
+        let waited = failed.how == How::Failed(Failure::Timeout);
+        (waited && is_stalled).then_some(Cause::Machine)
     }
 
     fn explains(&self, happened: &Happened, failed: &Failed) -> bool {
@@ -93,7 +110,9 @@ impl History {
     /// When the daemon has been at work for so long without a break.
     fn served(&self, since: Instant, long: Duration) -> Instant {
         let mut since = since;
-        for (gone, back) in &self.headless {
+        let mut away: Vec<_> = self.headless.iter().chain(&self.stalls).collect();
+        away.sort();
+        for (gone, back) in away {
             if *back > since && *gone < since + long {
                 since = *back;
             }
@@ -188,6 +207,7 @@ mod tests {
                 history: History {
                     faults: vec![happened],
                     headless: Vec::new(),
+                    stalls: Vec::new(),
                     resets_when_down: vec!["resets"],
                 },
             }
@@ -261,6 +281,19 @@ mod tests {
         assert!(!case.explains(&reset), "before the deadline");
         case.history.faults[0].fault = Fault::Drained(2, None);
         assert!(!case.explains(&reset), "without a deadline");
+    }
+
+    #[test]
+    fn a_busy_machine_explains_waiting_and_nothing_else() {
+        let mut case = Case::of(Fault::DaemonKilled);
+        let stall = (ms(case.start, 10_000), ms(case.start, 11_000));
+        case.history.stalls.push(stall);
+        let times = [9_000, 9_900, 12_000];
+        let waited = case.failed(Some(2), times, Failure::Timeout);
+        assert_eq!(case.history.explain(&waited), Some(Cause::Machine));
+        assert!(!case.explains(&case.failed(Some(2), times, Failure::Reset)));
+        let later = [11_500, 11_900, 14_000];
+        assert!(!case.explains(&case.failed(Some(2), later, Failure::Timeout)));
     }
 
     #[test]

@@ -139,7 +139,8 @@ fn play(
     }
     leaks.extend(look_for_leaks(&stage, &before, memory)?);
     objects.add(Objects::of(&stage.world.daemon, &stage.world.network)?);
-    let history = std::mem::take(&mut stage.history);
+    let mut history = std::mem::take(&mut stage.history);
+    history.stalls.clone_from(&record.stalls);
     drop(stage);
     let left = objects.left(Duration::from_secs(30));
     leaks.extend(

@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, time::Instant};
 
 use super::{
-    judge::History,
+    judge::{Cause, History},
     traffic::{Failed, How, Record},
 };
 
@@ -15,6 +15,7 @@ pub(super) struct Report {
     faults: Vec<String>,
     headless: f64,
     explained: usize,
+    machine: usize,
     pub(super) unexplained: Vec<String>,
     pub(super) leaks: Vec<String>,
 }
@@ -28,10 +29,11 @@ impl Report {
         leaks: Vec<String>,
     ) -> Self {
         let mut owed: BTreeMap<usize, Vec<&Failed>> = BTreeMap::new();
-        let mut unexplained = Vec::new();
+        let (mut unexplained, mut machine) = (Vec::new(), 0);
         for failed in &record.failed {
             match history.explain(failed) {
-                Some(fault) => owed.entry(fault).or_default().push(failed),
+                Some(Cause::Fault(fault)) => owed.entry(fault).or_default().push(failed),
+                Some(Cause::Machine) => machine += 1,
                 None => unexplained.push(describe(failed, start)),
             }
         }
@@ -70,6 +72,7 @@ impl Report {
             faults: faults.collect(),
             headless: headless.sum(),
             explained,
+            machine,
             unexplained,
             leaks,
             record,
@@ -126,9 +129,12 @@ pub(super) fn print(reports: &[Report], say: &(impl Fn(String) + Sync)) {
     say("\n== all in all ==".to_owned());
     for report in reports {
         let record = &report.record;
+        let stalls = record.stalls.iter();
+        let stalled = stalls.map(|(from, to)| (*to - *from).as_secs_f64());
         say(format!(
             "{:<10}  {} connections, {} exchanges over TCP, {} datagrams answered, {} MB checked; {} faults, \
-             {:.0} s without lbd; {} failures owed to faults, {} unattributed; {}",
+             {:.0} s without lbd; {} failures owed to faults, {} to {:.1} s in which the machine was busy, \
+             {} unattributed; {}",
             report.name,
             record.connections,
             record.exchanges,
@@ -137,6 +143,8 @@ pub(super) fn print(reports: &[Report], say: &(impl Fn(String) + Sync)) {
             report.faults.len(),
             report.headless,
             report.explained,
+            report.machine,
+            stalled.sum::<f64>(),
             report.unexplained.len(),
             if report.leaks.is_empty() {
                 "nothing left behind"

@@ -17,7 +17,7 @@ use tokio::{
     io::{AsyncReadExt, AsyncWriteExt, BufReader},
     net::{TcpStream, UdpSocket},
     task,
-    time::{sleep, timeout},
+    time::{MissedTickBehavior, sleep, timeout},
 };
 
 use super::place::Places;
@@ -36,6 +36,9 @@ pub(super) const PATIENCE: Duration = Duration::from_secs(9);
 /// How long it waits for a datagram's answer.
 pub(super) const DATAGRAM_PATIENCE: Duration = Duration::from_secs(3);
 
+/// A clients' thread that gets no time for so long does not know what it has missed.
+const STALL: Duration = Duration::from_millis(500);
+
 /// New connections to each TCP service, and to each UDP service, a second and family.
 const ARRIVALS: u32 = 8;
 /// Open connections to each service of each family, and how long one lives, in milliseconds.
@@ -44,7 +47,7 @@ const LIVES: std::ops::Range<u64> = 2_000..40_000;
 const LONGEST_LINE: usize = 6000;
 /// What comes back, longer by name and address, fits a frame, in a tunnel too.
 const LONGEST_DATAGRAM: usize = 1200;
-const LARGEST: u64 = 3_000_000;
+const LARGEST: u64 = 1_500_000;
 
 /// What a client does.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -97,6 +100,8 @@ pub(super) struct Record {
     /// Connections that ended well, by backend.
     pub(super) well: std::collections::BTreeMap<usize, u64>,
     pub(super) failed: Vec<Failed>,
+    /// When the machine gave the clients no time, from and to.
+    pub(super) stalls: Vec<(Instant, Instant)>,
 }
 
 /// The clients of a scene, at work until stopped or dropped.
@@ -189,7 +194,20 @@ impl Crowd {
             }
             all.spawn_local(self.clone().arrivals(target, random(99)));
         }
+        all.spawn_local(self.clone().notice_stalls());
         while all.join_next().await.is_some() {}
+    }
+
+    /// On a machine that is busy otherwise nobody can tell who was late.
+    async fn notice_stalls(self: Rc<Self>) {
+        const TICK: Duration = Duration::from_millis(100);
+        while !self.stopped() {
+            let began = Instant::now();
+            sleep(TICK).await;
+            if began.elapsed() > TICK + STALL {
+                lock(&self.record).stalls.push((began, Instant::now()));
+            }
+        }
     }
 
     fn stopped(&self) -> bool {
@@ -200,7 +218,7 @@ impl Crowd {
     async fn series(self: Rc<Self>, kind: Kind, target: Target, mut random: StdRng) {
         while !self.stopped() {
             self.one(kind, target.clone(), random.random()).await;
-            sleep(Duration::from_millis(random.random_range(50..400))).await;
+            sleep(Duration::from_millis(random.random_range(50..1500))).await;
         }
     }
 
@@ -208,6 +226,8 @@ impl Crowd {
     async fn arrivals(self: Rc<Self>, target: Target, mut random: StdRng) {
         let mut open = task::JoinSet::new();
         let mut ticks = tokio::time::interval(Duration::from_secs(1) / ARRIVALS);
+        // No bursts after a pause, which the servers' sockets would not take.
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         while !self.stopped() {
             ticks.tick().await;
             while open.try_join_next().is_some() {}
