@@ -136,7 +136,10 @@ pub fn ask_once(
     runtime().block_on(ask(protocol, source, target, text, Duration::from_secs(3)))
 }
 
-async fn connect(source: SocketAddr, target: SocketAddr) -> io::Result<BufReader<TcpStream>> {
+pub(crate) async fn connect(
+    source: SocketAddr,
+    target: SocketAddr,
+) -> io::Result<BufReader<TcpStream>> {
     let socket = if target.is_ipv4() {
         TcpSocket::new_v4()?
     } else {
@@ -173,7 +176,10 @@ fn leave_port_to_connect(socket: &TcpSocket) -> io::Result<()> {
     Ok(())
 }
 
-async fn ask_line(connection: &mut BufReader<TcpStream>, text: &str) -> Result<Answer, Failure> {
+pub(crate) async fn ask_line(
+    connection: &mut BufReader<TcpStream>,
+    text: &str,
+) -> Result<Answer, Failure> {
     connection.write_all(format!("{text}\n").as_bytes()).await?;
     let mut line = String::new();
     if connection.read_line(&mut line).await? == 0 {
@@ -182,7 +188,7 @@ async fn ask_line(connection: &mut BufReader<TcpStream>, text: &str) -> Result<A
     understand(line.trim_end(), text)
 }
 
-async fn ask_datagram(socket: &UdpSocket, text: &str) -> Result<Answer, Failure> {
+pub(crate) async fn ask_datagram(socket: &UdpSocket, text: &str) -> Result<Answer, Failure> {
     socket.send(text.as_bytes()).await?;
     let mut buffer = [0; 2048];
     let length = socket.recv(&mut buffer).await?;
@@ -206,7 +212,7 @@ fn understand(answer: &str, text: &str) -> Result<Answer, Failure> {
     })
 }
 
-async fn ask_http(connection: &mut BufReader<TcpStream>) -> Result<Answer, Failure> {
+pub(crate) async fn ask_http(connection: &mut BufReader<TcpStream>) -> Result<Answer, Failure> {
     connection
         .write_all(b"GET / HTTP/1.1\r\nHost: lbt\r\n\r\n")
         .await?;
@@ -220,7 +226,7 @@ async fn ask_http(connection: &mut BufReader<TcpStream>) -> Result<Answer, Failu
 }
 
 /// Reads the head of a response that must say 200; returns its Content-Length.
-async fn read_http_head(connection: &mut BufReader<TcpStream>) -> Result<u64, Failure> {
+pub(crate) async fn read_http_head(connection: &mut BufReader<TcpStream>) -> Result<u64, Failure> {
     let (mut line, mut length, mut status) = (String::new(), None, false);
     loop {
         line.clear();
@@ -242,7 +248,7 @@ async fn read_http_head(connection: &mut BufReader<TcpStream>) -> Result<u64, Fa
 }
 
 /// An asynchronous runtime on the calling thread.
-fn runtime() -> tokio::runtime::Runtime {
+pub(crate) fn runtime() -> tokio::runtime::Runtime {
     tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()

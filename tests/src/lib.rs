@@ -28,6 +28,7 @@ pub mod net;
 pub mod packets;
 pub mod registry;
 pub mod servers;
+pub mod soak;
 pub mod source;
 pub mod tls;
 pub mod veth;

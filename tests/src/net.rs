@@ -181,6 +181,13 @@ impl Network {
         self.configure_backend(i)
     }
 
+    /// Takes the carrier from the node's cable to the switch. `false` brings it back.
+    pub fn unplug_node(&self, unplugged: bool) -> anyhow::Result<()> {
+        let switch = self.switch.as_ref().expect("a layout with a switch");
+        let state = if unplugged { "down" } else { "up" };
+        switch.ip(&format!("link set dev node {state}"))
+    }
+
     fn plug(&mut self) -> anyhow::Result<()> {
         if self.topology.layout != Layout::OneArm {
             cable(&self.client, "eth0", &self.node, "client")?;

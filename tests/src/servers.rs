@@ -43,6 +43,26 @@ impl Agent {
         let _ = self.process.wait();
     }
 
+    /// SIGSTOP: the host takes connections, and nobody answers. SIGCONT ends that.
+    pub fn pause(&self, paused: bool) {
+        self.signal(if paused { libc::SIGSTOP } else { libc::SIGCONT });
+    }
+
+    /// Has it reset every connection that comes or speaks, instead of serving it.
+    pub fn reset_connections(&self, resets: bool) {
+        self.signal(if resets { libc::SIGUSR1 } else { libc::SIGUSR2 });
+    }
+
+    /// Process id; another one after [`Self::restart`].
+    pub fn pid(&self) -> u32 {
+        self.process.id()
+    }
+
+    fn signal(&self, signal: libc::c_int) {
+        // SAFETY: a signal to a child process that has not been waited for.
+        unsafe { libc::kill(self.pid() as libc::pid_t, signal) };
+    }
+
     /// Starts it again after [`Self::kill`].
     pub fn restart(&mut self) -> anyhow::Result<()> {
         self.kill();

@@ -13,8 +13,7 @@ use std::{
     process::{Command, ExitCode},
 };
 
-const USAGE: &str =
-    "usage: cargo xtask build|demo|test|bench|deb [VERSION]|image-root [ARCHITECTURE]|test-image";
+const USAGE: &str = "usage: cargo xtask build|demo|test|bench|soak [--minutes N] [--seed S]|deb [VERSION]|image-root [ARCHITECTURE]|test-image";
 
 /// What went wrong, for a person.
 type Outcome = Result<(), String>;
@@ -27,6 +26,7 @@ fn main() -> ExitCode {
         "build" => build(),
         "demo" => built("demo", &rest),
         "bench" => built("bench", &rest),
+        "soak" => built("soak", &rest),
         "test" => test(&rest),
         "deb" => build().and_then(|()| deb::package(rest.first().map(String::as_str))),
         "image-root" => image::lay_out(rest.first().map(String::as_str)),

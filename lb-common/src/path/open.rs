@@ -1,12 +1,13 @@
 //! The first packet of a connection.
 
 use super::allocate::{self, Drawn};
-use super::{Family, FamilyTables, Frame, Milestone, Step, Verdict, translate};
+use super::{Family, FamilyTables, Frame, InsertError, Milestone, Step, Verdict, translate};
 use crate::abi::{Drop, FlowKey, flow_state, forwarding};
 
 /// Enters the forward direction of the connection that the packet in [`Work`](super::Work) begins with the backend
 /// that [`super::admit`] left there, and sends it on. With NAT [`super::allocate`] entered the
-/// reverse direction; there is none else. A flood's SYN is sent on without an entry.
+/// reverse direction; there is none else. A flood's SYN is sent on without an entry. If another CPU
+/// entered the same connection meanwhile, the packet is left to [`super::slow`] once more.
 ///
 /// # Errors
 /// The reason why the packet is dropped; the caller counts it.
@@ -50,9 +51,25 @@ pub fn open<A: Family, F: Frame, T: FamilyTables<A>>(
         undo(tables, &work.opposite);
         return translate::refuse(tables, work);
     }
-    if work.is_kept != 0 && tables.insert_handshake(&work.key, flow, true).is_err() {
-        undo(tables, &work.opposite);
-        return Err(Drop::HandshakeTableFull);
+    if work.is_kept != 0 {
+        match tables.insert_handshake(&work.key, flow, false) {
+            Ok(()) => {}
+            Err(InsertError::Full) => {
+                undo(tables, &work.opposite);
+                return Err(Drop::HandshakeTableFull);
+            }
+            // There was none a moment ago: another CPU has a packet of the same connection, and was
+            // faster. This one goes where that one went.
+            Err(InsertError::Exists) => {
+                let is_shared = tables
+                    .handshake(&work.key)
+                    .is_some_and(|first| allocate::belongs_to(first, &work.opposite));
+                if !is_shared {
+                    undo(tables, &work.opposite);
+                }
+                return Ok(Step::Slow);
+            }
+        }
     }
     if drawn.begins() {
         tables.count_connection(slot, Milestone::Begun);

@@ -1,6 +1,6 @@
 //! The servers of one backend host, see `lb_tests::servers`. Usage: `lbt-agent NAME`.
 
-use std::{net::SocketAddr, rc::Rc};
+use std::{cell::Cell, net::SocketAddr, rc::Rc};
 
 use anyhow::Context;
 use lb_tests::{
@@ -11,8 +11,14 @@ use sha2::{Digest, Sha256};
 use tokio::{
     io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader},
     net::{TcpListener, TcpSocket, TcpStream, UdpSocket},
+    signal::unix::{SignalKind, signal},
     task,
 };
+
+thread_local! {
+    /// Every connection is reset, instead of served.
+    static RESETS: Cell<bool> = const { Cell::new(false) };
+}
 
 /// Longest head of an HTTP request, and longest line of the echo server.
 const LINE_LIMIT: u64 = 16 * 1024;
@@ -22,6 +28,17 @@ async fn main() -> anyhow::Result<()> {
     let name = std::env::args().nth(1).context("usage: lbt-agent NAME")?;
     let name: Rc<str> = name.into();
     let servers = task::LocalSet::new();
+    for (kind, resets) in [
+        (SignalKind::user_defined1(), true),
+        (SignalKind::user_defined2(), false),
+    ] {
+        let mut signals = signal(kind)?;
+        servers.spawn_local(async move {
+            while signals.recv().await.is_some() {
+                RESETS.set(resets);
+            }
+        });
+    }
     let http = listen(HTTP_PORT)?;
     servers.spawn_local(accept(http, name.clone(), serve_http));
     for port in ECHO_PORT..ECHO_PORT + ECHO_PORTS {
@@ -60,9 +77,18 @@ async fn accept<F>(
             continue;
         };
         let _ = connection.set_nodelay(true);
+        if RESETS.get() {
+            reset(&connection);
+            continue;
+        }
         // A connection that fails concerns its client only.
         task::spawn_local(serve(connection, peer, name.clone()));
     }
+}
+
+/// Has the connection reset when it is dropped.
+fn reset(connection: &TcpStream) {
+    let _ = connection.set_zero_linger();
 }
 
 async fn serve_echo(connection: TcpStream, peer: SocketAddr, name: Rc<str>) -> anyhow::Result<()> {
@@ -74,6 +100,10 @@ async fn serve_echo(connection: TcpStream, peer: SocketAddr, name: Rc<str>) -> a
             .read_line(&mut line)
             .await?;
         if !line.ends_with('\n') {
+            return Ok(());
+        }
+        if RESETS.get() {
+            reset(connection.get_ref());
             return Ok(());
         }
         let answer = format!("{name} {} {line}", plain(peer));
@@ -97,6 +127,10 @@ async fn echo_datagrams(socket: UdpSocket, name: Rc<str>) {
 async fn serve_http(connection: TcpStream, _peer: SocketAddr, name: Rc<str>) -> anyhow::Result<()> {
     let mut connection = BufReader::new(connection);
     while let Some(request) = read_head(&mut connection).await? {
+        if RESETS.get() {
+            reset(connection.get_ref());
+            return Ok(());
+        }
         match (&*request.method, request.path.trim_matches('/')) {
             ("GET", "") => answer(&mut connection, 200, &name).await?,
             ("GET", "healthz") => answer(&mut connection, 200, "ok").await?,

@@ -1,6 +1,10 @@
 //! Runs cases on the real programs by `BPF_PROG_TEST_RUN`, in a network namespace of its own
 //! that has the standard world's devices, routes and neighbours.
 
+mod at_once;
+
+pub use self::at_once::Done;
+
 use std::{
     io,
     net::{IpAddr, SocketAddr, TcpListener, UdpSocket},
