@@ -10,7 +10,7 @@
 use std::{
     collections::BTreeMap,
     net::{IpAddr, Ipv4Addr, SocketAddr},
-    path::PathBuf,
+    path::Path,
     sync::atomic::{AtomicBool, Ordering},
     thread,
 };
@@ -60,7 +60,7 @@ struct Caller {
 }
 
 impl Caller {
-    fn new(socket: &PathBuf) -> Self {
+    fn new(socket: &Path) -> Self {
         let mut runtime = tokio::runtime::Builder::new_current_thread();
         Self {
             client: Client::new(socket),
@@ -129,8 +129,8 @@ fn no_update_is_lost() {
                 })
             })
             .collect();
-        let ended = writers.into_iter().map(|writer| writer.join().is_ok());
-        let all_ended = ended.fold(true, |all, one| all && one);
+        let ended: Vec<bool> = writers.into_iter().map(|w| w.join().is_ok()).collect();
+        let all_ended = !ended.contains(&false);
         done.store(true, Ordering::Relaxed);
         let answers = reader.join().expect("the reader is content");
         assert!(all_ended);

@@ -15,6 +15,8 @@ use crate::{
 
 pub const API_VERSION: &str = "lb/v1";
 
+// One at a time: its size is nobody's matter.
+#[allow(clippy::large_enum_variant)]
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(tag = "verb", rename_all = "kebab-case", deny_unknown_fields)]
 pub enum Request {

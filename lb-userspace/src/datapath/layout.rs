@@ -116,7 +116,7 @@ impl Fields {
 /// it has and this one has not becomes zero.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) struct Carry {
-    from_size: usize,
+    old_size: usize,
     to_size: usize,
     /// Offset there, offset here, size.
     pieces: Vec<(usize, usize, usize)>,
@@ -128,17 +128,17 @@ impl Carry {
             |Field(name, offset, size): &Field| Some((from.find(name, *size)?, *offset, *size));
         let pieces = to.0.iter().filter_map(piece);
         Self {
-            from_size: from.size(),
+            old_size: from.size(),
             to_size: to.size(),
             pieces: pieces.collect(),
         }
     }
 
-    pub(super) fn from_size(&self) -> usize {
-        self.from_size
+    pub(super) fn old_size(&self) -> usize {
+        self.old_size
     }
 
-    /// Adds the bytes of one key or value to `to`; `from` has [`Self::from_size`] bytes.
+    /// Adds the bytes of one key or value to `to`; `from` has [`Self::old_size`] bytes.
     pub(super) fn append(&self, from: &[u8], to: &mut Vec<u8>) {
         let begin = to.len();
         to.resize(begin + self.to_size, 0);

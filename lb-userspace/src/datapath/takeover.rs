@@ -91,13 +91,14 @@ impl Takeover {
         }
         // Its maps were never used.
         remove(&next)?;
-        if former.exists() && current.exists() {
-            if let Some(theirs) = Layouts::read(&former)? {
-                info!("goes on with the takeover of {}", former.display());
-                // The new maps are there already; others are a matter of the next start.
-                *limits = adjusted(limits, &current, |_, _| Ok(true))?;
-                return Ok(Some(new(former, theirs, false)));
-            }
+        if former.exists()
+            && current.exists()
+            && let Some(theirs) = Layouts::read(&former)?
+        {
+            info!("goes on with the takeover of {}", former.display());
+            // The new maps are there already; others are a matter of the next start.
+            *limits = adjusted(limits, &current, |_, _| Ok(true))?;
+            return Ok(Some(new(former, theirs, false)));
         }
         let Some((source, theirs)) = find_source(root, &former, &ours)? else {
             return Ok(None);
@@ -551,7 +552,7 @@ fn highest_table(map: &Map) -> Result<u32> {
 }
 
 /// What is counted by slot and, behind all slots, by service moves with the number of slots.
-fn fix(name: &str, (there, here): (u32, u32), index: &mut u32, value: &mut Vec<u8>) {
+fn fix(name: &str, (there, here): (u32, u32), index: &mut u32, value: &mut [u8]) {
     match name {
         map::ACTIVE | map::COUNTED if *index >= there => *index = *index - there + here,
         map::ADMISSION => {
@@ -578,7 +579,7 @@ fn copy(
     from.lookup_batch(CHUNK, |keys, values| {
         let (mut new_keys, mut new_values) = (Vec::new(), Vec::new());
         let entries = keys
-            .chunks_exact(key.from_size())
+            .chunks_exact(key.old_size())
             .zip(values.chunks_exact(from.value_bytes()));
         for (old_key, old_value) in entries {
             if is_array && old_value.iter().all(|byte| *byte == 0) {
@@ -611,7 +612,7 @@ fn insert_all(from: &Map, to: &Map, key: &Carry, value: &Carry) -> Result<u64> {
     let (mut moved, mut refused) = (0, 0);
     from.lookup_batch(CHUNK, |keys, values| {
         let entries = keys
-            .chunks_exact(key.from_size())
+            .chunks_exact(key.old_size())
             .zip(values.chunks_exact(from.value_bytes()));
         for (old_key, old_value) in entries {
             let (mut k, mut v) = (Vec::new(), Vec::new());
@@ -634,12 +635,12 @@ fn insert_all(from: &Map, to: &Map, key: &Carry, value: &Carry) -> Result<u64> {
 
 /// Of a per-CPU map each CPU's value.
 fn append_value(from: &Map, carry: &Carry, old: &[u8], new: &mut Vec<u8>) {
-    if old.len() == carry.from_size() {
+    if old.len() == carry.old_size() {
         return carry.append(old, new);
     }
     debug_assert!(from.value_bytes() == old.len());
-    for one in old.chunks_exact(carry.from_size().next_multiple_of(8)) {
-        carry.append(&one[..carry.from_size()], new);
+    for one in old.chunks_exact(carry.old_size().next_multiple_of(8)) {
+        carry.append(&one[..carry.old_size()], new);
         new.resize(new.len().next_multiple_of(8), 0);
     }
 }

@@ -187,7 +187,7 @@ fn list(output: std::io::Result<Output>) -> anyhow::Result<Vec<Value>> {
     let output = output.context("bpftool does not run")?;
     // An object that went meanwhile is an error among the others.
     let text = String::from_utf8_lossy(&output.stdout);
-    Ok(serde_json::from_str(&text).with_context(|| format!("bpftool: {text:.200}"))?)
+    serde_json::from_str(&text).with_context(|| format!("bpftool: {text:.200}"))
 }
 
 fn id(object: &Value) -> u64 {

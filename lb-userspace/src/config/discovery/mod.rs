@@ -103,7 +103,7 @@ pub(super) fn discovery(value: &Node, service: usize, report: &mut Report) -> Ve
                     for (key, place) in fields {
                         report.found_at(Item::SourceKey(service, index, key), place);
                     }
-                    sources.push(spec);
+                    sources.push(*spec);
                 }
                 Decoded::Faulty => {}
                 Decoded::Unknown => {
@@ -126,7 +126,7 @@ pub(super) fn discovery(value: &Node, service: usize, report: &mut Report) -> Ve
 type Places = Vec<(&'static str, super::report::Place)>;
 
 enum Decoded {
-    Source(SourceSpec, Places),
+    Source(Box<SourceSpec>, Places),
     Faulty,
     Unknown,
 }
@@ -179,7 +179,7 @@ fn decoded<C: Form + Configured>(
             let places = keys
                 .iter()
                 .filter_map(|key| Some((*key, fields.get(key)?.place)));
-            Decoded::Source(spec, places.collect())
+            Decoded::Source(Box::new(spec), places.collect())
         }
         None => Decoded::Faulty,
     }

@@ -98,7 +98,11 @@ impl Form for Config {
         }
         if !SESSION_TIMEOUTS.contains(&self.session_timeout) {
             remarks.fault("session_timeout", "must be from 1s to 1m");
-        } else if self.session_timeout.subsec_nanos() % 1_000_000 != 0 {
+        } else if !self
+            .session_timeout
+            .subsec_nanos()
+            .is_multiple_of(1_000_000)
+        {
             remarks.fault("session_timeout", "must be whole milliseconds");
         }
     }

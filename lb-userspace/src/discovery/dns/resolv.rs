@@ -36,7 +36,8 @@ pub(super) fn parse(text: &str) -> Resolv {
             Some("search" | "domain") => resolv.search = words.map(str::to_owned).collect(),
             Some("options") => {
                 let ndots = words.filter_map(|word| word.strip_prefix("ndots:"));
-                let ndots = ndots.filter_map(|number| number.parse::<u32>().ok()).last();
+                let mut ndots = ndots.filter_map(|number| number.parse::<u32>().ok());
+                let ndots = ndots.next_back();
                 if let Some(ndots) = ndots {
                     resolv.ndots = u8::try_from(ndots).unwrap_or(MAX_NDOTS).min(MAX_NDOTS);
                 }
