@@ -491,6 +491,7 @@ pub fn load() -> Result<Ebpf> {
 /// # Errors
 /// The kernel refuses a program; the verifier's log is in the error.
 pub fn load_logging(level: u8) -> Result<Ebpf> {
+    lift_memory_limit();
     let mut loader = EbpfLoader::new();
     for (name, size) in [
         (map::SERVICES4, 256),
@@ -610,6 +611,16 @@ fn run_tc(
         }
         other => other.context("test run"),
     }
+}
+
+/// Before Linux 5.11 maps count against the limit of locked memory.
+pub(super) fn lift_memory_limit() {
+    let unlimited = libc::rlimit {
+        rlim_cur: libc::RLIM_INFINITY,
+        rlim_max: libc::RLIM_INFINITY,
+    };
+    // SAFETY: the pointer is to a `rlimit`. A refusal shows when a map cannot be created.
+    unsafe { libc::setrlimit(libc::RLIMIT_MEMLOCK, &unlimited) };
 }
 
 fn cpus() -> Result<usize> {

@@ -5,6 +5,7 @@ pub mod build;
 pub mod cases;
 pub mod kernel;
 pub mod slice;
+pub mod verifier;
 pub mod world;
 
 use std::net::{IpAddr, SocketAddr};
