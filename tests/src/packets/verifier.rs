@@ -9,13 +9,13 @@ use aya::{
 };
 use lb_userspace::datapath::{self, OBJECT};
 
-/// As `lbd` loads them: all that this kernel is given, by name. With `taking_over` as during an
+/// As `lbd` loads them: all that this kernel is given, by name, to log up to `level`. With `taking_over` as during an
 /// upgrade, when the programs look up former flow tables too.
 ///
 /// # Errors
 /// The kernel refuses one; what its verifier says is in the error.
-pub fn measure(taking_over: bool) -> Result<BTreeMap<String, u32>> {
-    let mut ebpf = load(taking_over)?;
+pub fn measure(level: u8, taking_over: bool) -> Result<BTreeMap<String, u32>> {
+    let mut ebpf = load(level, taking_over)?;
     let frags = datapath::features().xdp_frags;
     let mut counts = BTreeMap::new();
     for (name, program) in ebpf.programs_mut() {
@@ -28,11 +28,11 @@ pub fn measure(taking_over: bool) -> Result<BTreeMap<String, u32>> {
     Ok(counts)
 }
 
-fn load(taking_over: bool) -> Result<Ebpf> {
+fn load(level: u8, taking_over: bool) -> Result<Ebpf> {
     super::kernel::lift_memory_limit();
     let mut loader = EbpfLoader::new();
     loader.verifier_log_level(VerifierLogLevel::STATS);
-    loader.override_global("AYA_LOG_LEVEL", &0_u8, false);
+    loader.override_global("AYA_LOG_LEVEL", &level, false);
     let frags = u8::from(datapath::features().xdp_frags);
     loader.override_global("XDP_FRAGS", &frags, true);
     if taking_over {

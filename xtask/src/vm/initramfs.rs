@@ -34,6 +34,8 @@ const TOOLS: [&str; 29] = [
 /// Some tests do without.
 const MORE_TOOLS: [&str; 1] = ["bpftool"];
 const INIT: &str = include_str!("init");
+/// Stands for lbd in [`Step`]s of that name.
+const LEAST: &str = include_str!("least");
 
 /// Packs all into `directory/initramfs.cpio`. `programs` are file and name each; the names stand in
 /// `steps`.
@@ -51,6 +53,7 @@ pub fn pack(
         tree.directory(place)?;
     }
     tree.write("init", INIT, PROGRAM)?;
+    tree.write("tests/lbd-least", LEAST, PROGRAM)?;
     let mut needed = BTreeSet::new();
     for tool in TOOLS {
         let found = which(tool).ok_or_else(|| format!("`{tool}` is missing; run `make setup`"))?;

@@ -208,7 +208,10 @@ fn version_of(package: &str, series: &str) -> Option<Vec<u32>> {
         return None;
     }
     // `rt`, `cloud`, `unsigned` and the like are others.
-    let (numbers, _) = release.split_once('+').unwrap_or((release, ""));
+    let (numbers, suite) = release.split_once('+').unwrap_or((release, "deb"));
+    if !suite.starts_with("deb") || suite.contains('-') {
+        return None;
+    }
     numbers.split(['.', '-']).map(|n| n.parse().ok()).collect()
 }
 
@@ -239,6 +242,7 @@ mod tests {
         for other in [
             "linux-image-6.12.94+deb13-amd64",
             "linux-image-amd64",
+            "linux-image-6.1.94+deb13-rt-amd64",
             "linux-image-6.1.0-50-cloud-amd64",
             "linux-image-6.1.0-50-amd64-dbg",
         ] {

@@ -10,6 +10,8 @@ pub struct Step {
     pub program: &'static str,
     pub arguments: &'static str,
     pub limit: Duration,
+    /// What is started for lbd.
+    pub lbd: &'static str,
 }
 
 /// Programs and packets, and one test of traffic: what every `make test` runs.
@@ -24,7 +26,7 @@ const SHORT: [Step; 3] = [
     ),
 ];
 
-const LONG: [Step; 13] = [
+const LONG: [Step; 15] = [
     step("programs", "programs", "--nocapture --test-threads=1", 5),
     step("packets", "packet_cases", "--skip slice", 20),
     step("kernel", "lb_userspace", "datapath::", 10),
@@ -38,6 +40,8 @@ const LONG: [Step; 13] = [
     step("survive", "survive", "--test-threads=1", 15),
     step("restarts", "restarts", "--test-threads=1", 15),
     step("upgrade", "upgrade", "--test-threads=1", 15),
+    with_least("least-survive", "survive", 15),
+    with_least("least-upgrade", "upgrade", 15),
 ];
 
 const fn step(
@@ -51,6 +55,15 @@ const fn step(
         program,
         arguments,
         limit: Duration::from_secs(60 * minutes),
+        lbd: "lbd",
+    }
+}
+
+/// With the capabilities that the DaemonSet adds.
+const fn with_least(name: &'static str, program: &'static str, minutes: u64) -> Step {
+    Step {
+        lbd: "lbd-least",
+        ..step(name, program, "--test-threads=1", minutes)
     }
 }
 
@@ -80,7 +93,9 @@ impl Step {
             program,
             arguments,
             limit,
+            lbd,
         } = self;
-        format!("{name} {} /tests/{program} {arguments}\n", limit.as_secs())
+        let limit = limit.as_secs();
+        format!("{name} {limit} env LBD_BIN=/tests/{lbd} /tests/{program} {arguments}\n")
     }
 }

@@ -149,8 +149,10 @@ fn instructions(reports: &Reports) -> String {
             .iter()
             .filter_map(|(series, r)| Some((series, r.as_ref().ok()?)))
     };
-    for (series, _) in good() {
-        let _ = write!(text, " {series} |");
+    for (_, report) in good() {
+        let mut numbers = report.release.split(['.', '-', '+']);
+        let version = [numbers.next(), numbers.next()].map(Option::unwrap_or_default);
+        let _ = write!(text, " {} |", version.join("."));
     }
     text += "\n|---|";
     good().for_each(|_| text += "---|");
