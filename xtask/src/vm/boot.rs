@@ -84,7 +84,9 @@ struct Machine(Child);
 impl Machine {
     fn start(kernel: &Kernel, initramfs: &Path, console: &Path) -> Result<Self, String> {
         let accelerator = std::env::var("LBD_VM_ACCEL").unwrap_or("tcg,thread=multi".to_owned());
-        let mut qemu = Command::new("qemu-system-x86_64");
+        // No machine outlives this process.
+        let mut qemu = Command::new("setpriv");
+        qemu.args(["--pdeathsig", "KILL", "qemu-system-x86_64"]);
         qemu.args(["-accel", &accelerator, "-cpu", "max,la57=off"]);
         qemu.args(["-m", MEMORY, "-smp", PROCESSORS, "-nic", "none"]);
         qemu.args(["-display", "none", "-monitor", "none", "-no-reboot"]);
