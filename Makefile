@@ -3,7 +3,7 @@
 # cargo is found also where rustup's directory is not on PATH.
 export PATH := $(or $(CARGO_HOME),$(HOME)/.cargo)/bin:$(PATH)
 
-.PHONY: help setup build demo test bench clean
+.PHONY: help setup build demo test bench vm clean
 
 help: ## what the targets do
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST)
@@ -22,6 +22,9 @@ test: setup ## all tests, also with real packets (root)
 
 bench: setup ## time of the packet programs (root)
 	@cargo xtask bench
+
+vm: setup ## tests on Debian's kernels, from 5.10 on, in virtual machines
+	@cargo xtask vm
 
 clean: ## remove what was built
 	@cargo clean

@@ -121,7 +121,7 @@ pub async fn ask(
             }
         }
     };
-    timeout(limit, conversation)
+    timeout(crate::patience(limit), conversation)
         .await
         .unwrap_or(Err(Failure::Timeout))
 }

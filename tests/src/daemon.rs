@@ -22,6 +22,7 @@ use crate::{
     eventually,
     host::{Host, start},
     net::{Family, Network, family},
+    patience,
 };
 
 /// Where the daemon's files are, as the node sees them. `/run` is the node's own.
@@ -257,7 +258,7 @@ impl Daemon {
     }
 
     pub fn wait_ready(&mut self) -> anyhow::Result<()> {
-        let end = Instant::now() + READY;
+        let end = Instant::now() + patience(READY);
         loop {
             let process = self.process.as_mut().context("lbd was not started")?;
             if let Some(status) = process.try_wait()? {
@@ -482,7 +483,7 @@ impl Daemon {
     pub fn http_raw(&self, bytes: &[u8]) -> anyhow::Result<Vec<u8>> {
         self.node.run(|| {
             let mut stream = TcpStream::connect(HTTP)?;
-            stream.set_read_timeout(Some(Duration::from_secs(5)))?;
+            stream.set_read_timeout(Some(patience(Duration::from_secs(5))))?;
             stream.write_all(bytes)?;
             let mut answer = Vec::new();
             stream.read_to_end(&mut answer)?;

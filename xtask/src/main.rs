@@ -6,6 +6,7 @@ mod leftovers;
 mod manual;
 mod next;
 mod tree;
+mod vm;
 
 use std::{
     env,
@@ -13,7 +14,7 @@ use std::{
     process::{Command, ExitCode},
 };
 
-const USAGE: &str = "usage: cargo xtask build|demo|test|bench|soak [--minutes N] [--seed S]|deb [VERSION]|image-root [ARCHITECTURE]|test-image";
+const USAGE: &str = "usage: cargo xtask build|demo|test|bench|soak [--minutes N] [--seed S]|vm [--kernel LIST]|deb [VERSION]|image-root [ARCHITECTURE]|test-image";
 
 /// What went wrong, for a person.
 type Outcome = Result<(), String>;
@@ -23,12 +24,13 @@ fn main() -> ExitCode {
     let task = arguments.next().unwrap_or_default();
     let rest: Vec<_> = arguments.collect();
     let outcome = match task.as_str() {
-        "build" => build(),
+        "build" => build(&[]),
         "demo" => built("demo", &rest),
         "bench" => built("bench", &rest),
         "soak" => built("soak", &rest),
         "test" => test(&rest),
-        "deb" => build().and_then(|()| deb::package(rest.first().map(String::as_str))),
+        "vm" => vm::vm(&rest),
+        "deb" => build(&[]).and_then(|()| deb::package(rest.first().map(String::as_str))),
         "image-root" => image::lay_out(rest.first().map(String::as_str)),
         "test-image" => test_image(),
         _ => Err(USAGE.to_owned()),
@@ -42,9 +44,12 @@ fn main() -> ExitCode {
     }
 }
 
-/// `target/release/{lbd,lbctl}`, and the programs of the tests.
-fn build() -> Outcome {
-    run(cargo(&["build", "--release", "--bins"]).args(["-p", "lb-userspace", "-p", "lb-tests"]))
+/// `target/release/{lbd,lbctl}`, and the programs of the tests. `flags` are cargo's.
+fn build(flags: &[String]) -> Outcome {
+    let mut build = cargo(&["build", "--release", "--bins"]);
+    run(build
+        .args(["-p", "lb-userspace", "-p", "lb-tests"])
+        .args(flags))
 }
 
 /// `target/release/lbd-next`, for tests of upgrades.
@@ -64,13 +69,13 @@ fn build_next() -> Outcome {
 
 /// Builds everything and runs one program of the tests.
 fn built(program: &str, arguments: &[String]) -> Outcome {
-    build()?;
+    build(&[])?;
     run(as_root(root().join("target/release").join(program)).args(arguments))
 }
 
 /// All tests, with what `cargo test` is to be told besides; then looks for what they left behind.
 fn test(arguments: &[String]) -> Outcome {
-    build()?;
+    build(&[])?;
     build_next()?;
     // One of the tests installs it.
     deb::package(None)?;
@@ -83,7 +88,10 @@ fn test(arguments: &[String]) -> Outcome {
         let target = format!("{}_UNKNOWN_LINUX_GNU", env::consts::ARCH.to_uppercase());
         tests.env(format!("CARGO_TARGET_{target}_RUNNER"), "sudo -E");
     }
-    let tested = run(tests.args(arguments));
+    let mut tested = run(tests.args(arguments));
+    if arguments.is_empty() {
+        tested = tested.and_then(|()| vm::in_tests());
+    }
     let mut left = leftovers::find(&root());
     left.retain(|item| !before.contains(item));
     match (tested, left.as_slice()) {
@@ -123,6 +131,17 @@ fn output(command: &mut Command) -> Result<String, String> {
 fn cargo(arguments: &[&str]) -> Command {
     let mut command = Command::new(env::var_os("CARGO").unwrap_or("cargo".into()));
     command.current_dir(root()).args(arguments);
+    // What the cargo that runs this tells it of xtask itself: build scripts that look at it would have
+    // everything above them built anew, each time one of `cargo` and `cargo xtask` follows the other.
+    let told = env::vars_os().map(|(name, _)| name);
+    let of_xtask = ["CARGO_PKG_", "CARGO_MANIFEST_"];
+    for name in told.filter(|name| {
+        of_xtask
+            .iter()
+            .any(|of| name.to_string_lossy().starts_with(of))
+    }) {
+        command.env_remove(name);
+    }
     command
 }
 

@@ -4,6 +4,7 @@ mod takeover;
 
 use std::{
     collections::BTreeSet,
+    io::Write as _,
     net::SocketAddr,
     path::{Path, PathBuf},
 };
@@ -77,6 +78,14 @@ impl World {
     }
 }
 
+/// The hooks of a device that have links, by the ends of their pins' names.
+fn linked_hooks() -> &'static [&'static str] {
+    match sys::has_tcx() {
+        true => &["xdp", "tc", "egress"],
+        false => &["xdp"],
+    }
+}
+
 /// Where the maps are.
 fn pins(bpffs: &Path) -> PathBuf {
     bpffs.join(format!("lbd/{ABI_VERSION}"))
@@ -132,26 +141,26 @@ fn a_restart_adopts_maps_and_replaces_programs_in_place() {
         first.set_backend(4999, &backend(7)).unwrap();
         first.set_port_word(17, 0xff).unwrap();
         first.set_table(6, &[4, 5, 6]).unwrap();
-        let before = (
-            world.link("one", "xdp").unwrap(),
-            world.link("one", "tc").unwrap(),
-        );
+        let links = || {
+            linked_hooks()
+                .iter()
+                .map(|hook| world.link("one", hook).unwrap())
+        };
+        let before: Vec<_> = links().collect();
         assert!(world.refusal().contains("another lbd is running"));
         drop(first);
-        let after = (
-            world.link("one", "xdp").unwrap(),
-            world.link("one", "tc").unwrap(),
+        assert!(
+            before
+                .iter()
+                .map(|link| link.id)
+                .eq(links().map(|link| link.id))
         );
-        assert_eq!((before.0.id, before.1.id), (after.0.id, after.1.id));
 
         let second = world.start();
-        let now = (
-            world.link("one", "xdp").unwrap(),
-            world.link("one", "tc").unwrap(),
-        );
-        assert_eq!((before.0.id, before.1.id), (now.0.id, now.1.id));
-        assert_ne!(before.0.prog_id, now.0.prog_id);
-        assert_ne!(before.1.prog_id, now.1.prog_id);
+        for (before, now) in before.iter().zip(links()) {
+            assert_eq!(before.id, now.id);
+            assert_ne!(before.prog_id, now.prog_id);
+        }
         assert_eq!(second.config().unwrap(), Config { epoch: 2, ..config });
         let found: BTreeSet<_> = second
             .services()
@@ -205,7 +214,7 @@ fn a_detached_program_is_attached_again() {
     isolated(|bpffs| {
         let world = World::new(bpffs, &["one"], XdpMode::Auto);
         let kernel = world.start();
-        for hook in ["xdp", "tc", "egress"] {
+        for hook in linked_hooks() {
             let id = world.link("one", hook).unwrap().id;
             sh(&format!("bpftool link detach id {id}"));
             assert_eq!(world.link("one", hook).unwrap().ifindex, 0);
@@ -299,6 +308,12 @@ fn without_tcx_filters_do() {
 #[test]
 fn devices_that_take_redirected_frames_are_known() {
     isolated(|bpffs| {
+        if devices::redirect_targets().is_none() {
+            // Past libtest's capture.
+            let why = "left out: this kernel does not tell which devices take redirected frames";
+            let _ = writeln!(std::io::stderr(), "{why}");
+            return;
+        }
         let world = World::new(bpffs, &["one"], XdpMode::Native);
         let kernel = world.start();
         let index = |name| {
@@ -360,7 +375,7 @@ fn devices_come_and_go() {
             pairs(&[("one", "xdp native"), ("two", "missing")])
         );
         let pins = std::fs::read_dir(bpffs.join("lbd/links")).unwrap().count();
-        assert_eq!(pins, 3);
+        assert_eq!(pins, linked_hooks().len());
         ip_commands("link add two type veth peer name farther\nlink set two up");
         let repaired = kernel.repair_attachments().unwrap();
         assert!(

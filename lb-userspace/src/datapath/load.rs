@@ -37,6 +37,24 @@ pub(super) mod program {
 /// requests are answered stand there too, at most one per listen.
 pub(super) const LISTENS_PER_SERVICE: u32 = 4;
 
+/// What lbd uses where the kernel has it, and does without elsewhere.
+#[derive(Clone, Copy, Debug)]
+pub struct Features {
+    /// Links of TC programs (Linux 6.6); filters of the clsact discipline otherwise.
+    pub tcx: bool,
+    /// Native XDP for frames in several buffers (Linux 5.18); devices with an MTU beyond a page are
+    /// served otherwise.
+    pub xdp_frags: bool,
+}
+
+/// Asks the kernel, which takes the right to load programs.
+pub fn features() -> Features {
+    Features {
+        tcx: sys::has_tcx(),
+        xdp_frags: sys::program::has_xdp_frags(),
+    }
+}
+
 /// Creates the maps pinned in `pins`, or takes those that are there; no program is loaded yet. With
 /// `former` the programs look for flows that they do not find in other tables, which have to be lent to
 /// them before they are loaded.

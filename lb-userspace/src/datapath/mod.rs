@@ -33,6 +33,7 @@ mod takeover;
 mod testing;
 mod undo;
 
+pub use load::{Features, features};
 pub use route::own_addresses;
 
 /// The kernel programs' object file.

@@ -45,7 +45,8 @@ impl Herd {
             let herd = runtime.block_on(async {
                 let mut herd = Vec::new();
                 for source in sources.into_iter().cycle().take(count) {
-                    let open = timeout(PATIENCE, connect(any_port(source), target)).await;
+                    let open =
+                        timeout(crate::patience(PATIENCE), connect(any_port(source), target)).await;
                     herd.push(open.map_err(|_| Failure::Timeout)??);
                     exchange(herd.last_mut().expect("just pushed"), PATIENCE).await?;
                 }
@@ -140,6 +141,6 @@ fn obey(
 }
 
 async fn exchange(connection: &mut Connection, patience: Duration) -> Result<(), Failure> {
-    let answer = timeout(patience, ask_line(connection, "moo")).await;
+    let answer = timeout(crate::patience(patience), ask_line(connection, "moo")).await;
     answer.unwrap_or(Err(Failure::Timeout)).map(|_| ())
 }

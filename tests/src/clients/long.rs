@@ -146,7 +146,7 @@ impl Talk {
                 Ok(Self::Datagrams(socket))
             }
             Protocol::Tcp | Protocol::Http => {
-                let stream = timeout(PATIENCE, connect(source, target)).await;
+                let stream = timeout(crate::patience(PATIENCE), connect(source, target)).await;
                 Ok(Self::Stream(stream.map_err(|_| Failure::Timeout)??))
             }
         }
@@ -159,7 +159,7 @@ impl Talk {
                 Self::Datagrams(socket) => ask_datagram(socket, text).await,
             }
         };
-        timeout(PATIENCE, answer)
+        timeout(crate::patience(PATIENCE), answer)
             .await
             .unwrap_or(Err(Failure::Timeout))
     }

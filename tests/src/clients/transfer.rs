@@ -47,7 +47,11 @@ pub fn upload(source: SocketAddr, target: SocketAddr, length: u64) -> anyhow::Re
         );
         Ok(())
     };
-    runtime().block_on(async { timeout(LIMIT, transfer).await.context("upload timed out")? })
+    runtime().block_on(async {
+        timeout(crate::patience(LIMIT), transfer)
+            .await
+            .context("upload timed out")?
+    })
 }
 
 /// Fetches `length` bytes from the HTTP server and compares their SHA-256. To be called on a
@@ -77,7 +81,7 @@ pub fn download(source: SocketAddr, target: SocketAddr, length: u64) -> anyhow::
         Ok(())
     };
     runtime().block_on(async {
-        timeout(LIMIT, transfer)
+        timeout(crate::patience(LIMIT), transfer)
             .await
             .context("download timed out")?
     })
@@ -94,7 +98,7 @@ pub fn datagrams(source: SocketAddr, target: SocketAddr, count: usize) -> anyhow
             let length = 1 + number % LONGEST_DATAGRAM;
             stream.fill(&mut sent[..length.next_multiple_of(8)]);
             socket.send(&sent[..length]).await?;
-            let answer = timeout(PATIENCE, socket.recv(&mut received)).await;
+            let answer = timeout(crate::patience(PATIENCE), socket.recv(&mut received)).await;
             let answer = answer.with_context(|| format!("no answer to datagram {number}"))??;
             // `NAME PEER ` and the datagram.
             let mut parts = received[..answer].splitn(3, |byte| *byte == b' ');

@@ -57,7 +57,16 @@ impl Table {
         self.cases.push(Case {
             name: format!("{family}_{name}"),
             steps,
+            asks_route_mtu: false,
         });
+    }
+
+    /// [`Self::add`], for a case with a route that is narrower than its device.
+    fn add_narrow(&mut self, name: &str, steps: Vec<Step>) {
+        self.add(name, steps);
+        if let Some(case) = self.cases.last_mut() {
+            case.asks_route_mtu = true;
+        }
     }
 
     /// Slots of the current family.

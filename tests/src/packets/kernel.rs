@@ -30,7 +30,7 @@ use lb_common::abi::{
 use lb_common::path::Budget;
 
 use super::world::{self, Addresses, Mac};
-use super::{Action, Outcome, Runner, tuple};
+use super::{Action, Case, Outcome, Runner, tuple};
 
 /// Selection tables may differ in size.
 const INNER_MAP: u32 = 0x1000;
@@ -46,6 +46,9 @@ pub enum Hook {
 pub struct Kernel {
     pub ebpf: Ebpf,
     hook: Hook,
+    /// Whether a run of XDP may be told the device that a packet came by (Linux 5.15). It is the loopback
+    /// device otherwise, out of which nothing is sent back.
+    takes_device: bool,
     client_side: u32,
     backend_side: u32,
     config: Config,
@@ -72,6 +75,7 @@ impl Kernel {
         let mut kernel = Self {
             ebpf,
             hook,
+            takes_device: release() >= (5, 15),
             client_side,
             backend_side,
             config: world::CONFIG,
@@ -84,6 +88,12 @@ impl Kernel {
     /// Index of the device on the clients' side.
     pub fn client_side(&self) -> u32 {
         self.client_side
+    }
+
+    /// Why a case cannot run here, if so.
+    pub fn hindrance(&self, case: &Case) -> Option<&'static str> {
+        let tells = release() >= (5, 12);
+        (case.asks_route_mtu && !tells).then_some("this kernel does not tell the MTU of a route")
     }
 
     /// Takes what the programs logged; returns the number of records.
@@ -316,11 +326,12 @@ impl Kernel {
                 let words = [0, packet.len() as u32, 0, ingress, 0, 0];
                 let context: Vec<u8> = words.iter().flat_map(|word| word.to_ne_bytes()).collect();
                 let mut context_out = vec![0; context.len()];
+                let told = self.takes_device;
                 let result = program.test_run(TestRunOptions {
                     data_in: Some(packet),
                     data_out: Some(&mut out),
-                    ctx_in: Some(&context),
-                    ctx_out: Some(&mut context_out),
+                    ctx_in: told.then_some(&context),
+                    ctx_out: told.then_some(&mut context_out),
                     ..TestRunOptions::new()
                 })?;
                 // Metadata comes out in front of the packet: a note for the TC hook.
@@ -330,6 +341,7 @@ impl Kernel {
                     (1, _) => Action::Drop,
                     (2, 0) => Action::Pass,
                     (2, _) => Action::Resolve,
+                    (3 | 4, _) if !told => Action::Send,
                     (3, _) => Action::Transmit,
                     (4, _) => Action::Redirect,
                     (other, _) => bail!("XDP action {other}"),
@@ -495,6 +507,7 @@ pub fn load() -> Result<Ebpf> {
 /// # Errors
 /// The kernel refuses a program; the verifier's log is in the error.
 pub fn load_logging(level: u8) -> Result<Ebpf> {
+    lift_memory_limit();
     let mut loader = EbpfLoader::new();
     for (name, size) in [
         (map::SERVICES4, 256),
@@ -614,6 +627,23 @@ fn run_tc(
         }
         other => other.context("test run"),
     }
+}
+
+/// Version of the running kernel: `(6, 12)`.
+pub fn release() -> (u32, u32) {
+    let text = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    let mut numbers = text.split(['.', '-', '+']).map_while(|n| n.parse().ok());
+    (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0))
+}
+
+/// Before Linux 5.11 maps count against the limit of locked memory.
+pub(super) fn lift_memory_limit() {
+    let unlimited = libc::rlimit {
+        rlim_cur: libc::RLIM_INFINITY,
+        rlim_max: libc::RLIM_INFINITY,
+    };
+    // SAFETY: the pointer is to a `rlimit`. A refusal shows when a map cannot be created.
+    unsafe { libc::setrlimit(libc::RLIMIT_MEMLOCK, &unlimited) };
 }
 
 fn cpus() -> Result<usize> {

@@ -5,6 +5,7 @@ pub mod build;
 pub mod cases;
 pub mod kernel;
 pub mod slice;
+pub mod verifier;
 pub mod world;
 
 use std::net::{IpAddr, SocketAddr};
@@ -16,6 +17,8 @@ use lb_common::path::Budget;
 pub struct Case {
     pub name: String,
     pub steps: Vec<Step>,
+    /// Only where the kernel tells the MTU of a route: since Linux 5.12.
+    pub asks_route_mtu: bool,
 }
 
 /// What happens in a case, in order.

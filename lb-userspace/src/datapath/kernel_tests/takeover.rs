@@ -7,7 +7,7 @@ use lb_common::abi::{
     from_bytes, map, protocol,
 };
 
-use super::{World, backend, listen, pins};
+use super::{World, backend, linked_hooks, listen, pins};
 use crate::{
     datapath::{
         Datapath as _,
@@ -168,7 +168,10 @@ fn maps_grow_and_keep_what_they_hold() {
         let kernel = world.start();
         fill(&kernel, bpffs);
         drop(kernel);
-        let links = ["xdp", "tc", "egress"].map(|hook| world.link("one", hook).unwrap());
+        let links = linked_hooks()
+            .iter()
+            .map(|hook| world.link("one", hook).unwrap());
+        let links: Vec<_> = links.collect();
 
         let limits = &mut world.node.limits;
         limits.connections *= 2;
@@ -181,7 +184,7 @@ fn maps_grow_and_keep_what_they_hold() {
         assert_eq!(kernel.capacity().backends, 6000);
         assert_eq!(kernel.capacity().services, 128);
         assert_eq!(size(&pins(bpffs), map::FLOWS4), 4000);
-        for (hook, link) in ["xdp", "tc", "egress"].into_iter().zip(links) {
+        for (hook, link) in linked_hooks().iter().zip(links) {
             let now = world.link("one", hook).unwrap();
             assert_eq!(now.id, link.id, "{hook}: detached in between");
             assert_ne!(now.prog_id, link.prog_id, "{hook}");

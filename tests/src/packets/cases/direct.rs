@@ -650,7 +650,7 @@ fn next_hops(table: &mut Table) {
         let out = sent(&packet, Some(outer));
         Step::FromClient(packet.bytes(), Expect::Redirect(out))
     };
-    table.add(
+    table.add_narrow(
         "tunnel_over_a_narrow_route",
         vec![
             forwards(connection.request(SYN)),
@@ -714,9 +714,9 @@ fn narrow_nat(table: &mut Table) {
         steps.push(nat.forwards(sized(nat.request(ACK), mtu)));
         steps.push(answered(&sized(nat.request(ACK), mtu + 1), mtu));
         steps.push(nat.forwards(nat.request(ACK)));
-        table.add(&format!("{name}_too_big_is_answered"), steps);
+        table.add_narrow(&format!("{name}_too_big_is_answered"), steps);
     }
-    table.add(
+    table.add_narrow(
         "nat_first_packet_too_big_is_answered",
         vec![
             answered(&sized(plain.request(SYN), mtu + 1), mtu),
@@ -745,7 +745,7 @@ fn narrow_nat(table: &mut Table) {
         let told = Expect::Transmit(too_big(&long, mtu));
         steps.push(Step::FromBackend(long.bytes(), told));
         steps.push(connection.returns(connection.reply(ACK)));
-        table.add(&format!("{name}_reply_too_big_is_answered"), steps);
+        table.add_narrow(&format!("{name}_reply_too_big_is_answered"), steps);
     }
     if a.v6 {
         return;
@@ -760,9 +760,9 @@ fn narrow_nat(table: &mut Table) {
     let mut steps = plain.opened();
     steps.push(Step::FromClient(packet.bytes(), Expect::Stack(out)));
     steps.push(plain.forwards(plain.request(ACK)));
-    table.add("nat_divisible_goes_to_the_kernel", steps);
+    table.add_narrow("nat_divisible_goes_to_the_kernel", steps);
     // Not what would come from an address of the node's.
     let mut steps = snat.opened();
     steps.push(answered(&divisible(snat.request(ACK)), mtu));
-    table.add("snat_divisible_is_answered", steps);
+    table.add_narrow("snat_divisible_is_answered", steps);
 }

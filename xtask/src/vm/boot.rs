@@ -1,0 +1,156 @@
+//! One virtual machine, from its start to its end.
+
+use std::{
+    fs::{self, File},
+    io::{BufRead, BufReader, Write as _},
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    sync::mpsc::{self, RecvTimeoutError},
+    thread,
+    time::{Duration, Instant},
+};
+
+use super::{kernels::Kernel, plan::Step};
+
+const MEMORY: &str = "2500M";
+const PROCESSORS: &str = "2";
+/// Until `init` runs.
+const BOOT: Duration = Duration::from_secs(300);
+
+/// What became of it.
+pub struct Run {
+    /// All that came by the serial line of the tests.
+    pub lines: Vec<String>,
+    /// Why the machine ended otherwise than by `init`.
+    pub failure: Option<String>,
+    pub took: Duration,
+}
+
+/// Boots the kernel with this file system and waits for its end. `say` gets each line as it comes.
+///
+/// # Errors
+/// No qemu, or it cannot start.
+pub fn boot(
+    kernel: &Kernel,
+    initramfs: &Path,
+    directory: &Path,
+    steps: &[Step],
+    say: impl Fn(&str),
+) -> Result<Run, String> {
+    let console = directory.join("console.log");
+    let log = directory.join("tests.log");
+    let mut log = File::create(&log).map_err(|error| format!("{}: {error}", log.display()))?;
+    let began = Instant::now();
+    let mut machine = Machine::start(kernel, initramfs, &console)?;
+    let lines = machine.lines();
+    let limits: Duration = steps.iter().map(|step| step.limit).sum();
+    let mut run = Run {
+        lines: Vec::new(),
+        failure: None,
+        took: Duration::ZERO,
+    };
+    loop {
+        let limit = if run.lines.is_empty() {
+            BOOT
+        } else {
+            BOOT + limits
+        };
+        match lines.recv_timeout(limit.saturating_sub(began.elapsed())) {
+            Ok(line) => {
+                say(&line);
+                let _ = writeln!(log, "{line}");
+                run.lines.push(line);
+            }
+            Err(RecvTimeoutError::Disconnected) => break,
+            Err(RecvTimeoutError::Timeout) => {
+                run.failure = Some(format!("hangs: no end within {} s", limit.as_secs()));
+                break;
+            }
+        }
+    }
+    drop(machine);
+    run.took = began.elapsed();
+    let ended = run.lines.iter().any(|line| line == "@@ done");
+    if let Some(complaint) = complaint(&console) {
+        run.failure = Some(complaint);
+    } else if !ended && run.failure.is_none() {
+        run.failure = Some("ended before its steps did".to_owned());
+    }
+    Ok(run)
+}
+
+struct Machine(Child);
+
+impl Machine {
+    fn start(kernel: &Kernel, initramfs: &Path, console: &Path) -> Result<Self, String> {
+        let accelerator = std::env::var("LBD_VM_ACCEL").unwrap_or("tcg,thread=multi".to_owned());
+        // No machine outlives this process.
+        let mut qemu = Command::new("setpriv");
+        qemu.args(["--pdeathsig", "KILL", "qemu-system-x86_64"]);
+        qemu.args(["-accel", &accelerator, "-cpu", "max,la57=off"]);
+        qemu.args(["-m", MEMORY, "-smp", PROCESSORS, "-nic", "none"]);
+        qemu.args(["-display", "none", "-monitor", "none", "-no-reboot"]);
+        qemu.arg("-serial")
+            .arg(format!("file:{}", console.display()));
+        qemu.args(["-serial", "stdio"]);
+        qemu.arg("-kernel").arg(&kernel.image);
+        qemu.arg("-initrd").arg(initramfs);
+        // Mitigations cost an emulated processor more than a real one, and keep nobody out here.
+        let words = "console=ttyS0 loglevel=5 panic=-1 oops=panic mitigations=off rdinit=/init";
+        qemu.args(["-append", words]);
+        qemu.stdin(Stdio::null()).stdout(Stdio::piped());
+        let started = qemu.spawn();
+        let started = started.map_err(|error| format!("cannot run qemu-system-x86_64: {error}"))?;
+        Ok(Self(started))
+    }
+
+    fn lines(&mut self) -> mpsc::Receiver<String> {
+        let (sender, receiver) = mpsc::channel();
+        let output = self.0.stdout.take().expect("piped");
+        thread::spawn(move || {
+            for line in BufReader::new(output).split(b'\n').map_while(Result::ok) {
+                let line = String::from_utf8_lossy(&line);
+                if sender.send(line.trim_end().to_owned()).is_err() {
+                    return;
+                }
+            }
+        });
+        receiver
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// The first line of the kernel's messages that no kernel in good health writes.
+fn complaint(console: &Path) -> Option<String> {
+    const SIGNS: [&str; 7] = [
+        "Kernel panic",
+        "BUG:",
+        "Oops",
+        "WARNING:",
+        "detected stall",
+        "general protection fault",
+        "Out of memory",
+    ];
+    let bytes = fs::read(console).unwrap_or_default();
+    let text = String::from_utf8_lossy(&bytes);
+    let sign = |line: &&str| SIGNS.iter().any(|sign| line.contains(sign));
+    text.lines()
+        .find(sign)
+        .map(|line| format!("kernel: {}", line.trim()))
+}
+
+/// Why no machine can be started here, if so.
+pub fn hindrance() -> Option<String> {
+    if std::env::consts::ARCH != "x86_64" {
+        return Some("only x86_64 is emulated".to_owned());
+    }
+    let qemu: Option<PathBuf> = super::initramfs::which("qemu-system-x86_64");
+    qemu.is_none()
+        .then(|| "no qemu-system-x86_64; `make setup` installs it".to_owned())
+}

@@ -1,0 +1,195 @@
+//! `cargo xtask vm`: lbd and its tests on Debian's kernels, in virtual machines.
+
+mod boot;
+mod initramfs;
+mod kernels;
+mod plan;
+mod report;
+mod table;
+
+use std::{path::PathBuf, process::Stdio, sync::Mutex, thread};
+
+use crate::{Outcome, build, build_next, cargo, root, tree};
+use kernels::Kernel;
+use plan::Step;
+use report::Report;
+
+pub const USAGE: &str =
+    "vm [--kernel 5.10,6.1,…] [--only STEP,…] [--short] [--write] [-- CARGO'S OPTIONS]";
+
+const IN_TESTS: [&str; 2] = ["5.10", "6.1"];
+/// Machines at a time: each has two processors.
+const AT_ONCE: usize = 2;
+/// Programs beside which the tests look for others.
+const PROGRAMS: [&str; 3] = ["lbd", "lbctl", "lbt-agent"];
+
+#[derive(Default)]
+struct Options {
+    kernels: Vec<String>,
+    only: Vec<String>,
+    short: bool,
+    write: bool,
+    cargo: Vec<String>,
+}
+
+/// Boots each kernel, runs the tests in it, and says what became of them.
+///
+/// # Errors
+/// No machine can be had, or something failed in one.
+pub fn vm(arguments: &[String]) -> Outcome {
+    let options = Options::new(arguments)?;
+    if let Some(why) = boot::hindrance() {
+        return Err(why);
+    }
+    let steps = match options.short {
+        true => plan::short(),
+        false => plan::long(&options.only)?,
+    };
+    let kernels = options.kernels.iter().map(|series| kernels::fetch(series));
+    let kernels = kernels.collect::<Result<Vec<_>, _>>()?;
+    let programs = programs(&steps, &options.cargo)?;
+    let reports = on_each(&kernels, |kernel| run(kernel, &programs, &steps));
+    print!("{}", table::summary(&reports, &steps));
+    if options.write {
+        table::write(&reports)?;
+    }
+    let bad = reports.iter().filter(|(_, report)| match report {
+        Ok(report) => !report.is_good(),
+        Err(_) => true,
+    });
+    let bad: Vec<_> = bad.map(|(series, _)| series.as_str()).collect();
+    match bad.is_empty() {
+        true => Ok(()),
+        false => Err(format!("Linux {}: see above", bad.join(", "))),
+    }
+}
+
+/// The oldest kernel and the one most in use, for `cargo xtask test`: every program, every packet case,
+/// and a test of traffic. Where there can be no machine, it says so.
+///
+/// # Errors
+/// As [`vm`].
+pub fn in_tests() -> Outcome {
+    let series = IN_TESTS.map(str::to_owned);
+    let hindrance = boot::hindrance().map_or(Ok(()), Err);
+    let fetched =
+        hindrance.and_then(|()| series.iter().try_for_each(|s| kernels::fetch(s).map(drop)));
+    if let Err(why) = fetched {
+        eprintln!("NOT TESTED on Linux {}: {why}", series.join(" and "));
+        return Ok(());
+    }
+    vm(&["--short", "--kernel", &series.join(",")].map(str::to_owned))
+}
+
+impl Options {
+    fn new(arguments: &[String]) -> Result<Self, String> {
+        let mut options = Self::default();
+        let mut arguments = arguments.iter();
+        let list = |value: Option<&String>| {
+            let value = value.ok_or_else(|| format!("usage: cargo xtask {USAGE}"))?;
+            Ok::<_, String>(value.split(',').map(str::to_owned).collect())
+        };
+        while let Some(argument) = arguments.next() {
+            match argument.as_str() {
+                "--kernel" => options.kernels = list(arguments.next())?,
+                "--only" => options.only = list(arguments.next())?,
+                "--short" => options.short = true,
+                "--write" => options.write = true,
+                "--" => options.cargo = arguments.by_ref().cloned().collect(),
+                other => return Err(format!("{other}? usage: cargo xtask {USAGE}")),
+            }
+        }
+        if options.kernels.is_empty() {
+            options.kernels = kernels::all_series();
+        }
+        Ok(options)
+    }
+}
+
+/// Builds what the steps run; file and name of each.
+fn programs(steps: &[Step], flags: &[String]) -> Result<Vec<(PathBuf, String)>, String> {
+    build(flags)?;
+    let upgrades = steps.iter().any(|step| step.program == "upgrade");
+    if upgrades {
+        build_next()?;
+    }
+    let mut tests = cargo(&["test", "--release", "--no-run"]);
+    tests
+        .args(["-p", "lb-userspace", "-p", "lb-tests"])
+        .args(flags);
+    for step in steps {
+        match step.program {
+            "lb_userspace" => tests.arg("--lib"),
+            program => tests.args(["--test", program]),
+        };
+    }
+    // Which files it made stands in what it tells people.
+    tests.stdout(Stdio::null());
+    let told = tests
+        .output()
+        .map_err(|error| format!("cannot run cargo: {error}"))?;
+    let told = String::from_utf8_lossy(&told.stderr).into_owned();
+    let file = |program: &str| {
+        let of = |line: &&str| {
+            let file = line.split_once('(').map_or("", |(_, rest)| rest);
+            let name = file.rsplit('/').next().unwrap_or_default();
+            name.rsplit_once('-')
+                .is_some_and(|(name, _)| name == program)
+        };
+        let line = told.lines().filter(|l| l.contains("Executable ")).find(of);
+        let path = line.and_then(|line| Some(line.split_once('(')?.1.trim_end_matches(')')));
+        let path = path.ok_or_else(|| format!("cargo made no tests {program}:\n{told}"))?;
+        Ok::<_, String>(root().join(path))
+    };
+    let release = root().join("target/release");
+    let beside = PROGRAMS.into_iter().chain(upgrades.then_some("lbd-next"));
+    let mut files: Vec<_> = beside
+        .map(|name| (release.join(name), name.to_owned()))
+        .collect();
+    for step in steps {
+        files.push((file(step.program)?, step.program.to_owned()));
+    }
+    Ok(files)
+}
+
+type Reports = Vec<(String, Result<Report, String>)>;
+
+/// Some at a time, reports in the order of the kernels.
+fn on_each(kernels: &[Kernel], run: impl Fn(&Kernel) -> Result<Report, String> + Sync) -> Reports {
+    let left = Mutex::new(kernels.iter().enumerate());
+    let done = Mutex::new(Vec::new());
+    thread::scope(|scope| {
+        for _ in 0..AT_ONCE.min(kernels.len()) {
+            scope.spawn(|| {
+                loop {
+                    let next = left.lock().expect("nobody panics").next();
+                    let Some((index, kernel)) = next else {
+                        return;
+                    };
+                    let report = run(kernel);
+                    let report = (index, kernel.series.clone(), report);
+                    done.lock().expect("nobody panics").push(report);
+                }
+            });
+        }
+    });
+    let mut done = done.into_inner().expect("nobody panics");
+    done.sort_by_key(|(index, ..)| *index);
+    done.into_iter()
+        .map(|(_, series, report)| (series, report))
+        .collect()
+}
+
+fn run(kernel: &Kernel, programs: &[(PathBuf, String)], steps: &[Step]) -> Result<Report, String> {
+    let directory = root().join("target/vm/runs").join(&kernel.series);
+    tree::Tree::new(directory.clone())?;
+    let initramfs = initramfs::pack(&directory, kernel, programs, steps)?;
+    let say = |line: &str| {
+        if line.starts_with("@@ ") || line.starts_with("test ") {
+            eprintln!("vm {}: {line}", kernel.series);
+        }
+    };
+    let run = boot::boot(kernel, &initramfs, &directory, steps, say);
+    let _ = std::fs::remove_file(&initramfs);
+    Ok(Report::new(&run?, steps))
+}

@@ -1,0 +1,105 @@
+//! What runs in a virtual machine.
+
+use std::time::Duration;
+
+/// A program of the tests, with what it is told.
+#[derive(Clone, Debug)]
+pub struct Step {
+    /// Unique.
+    pub name: &'static str,
+    pub program: &'static str,
+    pub arguments: &'static str,
+    pub limit: Duration,
+    /// What is started for lbd.
+    pub lbd: &'static str,
+}
+
+/// Programs and packets, and one test of traffic: what every `make test` runs.
+const SHORT: [Step; 3] = [
+    step("programs", "programs", "--nocapture --test-threads=1", 5),
+    step("packets", "packet_cases", "cases_on_xdp cases_on_tc", 5),
+    step(
+        "traffic",
+        "traffic",
+        "--test-threads=1 layout_switched_forwards",
+        5,
+    ),
+];
+
+/// Shown as it comes: of a test that hangs, or a machine that ends, one wants to know how far it got.
+const ONE_BY_ONE: &str = "--nocapture --test-threads=1";
+const KERNEL_TESTS: &str = "--nocapture --test-threads=1 datapath::kernel_tests";
+
+const LONG: [Step; 15] = [
+    step("programs", "programs", "--nocapture --test-threads=1", 20),
+    step("packets", "packet_cases", "--nocapture --skip slice", 20),
+    step("kernel", "lb_userspace", KERNEL_TESTS, 20),
+    step("traffic", "traffic", ONE_BY_ONE, 20),
+    step("dsr", "dsr", ONE_BY_ONE, 20),
+    step("fragments", "fragments", ONE_BY_ONE, 20),
+    step("icmp", "icmp", ONE_BY_ONE, 20),
+    step("devices", "devices", ONE_BY_ONE, 20),
+    step("local", "local", ONE_BY_ONE, 20),
+    step("repair", "repair", ONE_BY_ONE, 20),
+    step("survive", "survive", ONE_BY_ONE, 20),
+    step("restarts", "restarts", ONE_BY_ONE, 20),
+    step("upgrade", "upgrade", ONE_BY_ONE, 20),
+    with_least("least-survive", "survive", 20),
+    with_least("least-upgrade", "upgrade", 20),
+];
+
+const fn step(
+    name: &'static str,
+    program: &'static str,
+    arguments: &'static str,
+    minutes: u64,
+) -> Step {
+    Step {
+        name,
+        program,
+        arguments,
+        limit: Duration::from_secs(60 * minutes),
+        lbd: "lbd",
+    }
+}
+
+/// With the capabilities that the DaemonSet adds.
+const fn with_least(name: &'static str, program: &'static str, minutes: u64) -> Step {
+    Step {
+        lbd: "lbd-least",
+        ..step(name, program, ONE_BY_ONE, minutes)
+    }
+}
+
+pub fn short() -> Vec<Step> {
+    SHORT.to_vec()
+}
+
+/// All, or those of these names.
+pub fn long(only: &[String]) -> Result<Vec<Step>, String> {
+    if let Some(unknown) = only
+        .iter()
+        .find(|n| LONG.iter().all(|step| step.name != **n))
+    {
+        let known = LONG.map(|step| step.name).join(", ");
+        return Err(format!("no step {unknown}; there are {known}"));
+    }
+    let mut steps = LONG.to_vec();
+    steps.retain(|step| only.is_empty() || only.iter().any(|name| name == step.name));
+    Ok(steps)
+}
+
+impl Step {
+    /// As `init` reads it.
+    pub fn line(&self) -> String {
+        let Self {
+            name,
+            program,
+            arguments,
+            limit,
+            lbd,
+        } = self;
+        let limit = limit.as_secs();
+        format!("{name} {limit} env LBD_BIN=/tests/{lbd} /tests/{program} {arguments}\n")
+    }
+}

@@ -1,0 +1,216 @@
+//! What the lines of a virtual machine say.
+
+use std::collections::BTreeMap;
+
+use super::{boot::Run, plan::Step};
+
+/// What became of a step.
+#[derive(Clone, Default, PartialEq, Eq, Debug)]
+pub struct Outcome {
+    pub passed: u32,
+    pub failed: Vec<String>,
+    /// Tests that could not run, with the reason.
+    pub skipped: Vec<String>,
+    pub seconds: u32,
+    /// Why it has no result of its own, if so.
+    pub broken: Option<String>,
+}
+
+/// What a kernel's run told.
+#[derive(Clone, Default, Debug)]
+pub struct Report {
+    pub release: String,
+    pub steps: BTreeMap<&'static str, Outcome>,
+    /// Verified instructions by program.
+    pub programs: BTreeMap<String, u32>,
+    /// What lbd uses there.
+    pub features: Vec<String>,
+    pub notes: Vec<String>,
+    pub failure: Option<String>,
+    pub seconds: u64,
+}
+
+impl Report {
+    pub fn new(run: &Run, steps: &[Step]) -> Self {
+        let mut report = Self {
+            failure: run.failure.clone(),
+            seconds: run.took.as_secs(),
+            ..Self::default()
+        };
+        let mut current: Option<(&'static str, Outcome)> = None;
+        for line in &run.lines {
+            let words: Vec<_> = line.split_whitespace().collect();
+            match words.as_slice() {
+                ["@@", "kernel", release] => report.release = (*release).to_owned(),
+                ["@@", "note", ..] => report.notes.push(line[8..].to_owned()),
+                ["@@", "begin", name] => {
+                    let step = steps.iter().find(|step| step.name == *name);
+                    current = step.map(|step| (step.name, Outcome::default()));
+                }
+                ["@@", "end", _, status, seconds] => {
+                    if let Some((name, mut outcome)) = current.take() {
+                        outcome.end(status, seconds);
+                        report.steps.insert(name, outcome);
+                    }
+                }
+                _ => {
+                    if let Some((_, outcome)) = &mut current {
+                        outcome.read(line);
+                    }
+                    report.read(&words);
+                }
+            }
+        }
+        report.add_missing(current, steps);
+        report
+    }
+
+    /// `vm: program NAME COUNT` and `vm: feature TEXT`.
+    fn read(&mut self, words: &[&str]) {
+        match words {
+            ["vm:", "program", name, count] => {
+                let count = count.parse().unwrap_or_default();
+                self.programs.insert((*name).to_owned(), count);
+            }
+            ["vm:", "feature", text @ ..] => self.features.push(text.join(" ")),
+            _ => {}
+        }
+    }
+
+    /// Steps that did not come to an end, or not to their turn.
+    fn add_missing(&mut self, current: Option<(&'static str, Outcome)>, steps: &[Step]) {
+        if let Some((name, mut outcome)) = current {
+            outcome.broken = Some("the machine ended meanwhile".to_owned());
+            self.steps.insert(name, outcome);
+        }
+        for step in steps {
+            self.steps.entry(step.name).or_insert_with(|| Outcome {
+                broken: Some("not begun".to_owned()),
+                ..Outcome::default()
+            });
+        }
+    }
+
+    pub fn is_good(&self) -> bool {
+        let good = |o: &Outcome| o.broken.is_none() && o.failed.is_empty() && o.passed > 0;
+        self.failure.is_none() && !self.steps.is_empty() && self.steps.values().all(good)
+    }
+}
+
+impl Outcome {
+    /// A line of libtest's, or one that a test wrote.
+    fn read(&mut self, whole: &str) {
+        let line = whole.trim();
+        if let Some(counts) = line.strip_prefix("test result: ") {
+            self.passed += count(counts, "passed");
+            let (failed, named) = (count(counts, "failed"), self.failed.len() as u32);
+            let unnamed = failed.saturating_sub(named);
+            self.failed.extend((0..unnamed).map(|_| "?".to_owned()));
+        } else if let Some(name) = failed_test(whole) {
+            self.failed.push(name);
+        } else if line.contains("NOT TESTED") || line.starts_with("left out") {
+            self.skipped.push(line.to_owned());
+        }
+    }
+
+    fn end(&mut self, status: &str, seconds: &str) {
+        self.seconds = seconds.parse().unwrap_or_default();
+        self.broken = match status {
+            "0" => None,
+            // What `timeout` gives, and what libtest gives when a test failed.
+            "124" | "137" => Some(format!("took longer than its limit ({} s)", self.seconds)),
+            "101" if !self.failed.is_empty() => None,
+            other => Some(format!("ended with status {other}")),
+        };
+    }
+}
+
+/// `8 passed` in `ok. 8 passed; 0 failed`.
+fn count(counts: &str, what: &str) -> u32 {
+    let mut parts = counts.split([';', '.']).map(str::trim);
+    let number = parts.find_map(|part| part.strip_suffix(what)?.trim().parse().ok());
+    number.unwrap_or_default()
+}
+
+/// libtest lists the names of failed tests with four spaces before each.
+fn failed_test(line: &str) -> Option<String> {
+    let name = line.strip_prefix("    ")?;
+    let is_name = |c: char| c.is_ascii_alphanumeric() || "_:".contains(c);
+    (!name.is_empty() && name.chars().all(is_name)).then(|| name.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    fn report(lines: &[&str], failure: Option<&str>) -> Report {
+        let run = Run {
+            lines: lines.iter().map(|line| (*line).to_owned()).collect(),
+            failure: failure.map(str::to_owned),
+            took: Duration::from_secs(7),
+        };
+        let steps = super::super::plan::short();
+        Report::new(&run, &steps)
+    }
+
+    const GOOD: [&str; 17] = [
+        "@@ kernel 5.10.0-32-amd64",
+        "@@ begin programs",
+        "vm: program lbd_xdp 35000",
+        "vm: feature links: pinned",
+        "test result: ok. 2 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out",
+        "@@ end programs 0 5",
+        "@@ begin packets",
+        "test cases_on_xdp ... ok",
+        "test result: ok. 2 passed; 0 failed; 0 ignored",
+        "@@ end packets 0 6",
+        "@@ begin traffic",
+        "    NOT TESTED: no such device",
+        "test result: ok. 1 passed; 0 failed",
+        "@@ end traffic 0 6",
+        "@@ done",
+        "",
+        "",
+    ];
+
+    #[test]
+    fn a_good_run() {
+        let report = report(&GOOD, None);
+        assert!(report.is_good(), "{report:?}");
+        assert_eq!(report.release, "5.10.0-32-amd64");
+        assert_eq!(report.programs["lbd_xdp"], 35000);
+        assert_eq!(report.features, ["links: pinned"]);
+        assert_eq!(report.steps["traffic"].skipped.len(), 1);
+        assert_eq!(report.steps["packets"].passed, 2);
+    }
+
+    #[test]
+    fn what_did_not_run_is_not_good() {
+        for end in 1..14 {
+            let report = report(&GOOD[..end], None);
+            assert!(!report.is_good(), "{end}: {report:?}");
+        }
+        assert!(!report(&GOOD, Some("kernel: BUG: x")).is_good());
+    }
+
+    #[test]
+    fn failed_tests_have_names() {
+        let mut lines = GOOD;
+        lines[7] = "    cases_on_xdp";
+        lines[8] = "test result: FAILED. 1 passed; 1 failed; 0 ignored";
+        lines[9] = "@@ end packets 101 6";
+        let report = report(&lines, None);
+        assert_eq!(report.steps["packets"].failed, ["cases_on_xdp"]);
+        assert!(report.steps["packets"].broken.is_none());
+        assert!(!report.is_good());
+    }
+
+    #[test]
+    fn a_step_that_found_no_test_is_not_good() {
+        let mut lines = GOOD;
+        lines[8] = "test result: ok. 0 passed; 0 failed; 0 ignored";
+        assert!(!report(&lines, None).is_good());
+    }
+}
