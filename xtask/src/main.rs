@@ -1,6 +1,7 @@
 //! `cargo xtask`: builds, shows, tests and measures the project. `make` calls it after set-up.
 
 mod deb;
+mod fuzz;
 mod image;
 mod leftovers;
 mod manual;
@@ -13,8 +14,7 @@ use std::{
     process::{Command, ExitCode},
 };
 
-const USAGE: &str =
-    "usage: cargo xtask build|demo|test|bench|deb [VERSION]|image-root [ARCHITECTURE]|test-image";
+const USAGE: &str = "usage: cargo xtask build|demo|test|bench|fuzz [--minutes N] [--seed N]|deb [VERSION]|image-root [ARCHITECTURE]|test-image";
 
 /// What went wrong, for a person.
 type Outcome = Result<(), String>;
@@ -28,6 +28,7 @@ fn main() -> ExitCode {
         "demo" => built("demo", &rest),
         "bench" => built("bench", &rest),
         "test" => test(&rest),
+        "fuzz" => fuzz::run_all(&rest),
         "deb" => build().and_then(|()| deb::package(rest.first().map(String::as_str))),
         "image-root" => image::lay_out(rest.first().map(String::as_str)),
         "test-image" => test_image(),
