@@ -3,7 +3,7 @@
 # cargo is found also where rustup's directory is not on PATH.
 export PATH := $(or $(CARGO_HOME),$(HOME)/.cargo)/bin:$(PATH)
 
-.PHONY: help setup build demo test bench vm clean
+.PHONY: help setup build demo test fuzz bench vm clean
 
 help: ## what the targets do
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST)
@@ -19,6 +19,9 @@ demo: setup ## see it work, in a network of its own (root)
 
 test: setup ## all tests, also with real packets (root)
 	@cargo xtask test
+
+fuzz: setup ## random packets and inputs, ten minutes of them (root)
+	@cargo xtask fuzz
 
 bench: setup ## time of the packet programs (root)
 	@cargo xtask bench

@@ -141,6 +141,29 @@ fn echo_replies_have_right_checksums_for_every_value() {
     }
 }
 
+/// Found by a random sequence: at every other jiffy the full table was forgotten until the next.
+#[test]
+fn a_full_table_refuses_the_next_client_in_the_same_jiffy() {
+    use lb_common::abi::Drop;
+    use lb_tests::packets::{build, slice::Devices, world};
+    for odd in [0, 1] {
+        for v6 in [false, true] {
+            let mut slice = Slice::twin(Devices::default(), 0, false);
+            slice.wait(odd);
+            let a = Addresses { v6 };
+            let (l2, web) = (a.vip(world::port::L2), a.vip(world::port::WEB));
+            let mut send = |to, client, flags| {
+                let packet = build::Packet::tcp(world::FROM_CLIENT, client, to, flags);
+                slice.run(true, &packet.bytes()).counted
+            };
+            assert_eq!(send(l2, a.client(1000), build::SYN), []);
+            assert_eq!(send(l2, a.client(1000), build::ACK), [Drop::FlowTableFull]);
+            let refused = send(web, a.client(1001), build::SYN);
+            assert_eq!(refused, [Drop::FlowTableFull], "{odd} {v6}");
+        }
+    }
+}
+
 #[test]
 fn cases_have_names_of_their_own() {
     let cases = cases::all();

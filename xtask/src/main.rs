@@ -1,6 +1,7 @@
 //! `cargo xtask`: builds, shows, tests and measures the project. `make` calls it after set-up.
 
 mod deb;
+mod fuzz;
 mod image;
 mod leftovers;
 mod manual;
@@ -14,7 +15,10 @@ use std::{
     process::{Command, ExitCode},
 };
 
-const USAGE: &str = "usage: cargo xtask build|demo|test|bench|soak [--minutes N] [--seed S]|vm [--kernel LIST]|deb [VERSION]|image-root [ARCHITECTURE]|test-image";
+/// Tasks and what they take.
+const USAGE: &str = "usage: cargo xtask build|demo|test|bench|soak [--minutes N] [--seed S]|\
+                     fuzz [--minutes N] [--seed N]|vm [--kernel LIST]|deb [VERSION]|\
+                     image-root [ARCHITECTURE]|test-image";
 
 /// What went wrong, for a person.
 type Outcome = Result<(), String>;
@@ -31,6 +35,7 @@ fn main() -> ExitCode {
         "test" => test(&rest),
         "vm" => vm::vm(&rest),
         "deb" => build(&[]).and_then(|()| deb::package(rest.first().map(String::as_str))),
+        "fuzz" => fuzz::run_all(&rest),
         "image-root" => image::lay_out(rest.first().map(String::as_str)),
         "test-image" => test_image(),
         _ => Err(USAGE.to_owned()),

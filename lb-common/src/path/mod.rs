@@ -411,16 +411,61 @@ pub trait FamilyTables<A: Address>: Tables {
     fn work(&self) -> Option<&mut Work<A>>;
 }
 
-/// Fast path, then slow path where needed: what a hook does, for callers without a verifier.
+/// Fast path, then slow path where needed: what a hook does, for callers without a verifier. What a
+/// hook could put aside is left to the kernel.
 pub fn process<F, T>(frame: &mut F, tables: &T) -> Result<Verdict, Drop>
 where
     F: Frame,
     T: FamilyTables<crate::abi::V4> + FamilyTables<crate::abi::V6>,
 {
+    walk(frame, tables).map(verdict)
+}
+
+/// As [`process`], up to where a hook could put the packet aside: that is [`Step::Hold`] and
+/// [`Step::Release`], everything else [`Step::Done`].
+pub fn walk<F, T>(frame: &mut F, tables: &T) -> Result<Step, Drop>
+where
+    F: Frame,
+    T: FamilyTables<crate::abi::V4> + FamilyTables<crate::abi::V6>,
+{
     match network(frame) {
-        Network::Ipv4(offset) => family::<crate::abi::V4, F, T>(frame, tables, offset),
-        Network::Ipv6(offset) => family::<crate::abi::V6, F, T>(frame, tables, offset),
-        Network::Foreign => Ok(Verdict::Pass),
+        Network::Ipv4(offset) => {
+            let step = fast::<crate::abi::V4, F, T>(frame, tables, offset)?;
+            family::<crate::abi::V4, F, T>(frame, tables, offset, step)
+        }
+        Network::Ipv6(offset) => {
+            let step = fast::<crate::abi::V6, F, T>(frame, tables, offset)?;
+            family::<crate::abi::V6, F, T>(frame, tables, offset, step)
+        }
+        Network::Foreign => Ok(Step::Done(Verdict::Pass)),
+    }
+}
+
+/// As [`process`], for a packet that leaves the node by way of its stack.
+pub fn process_departing<F, T>(frame: &mut F, tables: &T) -> Result<Verdict, Drop>
+where
+    F: Frame,
+    T: FamilyTables<crate::abi::V4> + FamilyTables<crate::abi::V6>,
+{
+    let step = match network(frame) {
+        Network::Ipv4(offset) => {
+            let step = depart::<crate::abi::V4, F, T>(frame, tables, offset);
+            family::<crate::abi::V4, F, T>(frame, tables, offset, step)
+        }
+        Network::Ipv6(offset) => {
+            let step = depart::<crate::abi::V6, F, T>(frame, tables, offset);
+            family::<crate::abi::V6, F, T>(frame, tables, offset, step)
+        }
+        Network::Foreign => Ok(Step::Done(Verdict::Pass)),
+    };
+    step.map(verdict)
+}
+
+/// What is not put aside is left to the kernel.
+fn verdict(step: Step) -> Verdict {
+    match step {
+        Step::Done(verdict) => verdict,
+        _ => Verdict::Pass,
     }
 }
 
@@ -428,8 +473,8 @@ fn family<A: Family, F: Frame, T: FamilyTables<A>>(
     frame: &mut F,
     tables: &T,
     offset: usize,
-) -> Result<Verdict, Drop> {
-    let mut step = fast::<A, F, T>(frame, tables, offset)?;
+    mut step: Step,
+) -> Result<Step, Drop> {
     if step == Step::Icmp {
         step = icmp::<A, F, T>(frame, tables)?;
     }
@@ -460,9 +505,9 @@ fn family<A: Family, F: Frame, T: FamilyTables<A>>(
             step = slow::<A, F, T>(frame, tables)?;
         }
     }
-    match step {
-        Step::Done(verdict) => Ok(verdict),
-        // What is not put aside is left to the kernel.
+    let verdict = match step {
+        Step::Done(verdict) => verdict,
+        Step::Hold | Step::Release => return Ok(step),
         Step::Odd
         | Step::Segment
         | Step::Slow
@@ -470,10 +515,9 @@ fn family<A: Family, F: Frame, T: FamilyTables<A>>(
         | Step::Admit
         | Step::Allocate
         | Step::Open
-        | Step::Hold
-        | Step::Release
-        | Step::Icmp => Ok(Verdict::Pass),
-        Step::Encapsulate => encapsulate::<A, F, T>(frame, tables),
-        Step::Answer => answer::<A, F, T>(frame, tables),
-    }
+        | Step::Icmp => Verdict::Pass,
+        Step::Encapsulate => encapsulate::<A, F, T>(frame, tables)?,
+        Step::Answer => answer::<A, F, T>(frame, tables)?,
+    };
+    Ok(Step::Done(verdict))
 }

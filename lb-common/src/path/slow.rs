@@ -154,7 +154,8 @@ fn known<A: Family, F: Frame, T: FamilyTables<A>>(
         proven = is_proven(frame, tables, config, work, packet, flow)?;
         if proven && establish(tables, work, flow).is_err() {
             if let Some(last) = tables.last_full() {
-                last.set(tables.now() | 1);
+                // Never 0, and never later than now: that would be a long time ago.
+                last.set(tables.now().wrapping_sub(1) | 1);
             }
             if reverse {
                 return Err(Drop::FlowTableFull);

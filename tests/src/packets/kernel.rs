@@ -70,8 +70,16 @@ impl Kernel {
     /// # Errors
     /// As [`Self::new`].
     pub fn logging(hook: Hook, level: u8) -> Result<Self> {
-        let (client_side, backend_side) = build_namespace()?;
-        let ebpf = load_logging(level).context("loading the programs")?;
+        Self::sized(hook, 0, level, &[])
+    }
+
+    /// As [`Self::logging`], on this CPU, with so much room in these maps.
+    ///
+    /// # Errors
+    /// As [`Self::new`].
+    pub fn sized(hook: Hook, cpu: usize, level: u8, sizes: &[(&str, u32)]) -> Result<Self> {
+        let (client_side, backend_side) = build_namespace(cpu)?;
+        let ebpf = load_sized(level, sizes).context("loading the programs")?;
         let mut kernel = Self {
             ebpf,
             hook,
@@ -94,6 +102,30 @@ impl Kernel {
     pub fn hindrance(&self, case: &Case) -> Option<&'static str> {
         let tells = release() >= (5, 12);
         (case.asks_route_mtu && !tells).then_some("this kernel does not tell the MTU of a route")
+    }
+
+    /// Index of the device on the backends' side.
+    pub fn backend_side(&self) -> u32 {
+        self.backend_side
+    }
+
+    /// How many jiffies a second has, as the programs see it.
+    ///
+    /// # Errors
+    /// Where the kernel refuses a call.
+    pub fn set_hz(&mut self, hz: u32) -> Result<()> {
+        self.config.hz = hz;
+        self.write_config()
+    }
+
+    /// Makes config and backends those of the standard world again.
+    ///
+    /// # Errors
+    /// Where the kernel refuses a call.
+    pub fn restore(&mut self) -> Result<()> {
+        self.config = world::CONFIG;
+        self.sockets.clear();
+        self.write_backends()
     }
 
     /// Takes what the programs logged; returns the number of records.
@@ -470,9 +502,11 @@ impl Runner for Kernel {
         self.config.sources = world::source_counts(sources);
         let mut write = || -> Result<()> {
             let mut map = self.map::<Array<_, [u32; 4]>>(map::SOURCES)?;
-            for (number, source) in (0..).zip(sources) {
-                let slot = source_slot(source.is_ipv6(), number);
-                map.set(slot, &world::words(*source), 0)?;
+            for v6 in [false, true] {
+                let of_family = sources.iter().filter(|source| source.is_ipv6() == v6);
+                for (number, source) in (0..).zip(of_family) {
+                    map.set(source_slot(v6, number), &world::words(*source), 0)?;
+                }
             }
             self.write_config()
         };
@@ -507,6 +541,11 @@ pub fn load() -> Result<Ebpf> {
 /// # Errors
 /// The kernel refuses a program; the verifier's log is in the error.
 pub fn load_logging(level: u8) -> Result<Ebpf> {
+    load_sized(level, &[])
+}
+
+/// As [`load_logging`], with so much room in these maps.
+fn load_sized(level: u8, sizes: &[(&str, u32)]) -> Result<Ebpf> {
     lift_memory_limit();
     let mut loader = EbpfLoader::new();
     for (name, size) in [
@@ -531,6 +570,9 @@ pub fn load_logging(level: u8) -> Result<Ebpf> {
         (map::AFFINITY6, 1 << 16),
     ] {
         loader.map_max_entries(name, size);
+    }
+    for (name, size) in sizes {
+        loader.map_max_entries(name, *size);
     }
     loader.override_global("AYA_LOG_LEVEL", &level, false);
     let mut ebpf = loader.load(lb_userspace::datapath::OBJECT)?;
@@ -659,22 +701,21 @@ fn bytes<T: lb_common::abi::Pod, const N: usize>(value: &T) -> Result<[u8; N]> {
 
 /// Makes the standard world's network in a new namespace of the calling thread, which is also
 /// pinned to one CPU, so that per-CPU state is one. Returns the two devices.
-fn build_namespace() -> Result<(u32, u32)> {
+fn build_namespace(cpu: usize) -> Result<(u32, u32)> {
     // SAFETY: plain system calls on the calling thread.
     unsafe {
         let mut set: libc::cpu_set_t = std::mem::zeroed();
-        libc::CPU_SET(0, &mut set);
+        libc::CPU_SET(cpu, &mut set);
         ensure!(
             libc::sched_setaffinity(0, size_of_val(&set), &set) == 0,
-            "pinning to CPU 0"
+            "pinning to CPU {cpu}"
         );
         if libc::unshare(libc::CLONE_NEWNET) != 0 {
             return Err(std::io::Error::last_os_error()).context("unshare: run this as root");
         }
     }
-    let mac = |mac: Mac| mac.map(|byte| format!("{byte:02x}")).join(":");
-    let client_side = mac(world::CLIENT_SIDE_MAC);
-    let backend_side = mac(world::BACKEND_SIDE_MAC);
+    let client_side = colons(world::CLIENT_SIDE_MAC);
+    let backend_side = colons(world::BACKEND_SIDE_MAC);
     ip("link set lo up")?;
     ip(&format!(
         "link add c0 address {client_side} type veth peer name c1"
@@ -690,48 +731,58 @@ fn build_namespace() -> Result<(u32, u32)> {
     for name in ["c0", "c1", "b0", "b1"] {
         ip(&format!("link set {name} up"))?;
     }
-    ip("addr add 198.51.100.254/24 dev c0")?;
-    ip("addr add 2001:db8:c::fe/64 dev c0 nodad")?;
-    let narrow = world::NARROW_MTU;
-    ip(&format!(
-        "route add 198.51.100.128/25 dev c0 mtu lock {narrow}"
-    ))?;
-    ip(&format!(
-        "route add 2001:db8:c:0:1::/80 dev c0 mtu lock {narrow}"
-    ))?;
-    ip("route add blackhole 10.9.0.0/16")?;
-    ip("route add blackhole 2001:db8:9::/48")?;
     for v6 in [false, true] {
-        let a = Addresses { v6 };
-        let length = if v6 { "64 nodad" } else { "24" };
-        for node in [a.node(0), a.second_node(0)] {
-            ip(&format!("addr add {}/{length} dev b0", node.ip()))?;
-        }
-        let (router, [routed, narrow_route]) = (a.backend(1, 0).ip(), a.routes());
-        ip(&format!("route add {routed} via {router} dev b0"))?;
-        ip(&format!(
-            "route add {narrow_route} via {router} dev b0 mtu lock {narrow}"
-        ))?;
-        for client in [a.client(0), a.neighbour_of_clients(0), a.narrow_client(0)] {
-            let to = mac(world::CLIENT_MAC);
-            ip(&format!(
-                "neigh replace {} lladdr {to} dev c0 nud permanent",
-                client.ip()
-            ))?;
-        }
-        for last in 1..64 {
-            let to = mac(world::BACKEND_MAC);
-            let backend = a.backend(last, 0).ip();
-            ip(&format!(
-                "neigh replace {backend} lladdr {to} dev b0 nud permanent"
-            ))?;
-        }
+        build_family(Addresses { v6 })?;
     }
     let index = |name: &std::ffi::CStr| {
         // SAFETY: a terminated string.
         unsafe { libc::if_nametoindex(name.as_ptr()) }
     };
     Ok((index(c"c0"), index(c"b0")))
+}
+
+/// Addresses, routes and neighbours of one family.
+fn build_family(a: Addresses) -> Result<()> {
+    let narrow = world::NARROW_MTU;
+    let shown = |(network, length): (IpAddr, u32)| format!("{network}/{length}");
+    let at_once = if a.v6 { "nodad" } else { "" };
+    for (own, network, device) in [
+        (a.node_to_clients(0), a.clients(), "c0"),
+        (a.node(0), a.backends(), "b0"),
+        (a.second_node(0), a.backends(), "b0"),
+    ] {
+        let (own, length) = (own.ip(), network.1);
+        ip(&format!("addr add {own}/{length} dev {device} {at_once}"))?;
+    }
+    let narrow_clients = shown(a.narrow_clients());
+    ip(&format!(
+        "route add {narrow_clients} dev c0 mtu lock {narrow}"
+    ))?;
+    ip(&format!("route add blackhole {}", shown(a.black_holes())))?;
+    let (router, [routed, narrow_route]) = (a.backend(1, 0).ip(), a.routes().map(shown));
+    ip(&format!("route add {routed} via {router} dev b0"))?;
+    ip(&format!(
+        "route add {narrow_route} via {router} dev b0 mtu lock {narrow}"
+    ))?;
+    for client in [a.client(0), a.neighbour_of_clients(0), a.narrow_client(0)] {
+        let to = colons(world::CLIENT_MAC);
+        ip(&format!(
+            "neigh replace {} lladdr {to} dev c0 nud permanent",
+            client.ip()
+        ))?;
+    }
+    for last in 1..64 {
+        let to = colons(world::BACKEND_MAC);
+        let backend = a.backend(last, 0).ip();
+        ip(&format!(
+            "neigh replace {backend} lladdr {to} dev b0 nud permanent"
+        ))?;
+    }
+    Ok(())
+}
+
+fn colons(mac: Mac) -> String {
+    mac.map(|byte| format!("{byte:02x}")).join(":")
 }
 
 fn ip(arguments: &str) -> Result<()> {

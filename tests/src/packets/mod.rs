@@ -3,6 +3,7 @@
 
 pub mod build;
 pub mod cases;
+pub mod differ;
 pub mod kernel;
 pub mod slice;
 pub mod verifier;
@@ -44,7 +45,7 @@ pub enum Step {
     Listen { local: SocketAddr, udp: bool },
     /// It closes all of them.
     CloseSockets,
-    /// SNAT takes these node addresses, of one family.
+    /// SNAT takes these node addresses.
     Sources(Vec<IpAddr>),
     /// A second and a bit passes.
     Second,
@@ -87,6 +88,15 @@ pub enum Expect {
     /// Lets those go on that were put aside, where the hook can do so, else is sent out of the
     /// other device.
     Released(Vec<u8>),
+}
+
+/// Where a packet comes from.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Side {
+    Client,
+    Backend,
+    /// The node's own stack, on its way to the clients.
+    Node,
 }
 
 /// A place where cases run.
@@ -190,73 +200,52 @@ fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
+impl Step {
+    /// Does what there is to do beside packets. `false` if the table of handshakes is not as the
+    /// step says.
+    pub fn set_up(&self, runner: &mut dyn Runner) -> bool {
+        match self {
+            Self::FromClient(..) | Self::FromBackend(..) => {}
+            Self::Backend {
+                slot,
+                state,
+                generation,
+            } => runner.set_backend(*slot, *state, *generation),
+            Self::Epoch => runner.next_epoch(),
+            Self::Stale => runner.make_stale(),
+            Self::Budget(budget, per_second) => runner.set_budget(*budget, *per_second),
+            Self::Listen { local, udp } => runner.listen(*local, *udp),
+            Self::CloseSockets => runner.close_sockets(),
+            Self::Sources(sources) => runner.set_sources(sources),
+            Self::Second => runner.wait_second(),
+            Self::Evict { src, dst, udp } => {
+                // Not there, it is evicted already.
+                let _ = runner.evict(*src, *dst, *udp);
+            }
+            Self::Known { src, dst, udp } => return runner.evict(*src, *dst, *udp),
+            Self::Unknown { src, dst, udp } => return !runner.evict(*src, *dst, *udp),
+        }
+        true
+    }
+}
+
 /// Runs a case; the error says which step went wrong and how.
 pub fn run(case: &Case, runner: &mut dyn Runner) -> Result<(), String> {
     runner.reset();
     for (number, step) in case.steps.iter().enumerate() {
+        let fault = |what: String| format!("{}, step {}: {what}", case.name, number + 1);
         let (from_client, packet, expect) = match step {
             Step::FromClient(packet, expect) => (true, packet, expect),
             Step::FromBackend(packet, expect) => (false, packet, expect),
-            Step::Backend {
-                slot,
-                state,
-                generation,
-            } => {
-                runner.set_backend(*slot, *state, *generation);
-                continue;
-            }
-            Step::Epoch => {
-                runner.next_epoch();
-                continue;
-            }
-            Step::Evict { src, dst, udp } => {
-                // Not there, it is evicted already.
-                let _ = runner.evict(*src, *dst, *udp);
-                continue;
-            }
-            Step::Known { src, dst, udp } | Step::Unknown { src, dst, udp } => {
-                let wanted = matches!(step, Step::Known { .. });
-                if runner.evict(*src, *dst, *udp) != wanted {
-                    let is = if wanted { "is no" } else { "is a" };
-                    return Err(format!(
-                        "{}, step {}: there {is} handshake {src} → {dst}",
-                        case.name,
-                        number + 1
-                    ));
-                }
-                continue;
-            }
-            Step::Stale => {
-                runner.make_stale();
-                continue;
-            }
-            Step::Listen { local, udp } => {
-                runner.listen(*local, *udp);
-                continue;
-            }
-            Step::CloseSockets => {
-                runner.close_sockets();
-                continue;
-            }
-            Step::Sources(sources) => {
-                runner.set_sources(sources);
-                continue;
-            }
-            Step::Second => {
-                runner.wait_second();
-                continue;
-            }
-            Step::Budget(budget, per_second) => {
-                runner.set_budget(*budget, *per_second);
-                continue;
-            }
+            step if step.set_up(runner) => continue,
+            step => return Err(fault(format!("there is a handshake or is none: {step:?}"))),
         };
         let outcome = match expect {
             Expect::Released(_) => runner.run_reused(from_client, packet),
             _ => runner.run(from_client, packet),
         };
         if let Some(difference) = expect.difference(packet, &outcome) {
-            return Err(format!("{}, step {}: {difference}", case.name, number + 1));
+            return Err(fault(difference));
         }
     }
     Ok(())

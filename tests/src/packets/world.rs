@@ -99,12 +99,48 @@ impl Addresses {
     }
 
     /// The prefixes of both.
-    pub fn routes(self) -> [&'static str; 2] {
-        if self.v6 {
-            ["2001:db8:2::/48", "2001:db8:3::/48"]
-        } else {
-            ["10.2.0.0/16", "10.3.0.0/16"]
-        }
+    pub fn routes(self) -> [(IpAddr, u32); 2] {
+        [
+            self.prefix(("10.2.0.0", 16), ("2001:db8:2::", 48)),
+            self.prefix(("10.3.0.0", 16), ("2001:db8:3::", 48)),
+        ]
+    }
+
+    /// The clients' network.
+    pub fn clients(self) -> (IpAddr, u32) {
+        self.prefix(("198.51.100.0", 24), ("2001:db8:c::", 64))
+    }
+
+    /// Those behind a way of [`NARROW_MTU`].
+    pub fn narrow_clients(self) -> (IpAddr, u32) {
+        self.prefix(("198.51.100.128", 25), ("2001:db8:c:0:1::", 80))
+    }
+
+    /// The backends' network.
+    pub fn backends(self) -> (IpAddr, u32) {
+        self.prefix(("10.1.0.0", 24), ("2001:db8:b::", 64))
+    }
+
+    pub fn black_holes(self) -> (IpAddr, u32) {
+        self.prefix(("10.9.0.0", 16), ("2001:db8:9::", 48))
+    }
+
+    fn prefix(self, v4: (&str, u32), v6: (&str, u32)) -> (IpAddr, u32) {
+        let length = if self.v6 { v6.1 } else { v4.1 };
+        (self.pick(v4.0, v6.0), length)
+    }
+
+    /// The node's address on the clients' side.
+    pub fn node_to_clients(self, port: u16) -> SocketAddr {
+        SocketAddr::new(self.pick("198.51.100.254", "2001:db8:c::fe"), port)
+    }
+
+    /// Addresses of the two networks that are no single host's: broadcast, or any router.
+    pub fn groups(self) -> [IpAddr; 2] {
+        [
+            self.pick("198.51.100.255", "2001:db8:c::"),
+            self.pick("10.1.0.255", "2001:db8:b::"),
+        ]
     }
 
     /// A client behind a way of [`NARROW_MTU`].
