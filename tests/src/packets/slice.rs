@@ -433,8 +433,8 @@ macro_rules! family_tables {
                 Ok(())
             }
 
-            fn remove_handshake(&self, key: &FlowKey<$family>) {
-                self.$field.handshakes.borrow_mut().remove(key);
+            fn remove_handshake(&self, key: &FlowKey<$family>) -> bool {
+                self.$field.handshakes.borrow_mut().remove(key).is_some()
             }
 
             fn recall(&self, key: &FlowKey<$family>) -> bool {
