@@ -292,6 +292,9 @@ macro_rules! walk {
         )?
         if action == $crate::hook::SLOW {
             action = $slow($context);
+            if action == $crate::hook::SLOW {
+                action = $slow($context);
+            }
         }
         if action == $crate::hook::RECALL {
             action = $recall();
@@ -317,6 +320,9 @@ macro_rules! walk {
                     action = $crate::hook::pass::<$hook>($context);
                 }
             }
+        }
+        if action == $crate::hook::SLOW {
+            action = $crate::hook::pass::<$hook>($context);
         }
         if action == $crate::hook::ENCAPSULATE {
             action = $encapsulate($context);

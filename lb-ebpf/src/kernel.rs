@@ -449,9 +449,8 @@ macro_rules! family_tables {
             }
 
             #[inline(always)]
-            fn remove_handshake(&self, key: &FlowKey<$family>) {
-                // Not there is as good as removed.
-                let _ = maps::$handshakes.remove(key);
+            fn remove_handshake(&self, key: &FlowKey<$family>) -> bool {
+                maps::$handshakes.remove(key).is_ok()
             }
 
             #[inline(always)]

@@ -302,6 +302,7 @@ extern "C" fn lbd_egress(context: *mut __sk_buff) -> i32 {
         Network::Ipv4(network) => match hook::depart::<TcFrame, V4>(context, network) {
             hook::SLOW => match tc_slow4(context) {
                 hook::RECALL => again(tc_recall4(), || tc_slow4(context)),
+                hook::SLOW => again(hook::SLOW, || tc_slow4(context)),
                 action => action,
             },
             hook::ICMP => tc_icmp4(context),
@@ -310,6 +311,7 @@ extern "C" fn lbd_egress(context: *mut __sk_buff) -> i32 {
         Network::Ipv6(network) => match tc_depart6(context, network as u32) {
             hook::SLOW => match tc_slow6(context) {
                 hook::RECALL => again(tc_recall6(), || tc_slow6(context)),
+                hook::SLOW => again(hook::SLOW, || tc_slow6(context)),
                 action => action,
             },
             hook::ICMP => tc_icmp6(context),
@@ -320,12 +322,12 @@ extern "C" fn lbd_egress(context: *mut __sk_buff) -> i32 {
     hook::logged::<TcFrame>(action) as i32
 }
 
-/// What [`path::recall`] gives, `slow` once more if it found the flow.
+/// What [`path::recall`] gives, `slow` once more if it found the flow, or if that asks for it.
 #[inline(always)]
 fn again(action: u32, slow: impl Fn() -> u32) -> u32 {
     match action {
         hook::SLOW => match slow() {
-            hook::RECALL => TC_ACT_UNSPEC as u32,
+            hook::RECALL | hook::SLOW => TC_ACT_UNSPEC as u32,
             action => action,
         },
         action => action,

@@ -33,8 +33,8 @@ pub const BPFFS: &str = "/sys/fs/bpf";
 pub const HTTP: &str = "127.0.0.1:9464";
 const LOG: &str = "lbd/lbd.log";
 
-/// Longest time until the daemon is ready.
-const READY: Duration = Duration::from_secs(15);
+/// Longest time until the daemon is ready, on a machine that is busy otherwise.
+const READY: Duration = Duration::from_secs(60);
 
 /// Health checks that notice a failure within half a second.
 pub const QUICK_HEALTH: &str =

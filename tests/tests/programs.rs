@@ -14,7 +14,7 @@ const BUDGETS: [(&str, u32); 6] = [
     ("lbd_xdp", 100_000),
     ("lbd_xdp_frags", 100_000),
     ("lbd_tc", 100_000),
-    ("lbd_egress", 60_000),
+    ("lbd_egress", 62_000),
     ("lbd_handover", 80_000),
     ("lbd_clock", 100),
 ];

@@ -358,7 +358,8 @@ pub trait FamilyTables<A: Address>: Tables {
         flow: &Flow<A>,
         overwrite: bool,
     ) -> Result<(), InsertError>;
-    fn remove_handshake(&self, key: &FlowKey<A>);
+    /// Whether it was there.
+    fn remove_handshake(&self, key: &FlowKey<A>) -> bool;
 
     /// Moves the entry of `key`, and that of the other direction, from former tables; see [`bring`].
     /// False if there is none.
@@ -486,6 +487,9 @@ fn family<A: Family, F: Frame, T: FamilyTables<A>>(
     }
     if step == Step::Slow {
         step = slow::<A, F, T>(frame, tables)?;
+        if step == Step::Slow {
+            step = slow::<A, F, T>(frame, tables)?;
+        }
     }
     if step == Step::Recall {
         step = recall::<A, T>(tables);

@@ -24,7 +24,8 @@ enum Fate {
     Gone(Drop),
 }
 
-/// Forwards a packet that [`super::fast`] left in [`Work`].
+/// Forwards a packet that [`super::fast`] left in [`Work`]. [`Step::Slow`] asks for it once more: its
+/// connection moved from one table to the other meanwhile.
 ///
 /// # Errors
 /// The reason why the packet is dropped; the caller counts it.
@@ -47,6 +48,9 @@ pub fn slow<A: Family, F: Frame, T: FamilyTables<A>>(
         Some(flow) => (flow, Found::Established),
         None => match tables.handshake(&work.key) {
             Some(flow) => (flow, Found::Handshake),
+            // Another CPU may have established it between the two: it enters the flows before it
+            // leaves the handshakes.
+            None if tables.flow(&work.key).is_some() => return Ok(Step::Slow),
             None if tables.recalls() => return Ok(Step::Recall),
             None if packet.departs() => return PASS,
             None => return Ok(Step::Admit),
@@ -179,14 +183,16 @@ fn known<A: Family, F: Frame, T: FamilyTables<A>>(
 }
 
 /// The connection of this handshake is established, and the handshake no longer needed. Not before
-/// the packet is sent: what is removed may be another connection's at once.
+/// the packet is sent: what is removed may be another connection's at once. Of CPUs that establish it
+/// at the same time the one that removes the entry counts it.
 #[inline(always)]
 fn leave_handshakes<A: Address, T: FamilyTables<A>>(tables: &T, work: &Work<A>, flow: &Flow<A>) {
-    let state = flow.state.get();
-    let established = state | flow_state::ESTABLISHED;
-    tables.count_active(flow.slot, flow.generation, state, established);
+    let (slot, generation, state) = (flow.slot, flow.generation, flow.state.get());
+    if tables.remove_handshake(&work.key) {
+        let established = state | flow_state::ESTABLISHED;
+        tables.count_active(slot, generation, state, established);
+    }
     tables.remove_handshake(&work.opposite);
-    tables.remove_handshake(&work.key);
 }
 
 /// Whether this packet of a handshake shows that the client is where it says to be: then, and only

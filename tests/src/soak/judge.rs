@@ -61,13 +61,23 @@ impl History {
         (waited && is_stalled).then_some(Cause::Machine)
     }
 
+    /// Drains that were to end while there was no daemon, since `gone`, ended when it had been told.
+    pub(super) fn told_late(&mut self, gone: Instant, told: Instant) {
+        for happened in &mut self.faults {
+            let is_drain = matches!(happened.fault, Fault::Drained(..));
+            if is_drain && happened.ended.is_some_and(|ended| ended >= gone) {
+                happened.ended = Some(told);
+            }
+        }
+    }
+
     fn explains(&self, happened: &Happened, failed: &Failed) -> bool {
         let resets = self.resets_when_down.contains(&failed.target.service);
         let at = |place| failed.backend == Some(place);
         match happened.fault {
             Fault::Server(place, trouble) => {
                 at(place)
-                    && may_bring_about(trouble, failed, resets)
+                    && (may_bring_about(trouble, failed, resets) || outlasts(happened, failed))
                     && self.met(happened, failed, trouble.is_noticed())
             }
             Fault::Drained(place, Some(deadline)) => {
@@ -134,6 +144,14 @@ impl Trouble {
 
 fn overlap(began: Instant, ended: Option<Instant>, failed: &Failed) -> bool {
     failed.ended >= began && ended.is_none_or(|ended| failed.heard <= ended)
+}
+
+/// On a busy machine a pause may last longer than was planned, and than a client waits.
+fn outlasts(happened: &Happened, failed: &Failed) -> bool {
+    let lasted = happened.ended.map(|ended| ended - happened.began);
+    failed.how == How::Failed(Failure::Timeout)
+        && matches!(happened.fault, Fault::Server(_, Trouble::Paused))
+        && lasted.is_none_or(|lasted| lasted + AFTERMATH > PATIENCE)
 }
 
 /// How lbd ends the connections of a backend that may keep none.
@@ -281,6 +299,25 @@ mod tests {
         assert!(!case.explains(&reset), "before the deadline");
         case.history.faults[0].fault = Fault::Drained(2, None);
         assert!(!case.explains(&reset), "without a deadline");
+    }
+
+    #[test]
+    fn a_drain_lasts_until_lbd_is_told() {
+        let mut case = Case::of(Fault::Drained(2, Some(1000)));
+        let late = case.failed(Some(2), [9_000, 18_000, 18_100], Failure::Reset);
+        assert!(!case.explains(&late));
+        let (gone, told) = (ms(case.start, 13_000), ms(case.start, 18_000));
+        case.history.told_late(gone, told);
+        assert!(case.explains(&late));
+    }
+
+    #[test]
+    fn a_pause_longer_than_patience_explains_waiting() {
+        let mut case = Case::of(Fault::Server(2, Trouble::Paused));
+        let waited = case.failed(Some(2), [9_000, 9_900, 19_000], Failure::Timeout);
+        assert!(!case.explains(&waited), "it was over in time");
+        case.history.faults[0].ended = Some(ms(case.start, 19_000));
+        assert!(case.explains(&waited));
     }
 
     #[test]

@@ -318,9 +318,14 @@ impl Stage {
         self.world.daemon.restart()?;
         let gone = self.headless.take().unwrap_or_else(Instant::now);
         self.history.headless.push((gone, Instant::now()));
-        for order in std::mem::take(&mut self.to_be_told) {
+        let orders = std::mem::take(&mut self.to_be_told);
+        if orders.is_empty() {
+            return Ok(());
+        }
+        for order in orders {
             self.tell(order)?;
         }
+        self.history.told_late(gone, Instant::now());
         Ok(())
     }
 

@@ -266,14 +266,18 @@ impl Crowd {
         match result {
             Ok(()) => *record.well.entry(backend.unwrap_or_default()).or_default() += 1,
             Err(how) => {
-                let place = || {
-                    self.places
-                        .of(talk.target.protocol, source, talk.target.address)
+                let protocol = talk.target.protocol;
+                let place = self.places.of(protocol, source, talk.target.address);
+                // Whose answer to a datagram is missing may be another than answered before.
+                let waits = how == How::Failed(Failure::Timeout);
+                let place = match protocol {
+                    Protocol::Udp if waits => place.or(backend),
+                    _ => backend.or(place),
                 };
                 record.failed.push(Failed {
                     kind,
                     source,
-                    backend: backend.or_else(place),
+                    backend: place,
                     was_answered: backend.is_some(),
                     began,
                     heard: talk.heard,

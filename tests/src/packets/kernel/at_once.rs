@@ -19,11 +19,12 @@ use super::{Hook, Kernel, cpus, run_tc};
 pub type Done = (u32, Vec<u8>);
 
 impl Kernel {
-    /// Runs each of these packets of clients on the first two CPUs at once, one packet after the other.
+    /// Runs each of these packets, of clients or of backends, on the first two CPUs at once, one packet
+    /// after the other.
     ///
     /// # Errors
     /// With less than two CPUs, or where the kernel refuses a call.
-    pub fn run_at_once(&self, packets: &[Vec<u8>]) -> Result<Vec<[Done; 2]>> {
+    pub fn run_at_once(&self, from_client: bool, packets: &[Vec<u8>]) -> Result<Vec<[Done; 2]>> {
         ensure!(cpus()? >= 2, "this takes two CPUs");
         let arrived = AtomicUsize::new(0);
         let all_on = |cpu: usize| -> Result<Vec<Done>> {
@@ -34,7 +35,7 @@ impl Kernel {
                 while arrived.load(Ordering::Acquire) < 2 * (round + 1) {
                     std::hint::spin_loop();
                 }
-                match self.run_from_client(packet) {
+                match self.run_here(from_client, packet) {
                     Ok(one) => done.push(one),
                     Err(error) => {
                         // Nobody waits for a thread that has given up.
@@ -53,7 +54,11 @@ impl Kernel {
         Ok(a?.into_iter().zip(b?).map(|(a, b)| [a, b]).collect())
     }
 
-    fn run_from_client(&self, packet: &[u8]) -> Result<Done> {
+    fn run_here(&self, from_client: bool, packet: &[u8]) -> Result<Done> {
+        let ingress = match from_client {
+            true => self.client_side,
+            false => self.backend_side,
+        };
         let mut out = vec![0; packet.len() + 512];
         let (action, length) = match self.hook {
             Hook::Xdp => {
@@ -62,7 +67,7 @@ impl Kernel {
                     .program("lbd_xdp")
                     .context("no lbd_xdp")?
                     .try_into()?;
-                let words = [0, packet.len() as u32, 0, self.client_side, 0, 0];
+                let words = [0, packet.len() as u32, 0, ingress, 0, 0];
                 let context: Vec<u8> = words.iter().flat_map(|word| word.to_ne_bytes()).collect();
                 let result = program.test_run(TestRunOptions {
                     data_in: Some(packet),
@@ -76,7 +81,7 @@ impl Kernel {
                 let program = self.ebpf.program("lbd_tc").context("no lbd_tc")?;
                 let program: &SchedClassifier = program.try_into()?;
                 let mut context = vec![0; 192];
-                context[40..44].copy_from_slice(&self.client_side.to_ne_bytes());
+                context[40..44].copy_from_slice(&ingress.to_ne_bytes());
                 let program = program.fd()?.as_fd().as_raw_fd();
                 run_tc(program, packet, &mut out, &context, false)?
             }
@@ -122,13 +127,16 @@ impl Kernel {
         Ok(opened.wrapping_sub(closed))
     }
 
-    /// Entries of IPv4 connections that are being opened, of both directions.
+    /// Entries of IPv4 connections, of both directions: those that are being opened, those that are open.
     ///
     /// # Errors
     /// Where the kernel refuses a call.
-    pub fn handshakes(&mut self) -> Result<usize> {
-        let map = self.map::<BpfHashMap<_, [u8; 16], [u8; 64]>>(map::HANDSHAKES4)?;
-        Ok(map.keys().collect::<Result<Vec<_>, _>>()?.len())
+    pub fn entries(&mut self) -> Result<[usize; 2]> {
+        let mut count = |name| -> Result<usize> {
+            let map = self.map::<BpfHashMap<_, [u8; 16], [u8; 64]>>(name)?;
+            Ok(map.keys().collect::<Result<Vec<_>, _>>()?.len())
+        };
+        Ok([count(map::HANDSHAKES4)?, count(map::FLOWS4)?])
     }
 }
 

@@ -421,8 +421,8 @@ macro_rules! family_tables {
                 Ok(())
             }
 
-            fn remove_handshake(&self, key: &FlowKey<$family>) {
-                self.$field.handshakes.remove(key);
+            fn remove_handshake(&self, key: &FlowKey<$family>) -> bool {
+                self.$field.handshakes.remove(key)
             }
 
             fn recall(&self, key: &FlowKey<$family>) -> bool {
