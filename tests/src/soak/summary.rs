@@ -144,7 +144,7 @@ pub(super) fn print(reports: &[Report], say: &(impl Fn(String) + Sync)) {
             report.headless,
             report.explained,
             report.machine,
-            stalled.sum::<f64>(),
+            stalled.fold(0.0, |sum: f64, stall| sum + stall),
             report.unexplained.len(),
             if report.leaks.is_empty() {
                 "nothing left behind"
