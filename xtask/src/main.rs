@@ -1,5 +1,6 @@
 //! `cargo xtask`: builds, shows, tests and measures the project. `make` calls it after set-up.
 
+mod coverage;
 mod deb;
 mod fuzz;
 mod image;
@@ -14,7 +15,7 @@ use std::{
     process::{Command, ExitCode},
 };
 
-const USAGE: &str = "usage: cargo xtask build|demo|test|bench|fuzz [--minutes N] [--seed N]|deb [VERSION]|image-root [ARCHITECTURE]|test-image";
+const USAGE: &str = "usage: cargo xtask build|demo|test|bench|fuzz [--minutes N] [--seed N]|coverage|deb [VERSION]|image-root [ARCHITECTURE]|test-image";
 
 /// What went wrong, for a person.
 type Outcome = Result<(), String>;
@@ -29,6 +30,7 @@ fn main() -> ExitCode {
         "bench" => built("bench", &rest),
         "test" => test(&rest),
         "fuzz" => fuzz::run_all(&rest),
+        "coverage" => coverage::print(),
         "deb" => build().and_then(|()| deb::package(rest.first().map(String::as_str))),
         "image-root" => image::lay_out(rest.first().map(String::as_str)),
         "test-image" => test_image(),
