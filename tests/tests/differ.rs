@@ -13,7 +13,7 @@ use lb_tests::{
 };
 
 /// Of each hook.
-const PACKETS: u64 = 150_000;
+const PACKETS: u64 = 100_000;
 
 fn agrees(hook: Hook, cpu: usize) {
     // The namespace is the thread's, and goes with it.

@@ -1,5 +1,6 @@
 //! `cargo xtask`: builds, shows, tests and measures the project. `make` calls it after set-up.
 
+mod coverage;
 mod deb;
 mod fuzz;
 mod image;
@@ -17,7 +18,7 @@ use std::{
 
 /// Tasks and what they take.
 const USAGE: &str = "usage: cargo xtask build|demo|test|bench|soak [--minutes N] [--seed S]|\
-                     fuzz [--minutes N] [--seed N]|vm [--kernel LIST]|deb [VERSION]|\
+                     fuzz [--minutes N] [--seed N]|vm [--kernel LIST]|coverage|deb [VERSION]|\
                      image-root [ARCHITECTURE]|test-image";
 
 /// What went wrong, for a person.
@@ -36,6 +37,7 @@ fn main() -> ExitCode {
         "vm" => vm::vm(&rest),
         "deb" => build(&[]).and_then(|()| deb::package(rest.first().map(String::as_str))),
         "fuzz" => fuzz::run_all(&rest),
+        "coverage" => coverage::print(),
         "image-root" => image::lay_out(rest.first().map(String::as_str)),
         "test-image" => test_image(),
         _ => Err(USAGE.to_owned()),

@@ -31,7 +31,7 @@ mod tables;
 mod takeover;
 #[cfg(test)]
 mod testing;
-mod undo;
+pub mod undo;
 
 pub use load::{Features, features};
 pub use route::own_addresses;

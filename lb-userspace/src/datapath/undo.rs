@@ -16,18 +16,27 @@ pub(super) struct Undo {
     changes: Changes,
 }
 
-#[derive(Serialize, Deserialize, Default)]
-struct Changes {
+/// What the file holds.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize, Default)]
+pub struct Changes {
     /// In the order they were made.
     sysctls: Vec<(String, Setting)>,
     /// Devices that had no clsact queueing discipline before.
     clsact: BTreeSet<String>,
 }
 
-#[derive(Serialize, Deserialize)]
-pub(super) struct Setting {
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Setting {
     pub(super) before: String,
     pub(super) set: String,
+}
+
+/// What a file's bytes say.
+///
+/// # Errors
+/// It is damaged.
+pub fn decode(bytes: &[u8]) -> serde_json::Result<Changes> {
+    serde_json::from_slice(bytes)
 }
 
 impl Undo {
@@ -36,7 +45,7 @@ impl Undo {
     pub(super) fn open(state_dir: &Path) -> Result<Self> {
         let file = state_dir.join("undo.json");
         let changes = match fs::read(&file) {
-            Ok(bytes) => serde_json::from_slice(&bytes).unwrap_or_else(|fault| {
+            Ok(bytes) => decode(&bytes).unwrap_or_else(|fault| {
                 let aside = file.with_extension("json.broken");
                 let kept = fs::rename(&file, &aside).is_ok();
                 let kept = if kept { aside.as_path() } else { &file };

@@ -20,7 +20,7 @@ pub mod kubernetes;
 mod offer;
 pub mod rules;
 mod run;
-mod saved;
+pub mod saved;
 mod secret;
 mod source;
 mod spec;

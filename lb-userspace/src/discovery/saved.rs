@@ -19,9 +19,10 @@ const VERSION: u32 = 1;
 const ENDING: &str = ".json";
 const BROKEN: &str = ".broken";
 
-#[derive(Serialize, Deserialize)]
+/// What a file holds.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Saved {
+pub struct Saved {
     /// [`SourceName`] as text: two names may have one file name.
     source: String,
     last_success_ms: Option<u64>,
@@ -29,6 +30,22 @@ struct Saved {
     /// Of a source of services.
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
     services: Vec<(Offer, Vec<Instance>)>,
+}
+
+/// The text of a file.
+///
+/// # Errors
+/// None that any set leads to.
+pub fn encode(saved: &Saved) -> serde_json::Result<String> {
+    seal(VERSION, saved)
+}
+
+/// The set in a file's text.
+///
+/// # Errors
+/// It was written by a later daemon, or is damaged.
+pub fn decode(text: &str) -> Result<Saved, Unreadable> {
+    unseal(VERSION, text)
 }
 
 /// Where the sets are.
@@ -64,7 +81,7 @@ impl Shelf {
                 return Err(format!("cannot read what was last known, {shown}: {error}"));
             }
         };
-        let why = match unseal::<Saved>(VERSION, &String::from_utf8_lossy(&bytes)) {
+        let why = match decode(&String::from_utf8_lossy(&bytes)) {
             Ok(saved) if saved.source == source.to_string() => {
                 return Ok(Restored {
                     instances: saved.instances,
@@ -96,7 +113,7 @@ impl Shelf {
             instances: known.instances,
             services: known.services,
         };
-        self.replace(&path, &seal(VERSION, &saved)?)
+        self.replace(&path, &encode(&saved)?)
             .with_context(|| format!("cannot write {}", path.display()))
     }
 

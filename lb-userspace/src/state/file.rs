@@ -9,7 +9,7 @@ pub(super) const VERSION: u32 = 1;
 
 /// Why a state file's text gives no state.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub(crate) enum Unreadable {
+pub enum Unreadable {
     /// Written by a later daemon, with this version.
     Newer(u32),
     /// Cut off or altered, in words.
@@ -18,16 +18,27 @@ pub(crate) enum Unreadable {
 
 const STATE_KEY: &str = "\"state\":";
 
-pub(super) fn encode(state: &State) -> serde_json::Result<String> {
+/// The text of a state file.
+///
+/// # Errors
+/// None that any state leads to.
+pub fn encode(state: &State) -> serde_json::Result<String> {
     seal(VERSION, state)
 }
 
-pub(super) fn decode(text: &str) -> Result<State, Unreadable> {
+/// The state in a file's text.
+///
+/// # Errors
+/// It was written by a later daemon, or is damaged.
+pub fn decode(text: &str) -> Result<State, Unreadable> {
     unseal(VERSION, text)
 }
 
 /// Text from which [`unseal`] gives the same value, and no other.
-pub(crate) fn seal(version: u32, state: &impl Serialize) -> serde_json::Result<String> {
+///
+/// # Errors
+/// The value cannot be written as JSON.
+pub fn seal(version: u32, state: &impl Serialize) -> serde_json::Result<String> {
     let body = serde_json::to_string_pretty(state)?;
     let checksum = crc32(body.as_bytes());
     Ok(format!(
@@ -36,7 +47,10 @@ pub(crate) fn seal(version: u32, state: &impl Serialize) -> serde_json::Result<S
 }
 
 /// Reads what [`seal`] wrote with `version` or an earlier one.
-pub(crate) fn unseal<T: DeserializeOwned>(version: u32, text: &str) -> Result<T, Unreadable> {
+///
+/// # Errors
+/// It was written with a later version, or is damaged.
+pub fn unseal<T: DeserializeOwned>(version: u32, text: &str) -> Result<T, Unreadable> {
     let damaged = |why: String| Unreadable::Damaged(why);
     let header: Header = serde_json::from_str(text).map_err(|e| damaged(e.to_string()))?;
     if header.version > version {

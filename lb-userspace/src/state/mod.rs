@@ -1,7 +1,7 @@
 //! What operators said with `lbctl`, kept in the state directory across reloads, restarts and
 //! crashes: a change is on disk before it is acknowledged.
 
-pub(crate) mod file;
+pub mod file;
 mod lock;
 mod store;
 
