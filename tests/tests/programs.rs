@@ -11,10 +11,10 @@ use lb_userspace::datapath;
 
 /// Instructions that the verifier may walk at most. Linux refuses a million.
 const BUDGETS: [(&str, u32); 6] = [
-    ("lbd_xdp", 100_000),
-    ("lbd_xdp_frags", 100_000),
-    ("lbd_tc", 100_000),
-    ("lbd_egress", 60_000),
+    ("lbd_xdp", 105_000),
+    ("lbd_xdp_frags", 105_000),
+    ("lbd_tc", 105_000),
+    ("lbd_egress", 65_000),
     ("lbd_handover", 80_000),
     ("lbd_clock", 100),
 ];
