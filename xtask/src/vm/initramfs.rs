@@ -107,7 +107,8 @@ fn add(tree: &Tree, program: &Path, place: &str) -> Result<Vec<String>, String> 
 /// Copies the modules and what they need, and lists them in the order of loading.
 fn add_modules(tree: &Tree, kernel: &Kernel) -> Result<String, String> {
     let listed = depend(kernel)?;
-    let builtin = read(&kernel.modules.join("modules.builtin"))?;
+    // Not in every package.
+    let builtin = read(&kernel.modules.join("modules.builtin")).unwrap_or_default();
     let mut order = Vec::new();
     for module in MODULES {
         let line = listed.lines().find_map(|line| {

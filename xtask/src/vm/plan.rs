@@ -14,7 +14,7 @@ pub struct Step {
     pub lbd: &'static str,
 }
 
-/// Programs and packets, and one test of traffic: what every `make test` runs.
+/// Programs and packets, and one test of traffic.
 const SHORT: [Step; 3] = [
     step("programs", "programs", "--nocapture --test-threads=1", 5),
     step("packets", "packet_cases", "cases_on_xdp cases_on_tc", 5),

@@ -108,7 +108,7 @@ impl Outcome {
             self.failed.extend((0..unnamed).map(|_| "?".to_owned()));
         } else if let Some(name) = failed_test(whole) {
             self.failed.push(name);
-        } else if line.contains("NOT TESTED") || line.starts_with("left out") {
+        } else if line.contains("NOT TESTED") || line.contains("left out: ") {
             self.skipped.push(line.to_owned());
         }
     }
