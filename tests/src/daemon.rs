@@ -269,7 +269,12 @@ impl Daemon {
                 return Ok(());
             }
             if Instant::now() > end {
-                bail!("lbd is not ready after {READY:?}; its log:\n{}", self.log());
+                let threads = threads(self.pid());
+                bail!(
+                    "lbd is not ready after {:?}; its threads:\n{threads}its log:\n{}",
+                    patience(READY),
+                    self.log()
+                );
             }
             std::thread::sleep(Duration::from_millis(5));
         }
@@ -514,6 +519,27 @@ impl Daemon {
         let mut command = self.node.command(&self.lbd);
         Ok(command.args(arguments).stdin(Stdio::null()).output()?)
     }
+}
+
+/// Where each thread of a process waits, a paragraph each.
+fn threads(process: u32) -> String {
+    let tasks = fs::read_dir(format!("/proc/{process}/task"));
+    let tasks = tasks.into_iter().flatten().flatten();
+    let told = tasks.map(|task| {
+        let read = |file| fs::read_to_string(task.path().join(file)).unwrap_or_default();
+        let (name, state) = (read("comm"), read("stat"));
+        let state = state
+            .rsplit(')')
+            .next()
+            .and_then(|rest| rest.trim().chars().next());
+        format!(
+            "{} {}\n{}",
+            name.trim_end(),
+            state.unwrap_or('?'),
+            read("stack")
+        )
+    });
+    told.collect()
 }
 
 /// See [`Daemon::replace_file`].

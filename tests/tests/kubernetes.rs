@@ -129,9 +129,9 @@ fn what_is_asked_is_as_little_as_possible() {
         asked,
         [
             format!("{services}allowWatchBookmarks=true&{field}&timeoutSeconds=120&watch=true"),
-            format!("{services}{field}&limit=100"),
+            format!("{services}{field}&limit=50"),
             format!("{slices}allowWatchBookmarks=true&{label}&timeoutSeconds=120&watch=true"),
-            format!("{slices}{label}&limit=100"),
+            format!("{slices}{label}&limit=50"),
         ]
     );
 }

@@ -108,9 +108,9 @@ fn services_of_all_namespaces_come_by_one_pair_of_watches() {
         bed.cluster.asked(),
         [
             format!("{of_services}allowWatchBookmarks=true&{lbd}&timeoutSeconds=120&watch=true"),
-            format!("{of_services}{lbd}&limit=100"),
+            format!("{of_services}{lbd}&limit=50"),
             format!("{slices}allowWatchBookmarks=true&{all}&timeoutSeconds=120&watch=true"),
-            format!("{slices}{all}&limit=100"),
+            format!("{slices}{all}&limit=50"),
         ]
     );
     let pods = |namespace: &str, service: &str, hosts: &[u8]| {
