@@ -233,6 +233,20 @@ fn stack_counter(world: &World, protocol: &str, name: &str) -> u64 {
     hosts.map(read).sum()
 }
 
+/// The same of IPv6 (`/proc/net/snmp6`).
+fn counter6(world: &World, name: &str) -> u64 {
+    let network = &world.network;
+    let hosts = network.backends.iter().chain([&network.client]);
+    let read = |host: &Host| -> u64 {
+        let text = host.run(|| std::fs::read_to_string("/proc/thread-self/net/snmp6"));
+        let text = text.expect("the kernel tells");
+        let mut lines = text.lines().filter_map(|line| line.strip_prefix(name));
+        let value = lines.next().unwrap_or_else(|| panic!("no counter {name}"));
+        value.trim().parse().expect("a number")
+    };
+    hosts.map(read).sum()
+}
+
 /// Packets for which a device had no room (`/proc/net/dev`): the rings between the ends of a cable hold
 /// 256. What programs drop is not among them.
 fn dropped_by_cables(world: &World) -> u64 {
@@ -358,14 +372,16 @@ fn nobody_notices(xdp: &'static str) {
     note(format!("all in all: {total:?}"));
     assert_eq!((total.failures.as_str(), total.broken), ("none", 0));
     // Hosts and cables that have no time drop datagrams themselves.
-    let overflown = stack_counter(&world, "Udp:", "RcvbufErrors");
+    let overflown =
+        stack_counter(&world, "Udp:", "RcvbufErrors") + counter6(&world, "Udp6RcvbufErrors");
     let fallen = dropped_by_cables(&world);
     let (_, metrics) = world.daemon.http("/metrics").unwrap();
     let drops = metrics
         .lines()
         .filter(|line| line.starts_with("lbd_drops_total") && !line.ends_with(" 0"));
-    // In some runs up to 160 of 41,000 are lost, in the seconds of a takeover on a machine that stalls.
-    // Nobody counts them as dropped, and the node's stack did not get them: not explained yet.
+    // On a machine that stalls up to 160 of 41,000 were lost beyond what was counted, about as many as
+    // IPv4's receive buffers dropped, while IPv6's were not looked at; they are now. To be taken back
+    // when runs with loss have shown that this was it.
     let unexplained = total.datagrams / 100;
     let told = format!(
         "{} datagrams of {} lost; {overflown} dropped by the hosts, {fallen} packets by cables; {:?}; \
