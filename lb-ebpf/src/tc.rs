@@ -6,7 +6,8 @@ use aya_ebpf::{
     bindings::{
         __sk_buff, BPF_F_ADJ_ROOM_ENCAP_L3_IPV4, BPF_F_ADJ_ROOM_ENCAP_L3_IPV6,
         BPF_F_ADJ_ROOM_FIXED_GSO, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, BPF_F_RECOMPUTE_CSUM,
-        TC_ACT_SHOT, TC_ACT_UNSPEC, bpf_adj_room_mode::BPF_ADJ_ROOM_MAC, bpf_redir_neigh,
+        TC_ACT_OK, TC_ACT_SHOT, TC_ACT_UNSPEC, bpf_adj_room_mode::BPF_ADJ_ROOM_MAC,
+        bpf_redir_neigh,
     },
     helpers::{
         bpf_csum_update, bpf_l4_csum_replace, bpf_redirect, bpf_redirect_neigh,
@@ -15,14 +16,14 @@ use aya_ebpf::{
     },
 };
 use lb_common::{
-    abi::{Pod, V4, V6},
+    abi::{Pod, TABLE_IDS, V4, V6, table_elements},
     path::{self, Covered, Delta, Frame, Handover, Network, Verdict},
 };
 
 use crate::context::bound;
 use crate::hold::{tc_hold4, tc_hold6, tc_release4, tc_release6};
 use crate::hook::{self, Hook, subprograms, walk};
-use crate::maps;
+use crate::maps::{self, SelectionTable};
 
 /// Headers that the path reads: Ethernet, IPv6, TCP. Beyond them only IPv4 options lie.
 const HEADERS: u32 = 14 + 40 + 20;
@@ -434,6 +435,33 @@ extern "C" fn lbd_tc(context: *mut __sk_buff) -> i32 {
         |network: usize| tc_fast6(context, network as u32)
     );
     action as i32
+}
+
+/// Only for `BPF_PROG_TEST_RUN`: in place of each of the packet's first [`TABLE_IDS`] words goes the id of
+/// the selection table there, counted from the place that the first word names; 0 where there is none.
+#[unsafe(no_mangle)]
+#[unsafe(link_section = "classifier")]
+extern "C" fn lbd_tables(context: *mut __sk_buff) -> i32 {
+    let Some(words) = (TcFrame { context }).at::<[u32; TABLE_IDS as usize]>(0) else {
+        return TC_ACT_SHOT;
+    };
+    // SAFETY: `at` checked the bounds, and packets may be accessed at any alignment.
+    let first = unsafe { words.cast::<u32>().read_unaligned() };
+    for place in 0..TABLE_IDS {
+        let id = maps::TABLES.get(first + place).and_then(table_id);
+        // SAFETY: as above.
+        unsafe {
+            let word = words.cast::<u32>().add(place as usize);
+            word.write_unaligned(id.unwrap_or(0));
+        }
+    }
+    TC_ACT_OK as i32
+}
+
+fn table_id(table: &SelectionTable) -> Option<u32> {
+    let [entries, ..] = table.get(0)?;
+    let last = table.get(table_elements(*entries) - 1)?;
+    last.last().copied()
 }
 
 /// What `lbd_xdp` left to the kernel: fragments that may have to be put aside, or for which others

@@ -10,22 +10,24 @@ use lb_tests::{
 use lb_userspace::datapath;
 
 /// Instructions that the verifier may walk at most. Linux refuses a million.
-const BUDGETS: [(&str, u32); 6] = [
+const BUDGETS: [(&str, u32); 7] = [
     ("lbd_xdp", 100_000),
     ("lbd_xdp_frags", 100_000),
     ("lbd_tc", 100_000),
     ("lbd_egress", 62_000),
     ("lbd_handover", 80_000),
     ("lbd_clock", 100),
+    ("lbd_tables", 4_000),
 ];
 /// For programs that look up former flow tables too, during an upgrade.
-const UPGRADE_BUDGETS: [(&str, u32); 6] = [
+const UPGRADE_BUDGETS: [(&str, u32); 7] = [
     ("lbd_xdp", 120_000),
     ("lbd_xdp_frags", 120_000),
     ("lbd_tc", 120_000),
     ("lbd_egress", 80_000),
     ("lbd_handover", 90_000),
     ("lbd_clock", 100),
+    ("lbd_tables", 4_000),
 ];
 
 /// Percent of the budgets for kernels before 6.12, whose verifiers find fewer states alike.

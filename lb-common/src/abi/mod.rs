@@ -26,8 +26,8 @@ pub use layout::{Field, LAYOUTS, Layout};
 pub use pod::{Pod, as_bytes, from_bytes};
 pub use reason::Drop;
 pub use service::{
-    Backend, BackendCounters, NO_SLOT, Service, TABLE_HEADER, TABLE_LANES, TableChunk,
-    backend_flag, backend_state, forwarding, no_backend, policy, table_chunks,
+    Backend, BackendCounters, NO_SLOT, Service, TABLE_HEADER, TABLE_IDS, TABLE_LANES, TableChunk,
+    backend_flag, backend_state, forwarding, no_backend, policy, table_chunks, table_elements,
 };
 
 /// Version of every layout in this module; names the pin directory (`<bpffs>/lbd/<version>/`).

@@ -45,27 +45,42 @@ pub struct Service {
 }
 
 /// In a selection table (inner map of `TABLES`) word 0 holds M, the number of entries; words 1..=M
-/// hold backend slots.
+/// hold backend slots; the last word of the last element is for the table's [id](TABLE_IDS).
 pub const TABLE_HEADER: u32 = 1;
 
 /// Words per element of a selection table, a power of two: word `w` is in element
 /// `w / TABLE_LANES`, lane `w % TABLE_LANES`. The kernel takes about as long to write an element of
-/// 256 bytes as one of 4, and a table has thousands of words. Lanes behind the last word hold
+/// 256 bytes as one of 4, and a table has thousands of words. Lanes between the slots and the id hold
 /// [`NO_SLOT`].
 pub const TABLE_LANES: u32 = 64;
 
 /// Element of a selection table.
 pub type TableChunk = [u32; TABLE_LANES as usize];
 
-/// The elements of a selection table of these backend slots.
-pub fn table_chunks(slots: &[u32]) -> impl ExactSizeIterator<Item = TableChunk> {
-    let word = |number: usize| match number.checked_sub(TABLE_HEADER as usize) {
-        Some(entry) => slots.get(entry).copied().unwrap_or(NO_SLOT),
+/// Tables of which `lbd_tables` tells the id at a time.
+///
+/// Each table holds the id that the kernel gave its map, for a program to tell which one stands where:
+/// before Linux 6.8 a process that looks into `TABLES` waits until no program uses what it found, some
+/// 20 ms each time (`bpf_map_copy_value`, kernel/bpf/syscall.c).
+pub const TABLE_IDS: u32 = 64;
+
+/// Elements of a selection table of so many entries.
+#[inline(always)]
+pub const fn table_elements(entries: u32) -> u32 {
+    (TABLE_HEADER + entries) / TABLE_LANES + 1
+}
+
+/// The elements of a selection table of these backend slots, in a map of this id.
+pub fn table_chunks(slots: &[u32], id: u32) -> impl ExactSizeIterator<Item = TableChunk> {
+    let elements = table_elements(slots.len() as u32);
+    let last = (elements * TABLE_LANES - 1) as usize;
+    let word = move |number: usize| match number.checked_sub(TABLE_HEADER as usize) {
         None => slots.len() as u32,
+        Some(_) if number == last => id,
+        Some(entry) => slots.get(entry).copied().unwrap_or(NO_SLOT),
     };
     let lanes = TABLE_LANES as usize;
-    let words = slots.len() + TABLE_HEADER as usize;
-    (0..words.div_ceil(lanes)).map(move |chunk| from_fn(|lane| word(chunk * lanes + lane)))
+    (0..elements as usize).map(move |chunk| from_fn(|lane| word(chunk * lanes + lane)))
 }
 
 /// No slot: what an unused table entry holds.
@@ -187,14 +202,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn chunks_hold_the_length_the_slots_and_then_nothing() {
-        for entries in [0u32, 1, 62, 63, 64, 127, 128, 8191] {
+    fn chunks_hold_the_length_the_slots_and_at_their_end_the_id() {
+        for entries in [0u32, 1, 61, 62, 63, 64, 126, 127, 128, 8191] {
             let slots: Vec<u32> = (100..100 + entries).collect();
-            let words: Vec<u32> = table_chunks(&slots).flatten().collect();
-            assert_eq!(words.len() % TABLE_LANES as usize, 0);
+            let words: Vec<u32> = table_chunks(&slots, 7).flatten().collect();
+            assert_eq!(words.len() as u32, table_elements(entries) * TABLE_LANES);
             let (used, unused) = words.split_at(slots.len() + 1);
             assert_eq!((used[0], &used[1..]), (entries, &slots[..]));
-            assert!(unused.len() < TABLE_LANES as usize);
+            assert!((1..=TABLE_LANES as usize).contains(&unused.len()));
+            let (id, unused) = unused.split_last().unwrap();
+            assert_eq!(*id, 7);
             assert!(unused.iter().all(|word| *word == NO_SLOT));
         }
     }

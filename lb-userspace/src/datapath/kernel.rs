@@ -95,6 +95,7 @@ impl Kernel {
             None => load(&pins, None)?,
         };
         let clock = Clock::new(load::clock(&mut ebpf)?);
+        let tables = load::tables(&mut ebpf)?;
         // The others are verified while the clock is being measured.
         let begin = clock.read()?;
         let mut hooks = Hooks::load(ebpf, &root.path)?;
@@ -103,7 +104,7 @@ impl Kernel {
             Some(takeover) => takeover.copy()?,
             None => Layouts::ensure(&pins)?,
         }
-        let maps = Maps::open(&pins)?;
+        let maps = Maps::open(&pins, tables)?;
         let snat_ports = ports::snat();
         write_config(&maps, hz, snat_ports)?;
         let switch = takeover.is_some().then(|| hooks.switch(&root.path));
@@ -301,6 +302,10 @@ impl Datapath for Kernel {
 
     fn remove_table(&self, table: u32) -> Result<()> {
         self.maps.tables.remove(table)
+    }
+
+    fn tables(&self) -> Result<Vec<u32>> {
+        self.maps.tables.places()
     }
 
     fn table(&self, table: u32) -> Result<Option<Vec<u32>>> {

@@ -31,6 +31,8 @@ pub(super) mod program {
     pub(in crate::datapath) const EGRESS: &str = "lbd_egress";
     /// Tells the time; attached to nothing.
     pub(in crate::datapath) const CLOCK: &str = "lbd_clock";
+    /// Tells which table stands where; attached to nothing.
+    pub(in crate::datapath) const TABLES: &str = "lbd_tables";
 }
 
 /// Listens a service may have on average before the service maps fill up. The addresses whose echo
@@ -184,6 +186,13 @@ pub(super) fn clock(ebpf: &mut Ebpf) -> Result<ProgramFd> {
     let clock = xdp(ebpf, program::CLOCK)?;
     clock.load().context("loading program lbd_clock")?;
     Ok(clock.fd()?.try_clone()?)
+}
+
+/// Loads what tells of tables.
+pub(super) fn tables(ebpf: &mut Ebpf) -> Result<ProgramFd> {
+    let tables = classifier(ebpf, program::TABLES)?;
+    tables.load().context("loading program lbd_tables")?;
+    Ok(tables.fd()?.try_clone()?)
 }
 
 /// Entries of the maps whose size the node's limits give.

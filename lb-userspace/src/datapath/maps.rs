@@ -3,6 +3,7 @@
 use std::{io, marker::PhantomData, path::Path};
 
 use anyhow::{Context, Result, ensure};
+use aya::programs::ProgramFd;
 use lb_common::abi::{
     Active, Admission, Backend, BackendCounters, Config, Flow, FlowKey, Pod, Service, ServiceKey,
     SourceKey, V4, V6, as_bytes, from_bytes, map,
@@ -39,8 +40,8 @@ pub(super) struct Maps {
 }
 
 impl Maps {
-    /// Opens what the loader pinned in `directory`.
-    pub(super) fn open(directory: &Path) -> Result<Self> {
+    /// Opens what the loader pinned in `directory`. `tables` is the program that tells of tables.
+    pub(super) fn open(directory: &Path, tables: ProgramFd) -> Result<Self> {
         let open = |name| Named::open(directory, name);
         Ok(Self {
             config: open(map::CONFIG)?.into(),
@@ -52,6 +53,7 @@ impl Maps {
                     format!("map {}: open it in {}", map::TABLES, directory.display())
                 })?,
                 directory.join(INNER_TABLES),
+                tables,
             ),
             backends: open(map::BACKENDS)?.into(),
             counters: PerCpu(open(map::COUNTERS)?.into()),

@@ -304,6 +304,12 @@ impl Datapath for Memory {
         })
     }
 
+    fn tables(&self) -> anyhow::Result<Vec<u32>> {
+        self.read("tables", |inner| {
+            inner.maps.tables.keys().copied().collect()
+        })
+    }
+
     fn table(&self, table: u32) -> anyhow::Result<Option<Vec<u32>>> {
         self.read("table", |inner| inner.maps.tables.get(&table).cloned())
     }

@@ -119,6 +119,8 @@ pub trait Datapath: Send + Sync {
     /// Swaps a whole selection table (the slots only, without the header) in one step.
     fn set_table(&self, table: u32, slots: &[u32]) -> anyhow::Result<()>;
     fn remove_table(&self, table: u32) -> anyhow::Result<()>;
+    /// Which tables there are.
+    fn tables(&self) -> anyhow::Result<Vec<u32>>;
     /// The slots of a table, `None` if there is none.
     fn table(&self, table: u32) -> anyhow::Result<Option<Vec<u32>>>;
 

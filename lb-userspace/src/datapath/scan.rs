@@ -191,8 +191,9 @@ mod tests {
                 backends: 10,
                 ..Limits::default()
             };
-            load::load_maps(OBJECT, bpffs, &limits, None, None).unwrap();
-            test(&Maps::open(bpffs).unwrap());
+            let mut ebpf = load::load_maps(OBJECT, bpffs, &limits, None, None).unwrap();
+            let tables = load::tables(&mut ebpf).unwrap();
+            test(&Maps::open(bpffs, tables).unwrap());
         });
     }
 

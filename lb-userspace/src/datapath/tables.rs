@@ -1,14 +1,15 @@
 //! The selection tables: an array of arrays, each as long as its table.
 //!
-//! Each inner array is pinned too. Read from outside, an outer map tells an id alone, and turning an id
-//! into a map takes CAP_SYS_ADMIN (`bpf_map_get_fd_by_id` in kernel/bpf/syscall.c), which lbd can do
-//! without for the price of these pins.
+//! Each inner array is pinned too. The outer one tells ids alone, and turning an id into a map takes
+//! CAP_SYS_ADMIN (`bpf_map_get_fd_by_id` in kernel/bpf/syscall.c), which lbd can do without for the
+//! price of these pins. Which array stands where a program tells, see [`TABLE_IDS`]; the outer map
+//! itself is never read.
 
 use std::{
     fs,
     io::{self, ErrorKind},
     os::fd::{AsFd, AsRawFd},
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{
         Arc, Condvar, Mutex, PoisonError,
         mpsc::{RecvTimeoutError, channel},
@@ -18,7 +19,10 @@ use std::{
 };
 
 use anyhow::{Context, Result};
-use lb_common::abi::{TABLE_HEADER, TableChunk, as_bytes, map, table_chunks};
+use aya::programs::ProgramFd;
+use lb_common::abi::{
+    TABLE_HEADER, TABLE_IDS, TableChunk, as_bytes, map, table_chunks, table_elements,
+};
 
 use super::{preflight, sys};
 
@@ -36,14 +40,17 @@ pub(super) struct Tables {
     outer: Arc<sys::Map>,
     /// Where inner arrays are pinned, by their place in the outer one.
     pins: PathBuf,
+    /// Tells ids of inner arrays.
+    ids: ProgramFd,
     pending: Arc<Pending>,
 }
 
 impl Tables {
-    pub(super) fn new(outer: sys::Map, pins: PathBuf) -> Self {
+    pub(super) fn new(outer: sys::Map, pins: PathBuf, ids: ProgramFd) -> Self {
         Self {
             outer: Arc::new(outer),
             pins,
+            ids,
             pending: Arc::default(),
         }
     }
@@ -55,10 +62,10 @@ impl Tables {
     /// Fills a new inner array and puts it in the place of the former: packets draw from the one
     /// or the other, never from a mixture.
     pub(super) fn set(&self, table: u32, slots: &[u32]) -> Result<()> {
-        let chunks = table_chunks(slots);
-        let elements = chunks.len() as u32;
+        let elements = table_elements(slots.len() as u32);
         let inner = sys::Map::inner_array(elements, size_of::<TableChunk>() as u32);
         let inner = inner.with_context(|| failed("create inner array"))?;
+        let chunks = table_chunks(slots, inner.info.id);
         let keys: Vec<u8> = (0..elements).flat_map(u32::to_ne_bytes).collect();
         let mut values = Vec::with_capacity(chunks.len() * size_of::<TableChunk>());
         chunks.for_each(|chunk| values.extend_from_slice(as_bytes(&chunk)));
@@ -72,7 +79,7 @@ impl Tables {
                 let fd = inner.as_fd().as_raw_fd() as u32;
                 outer.update(&table.to_ne_bytes(), &fd.to_ne_bytes())
             },
-            || Ok(self.inner_id(table)? == Some(id)),
+            || Ok(self.id(table)? == Some(id)),
         );
         exchanged.with_context(|| failed("update"))?;
         fs::rename(pin, self.pin(table)).with_context(|| failed("pin inner array"))
@@ -82,23 +89,34 @@ impl Tables {
         let outer = self.outer.clone();
         let removed = self.exchange(
             move || outer.delete(&table.to_ne_bytes()).map(drop),
-            || Ok(self.inner_id(table)?.is_none()),
+            || Ok(self.id(table)?.is_none()),
         );
         removed.with_context(|| failed("delete"))?;
         unpin(self.pin(table)).with_context(|| failed("unpin inner array"))
     }
 
+    /// The places where a table stands.
+    pub(super) fn places(&self) -> Result<Vec<u32>> {
+        let mut places = Vec::new();
+        for first in (0..self.len()).step_by(TABLE_IDS as usize) {
+            let ids = self.ids(first).with_context(|| failed("run lbd_tables"))?;
+            let found = (first..self.len()).zip(ids);
+            places.extend(found.filter(|(_, id)| *id != 0).map(|(table, _)| table));
+        }
+        Ok(places)
+    }
+
     /// The slots, without the header. One that somebody else put there, or that was being written
-    /// when its daemon died, has no pin: without CAP_SYS_ADMIN it counts as none, to be written again.
+    /// when its daemon died, is pinned by another id or not at all: it counts as none, to be written again.
     pub(super) fn get(&self, table: u32) -> Result<Option<Vec<u32>>> {
         let read = || -> io::Result<Option<Vec<u32>>> {
-            let Some(id) = self.inner_id(table)? else {
-                return Ok(None);
-            };
-            let inner = match self.inner(table, id) {
-                Err(error) if error.kind() == ErrorKind::PermissionDenied => return Ok(None),
+            let inner = match sys::Map::from_pin(&self.pin(table)) {
+                Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
                 inner => inner?,
             };
+            if self.id(table)? != Some(inner.info.id) {
+                return Ok(None);
+            }
             let mut words = Vec::new();
             inner.lookup_batch(CHUNK, |_, values| {
                 words.extend(values.as_chunks().0.iter().copied().map(u32::from_ne_bytes));
@@ -109,10 +127,6 @@ impl Tables {
             Ok(Some(slots.take(count).collect()))
         };
         read().with_context(|| failed("lookup"))
-    }
-
-    fn inner(&self, table: u32, id: u32) -> io::Result<sys::Map> {
-        sys::Map::from_pin_or_id(&self.pin(table), id)
     }
 
     fn pin(&self, table: u32) -> PathBuf {
@@ -128,11 +142,20 @@ impl Tables {
         Ok(pin)
     }
 
-    /// Read from outside, an outer map tells the inner map's id.
-    fn inner_id(&self, table: u32) -> io::Result<Option<u32>> {
-        let mut id = [0; 4];
-        let found = self.outer.lookup(&table.to_ne_bytes(), &mut id)?;
-        Ok(found.then(|| u32::from_ne_bytes(id)))
+    fn id(&self, table: u32) -> io::Result<Option<u32>> {
+        let [id, ..] = self.ids(table)?;
+        Ok((id != 0).then_some(id))
+    }
+
+    /// Of the tables from this one on; 0 where there is none.
+    fn ids(&self, first: u32) -> io::Result<[u32; TABLE_IDS as usize]> {
+        let mut packet = [0; 4 * TABLE_IDS as usize];
+        packet[..4].copy_from_slice(&first.to_ne_bytes());
+        sys::test_run(self.ids.as_fd(), &mut packet)?;
+        let mut words = packet.as_chunks().0.iter();
+        Ok(std::array::from_fn(|_| {
+            words.next().map_or(0, |word| u32::from_ne_bytes(*word))
+        }))
     }
 
     /// Runs `change` on a thread of its own, and returns when `is_done` sees its effect.
@@ -164,6 +187,46 @@ impl Tables {
             }
         }
     }
+}
+
+/// What is pinned in this directory of inner arrays, by its place in the outer one.
+///
+/// # Errors
+/// The directory cannot be read.
+pub(super) fn pinned(directory: &Path) -> io::Result<Vec<(u32, PathBuf)>> {
+    let entries = match fs::read_dir(directory) {
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries?,
+    };
+    let mut pinned = Vec::new();
+    for entry in entries {
+        let entry = entry?;
+        // One that is not in its place yet has no number for a name.
+        if let Some(table) = entry
+            .file_name()
+            .to_str()
+            .and_then(|name| name.parse().ok())
+        {
+            pinned.push((table, entry.path()));
+        }
+    }
+    Ok(pinned)
+}
+
+/// Puts inner arrays into another outer map, many at a time: each waits for the programs.
+pub(super) fn copy(pinned: &[(u32, PathBuf)], to: &sys::Map) -> io::Result<()> {
+    let put = |(table, pin): &(u32, PathBuf)| to.set_inner(*table, &sys::Map::from_pin(pin)?);
+    thread::scope(|scope| {
+        let share = pinned.len().div_ceil(PENDING).max(1);
+        let threads: Vec<_> = pinned
+            .chunks(share)
+            .map(|part| scope.spawn(move || part.iter().try_for_each(put)))
+            .collect();
+        threads.into_iter().try_for_each(|thread| {
+            let died = |_| Err(io::ErrorKind::Other.into());
+            thread.join().unwrap_or_else(died)
+        })
+    })
 }
 
 /// Counts the threads that wait for programs.

@@ -25,7 +25,7 @@ use super::{
     layout::{Carry, Layout, Layouts},
     load, preflight,
     sys::{self, Map},
-    tables::INNER_TABLES,
+    tables::{self, INNER_TABLES},
 };
 use crate::model::Limits;
 
@@ -353,19 +353,12 @@ impl Takeover {
     }
 
     fn copy_tables(&self, next: &Path) -> Result<()> {
-        let (Some(from), Some(to)) = (open(&self.source, map::TABLES)?, open(next, map::TABLES)?)
-        else {
+        let Some(to) = open(next, map::TABLES)? else {
             return Ok(());
         };
-        for table in 0..from.info.max_entries.min(to.info.max_entries) {
-            let mut id = [0; 4];
-            if from.lookup(&table.to_ne_bytes(), &mut id)? {
-                let pin = self.source.join(INNER_TABLES).join(table.to_string());
-                let inner = Map::from_pin_or_id(&pin, u32::from_ne_bytes(id))?;
-                to.set_inner(table, &inner)?;
-            }
-        }
-        Ok(())
+        let mut pinned = tables::pinned(&self.source.join(INNER_TABLES))?;
+        pinned.retain(|(table, _)| *table < to.info.max_entries);
+        Ok(tables::copy(&pinned, &to)?)
     }
 
     /// Moves the flows that no packet has moved yet, and removes the former maps. To be called when
@@ -437,15 +430,24 @@ fn find_source(
 }
 
 /// One of the node's limits, as a map at `source` has it.
-struct Pinned {
+struct Pinned<'a> {
     key: &'static str,
     limit: u32,
     /// How much of it is in use.
-    used: Box<dyn Fn() -> Result<u32>>,
+    used: Box<dyn Fn() -> Result<u32> + 'a>,
+}
+
+/// What counts as used of a map.
+enum Used {
+    Entries,
+    /// All up to the last element that is not zero.
+    Elements,
+    /// All up to the last selection table.
+    Tables,
 }
 
 /// Whether a limit stays at what it is pinned at, because what is in use would find no room.
-fn is_needed(wanted: u32, pinned: &Pinned) -> Result<bool> {
+fn is_needed(wanted: u32, pinned: &Pinned<'_>) -> Result<bool> {
     let Pinned { key, limit, used } = pinned;
     if wanted >= *limit {
         return Ok(false);
@@ -464,7 +466,7 @@ fn is_needed(wanted: u32, pinned: &Pinned) -> Result<bool> {
 fn adjusted(
     limits: &Limits,
     source: &Path,
-    keeps: impl Fn(u32, &Pinned) -> Result<bool>,
+    keeps: impl Fn(u32, &Pinned<'_>) -> Result<bool>,
 ) -> Result<Limits> {
     let mut adjusted = limits.clone();
     // A limit, the map whose entries it gives, and how many each of it takes.
@@ -475,14 +477,20 @@ fn adjusted(
         let pinned = Pinned {
             key,
             limit: map.info.max_entries / share,
-            used: Box::new(move || Ok(used(&map)?.div_ceil(share))),
+            used: Box::new(move || {
+                let used = match used {
+                    Used::Entries => count(&map),
+                    Used::Elements => highest(&map),
+                    Used::Tables => highest_table(source),
+                };
+                Ok(used?.div_ceil(share))
+            }),
         };
         if keeps(*limit, &pinned)? {
             *limit = pinned.limit;
         }
         Ok(())
     };
-    type Used = fn(&Map) -> Result<u32>;
     let Limits {
         connections,
         handshakes,
@@ -492,22 +500,28 @@ fn adjusted(
         clients,
     } = &mut adjusted;
     for map in [map::FLOWS4, map::FLOWS6] {
-        adjust(connections, "connections", map, 2, count)?;
+        adjust(connections, "connections", map, 2, Used::Entries)?;
     }
     for map in [map::HANDSHAKES4, map::HANDSHAKES6] {
-        adjust(handshakes, "handshakes", map, 2, count)?;
+        adjust(handshakes, "handshakes", map, 2, Used::Entries)?;
     }
     for map in [map::SOURCE_LISTS4, map::SOURCE_LISTS6] {
-        adjust(sources, "sources", map, 2, count)?;
+        adjust(sources, "sources", map, 2, Used::Entries)?;
     }
     for map in [map::AFFINITY4, map::AFFINITY6] {
-        adjust(clients, "clients", map, 1, count)?;
+        adjust(clients, "clients", map, 1, Used::Entries)?;
     }
-    adjust(services, "services", map::TABLES, 2, highest_table)?;
+    adjust(services, "services", map::TABLES, 2, Used::Tables)?;
     for map in [map::SERVICES4, map::SERVICES6] {
-        adjust(services, "services", map, load::LISTENS_PER_SERVICE, count)?;
+        adjust(
+            services,
+            "services",
+            map,
+            load::LISTENS_PER_SERVICE,
+            Used::Entries,
+        )?;
     }
-    adjust(backends, "backends", map::BACKENDS, 1, highest)?;
+    adjust(backends, "backends", map::BACKENDS, 1, Used::Elements)?;
     Ok(adjusted)
 }
 
@@ -541,14 +555,11 @@ fn highest(map: &Map) -> Result<u32> {
     Ok(highest)
 }
 
-fn highest_table(map: &Map) -> Result<u32> {
-    let mut highest = 0;
-    for table in 0..map.info.max_entries {
-        if map.lookup(&table.to_ne_bytes(), &mut [0; 4])? {
-            highest = table + 1;
-        }
-    }
-    Ok(highest)
+/// One more than the highest table there is.
+fn highest_table(source: &Path) -> Result<u32> {
+    let pinned = tables::pinned(&source.join(INNER_TABLES))?;
+    let highest = pinned.iter().map(|(table, _)| table + 1).max();
+    Ok(highest.unwrap_or(0))
 }
 
 /// What is counted by slot and, behind all slots, by service moves with the number of slots.

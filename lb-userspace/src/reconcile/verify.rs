@@ -31,7 +31,7 @@ pub(super) fn read(datapath: &dyn Datapath) -> anyhow::Result<Installed> {
 
 pub(super) fn read_tables(datapath: &dyn Datapath) -> anyhow::Result<Tables> {
     let mut tables = BTreeMap::new();
-    for table in 0..2 * datapath.capacity().services {
+    for table in datapath.tables()? {
         if let Some(slots) = datapath.table(table)? {
             tables.insert(table, Digest::of(&slots));
         }

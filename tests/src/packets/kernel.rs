@@ -220,7 +220,8 @@ impl Kernel {
                     .iter()
                     .map(|slot| listen.slot(*slot, addresses))
                     .collect();
-                let chunks = table_chunks(&slots);
+                // Its id is the daemon's business.
+                let chunks = table_chunks(&slots, 0);
                 let length = chunks.len() as u32;
                 let mut inner = Array::<MapData, TableChunk>::create(length, INNER_MAP)?;
                 for (index, chunk) in (0..).zip(chunks) {

@@ -39,7 +39,6 @@ enum Command {
     ObjGet = 7,
     ProgTestRun = 10,
     ProgGetFdById = 13,
-    MapGetFdById = 14,
     ObjGetInfo = 15,
     ProgQuery = 16,
     MapLookupBatch = 24,
@@ -85,31 +84,6 @@ pub(super) struct Map {
 impl Map {
     pub(super) fn from_pin(path: &Path) -> io::Result<Self> {
         Self::from_fd(open_pin(path)?)
-    }
-
-    /// The map of this id, by its pin if it is pinned there.
-    pub(super) fn from_pin_or_id(path: &Path, id: u32) -> io::Result<Self> {
-        match Self::from_pin(path) {
-            Ok(pinned) if pinned.info.id == id => Ok(pinned),
-            _ => Self::from_id(id),
-        }
-    }
-
-    /// Takes CAP_SYS_ADMIN, whatever else a process may do with BPF.
-    pub(super) fn from_id(id: u32) -> io::Result<Self> {
-        #[repr(C)]
-        struct Attr {
-            id: u32,
-            next_id: u32,
-            open_flags: u32,
-        }
-        let attr = Attr {
-            id,
-            next_id: 0,
-            open_flags: 0,
-        };
-        // SAFETY: `Attr` is the head of `union bpf_attr` for this command and holds no pointer.
-        Self::from_fd(unsafe { bpf_fd(Command::MapGetFdById, attr) }?)
     }
 
     /// An array of elements of `value_size` bytes that can stand in an outer map next to arrays of other sizes.
