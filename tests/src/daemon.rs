@@ -7,6 +7,7 @@ use std::{
     net::{SocketAddr, TcpStream},
     path::PathBuf,
     process::{Child, Command, Output, Stdio},
+    sync::LazyLock,
     time::{Duration, Instant},
 };
 
@@ -36,9 +37,15 @@ const LOG: &str = "lbd/lbd.log";
 /// Longest time until the daemon is ready, on a machine that is busy otherwise.
 const READY: Duration = Duration::from_secs(60);
 
-/// Health checks that notice a failure within half a second.
-pub const QUICK_HEALTH: &str =
-    "{type: tcp, interval: 300ms, fast_interval: 100ms, timeout: 200ms, rise: 2, fall: 3}";
+/// Health checks that notice a failure within half a second; on a slow machine later, for else they see
+/// failures everywhere.
+pub static QUICK_HEALTH: LazyLock<String> = LazyLock::new(|| {
+    let [interval, fast, timeout] =
+        [300, 100, 200].map(|time| patience(Duration::from_millis(time)).as_millis());
+    format!(
+        "{{type: tcp, interval: {interval}ms, fast_interval: {fast}ms, timeout: {timeout}ms, rise: 2, fall: 3}}"
+    )
+});
 
 /// A service of a config file.
 #[derive(Clone, Debug)]
@@ -77,7 +84,7 @@ impl Service {
             forwarding: "nat",
             tunnel_source: "[]",
             on_backend_down: "keep",
-            health: QUICK_HEALTH,
+            health: &QUICK_HEALTH,
             more: Vec::new(),
             backends: Vec::new(),
             discovery: String::new(),

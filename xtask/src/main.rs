@@ -95,7 +95,10 @@ fn test(arguments: &[String]) -> Outcome {
         let target = format!("{}_UNKNOWN_LINUX_GNU", env::consts::ARCH.to_uppercase());
         tests.env(format!("CARGO_TARGET_{target}_RUNNER"), "sudo -E");
     }
-    let tested = run(tests.args(arguments));
+    let mut tested = run(tests.args(arguments));
+    if arguments.is_empty() {
+        tested = tested.and_then(|()| vm::in_tests());
+    }
     let mut left = leftovers::find(&root());
     left.retain(|item| !before.contains(item));
     match (tested, left.as_slice()) {

@@ -219,6 +219,11 @@ fn serve_xdp(
     mode: XdpMode,
 ) -> Result<(Served, Option<String>)> {
     let pin = links.path(device, "xdp");
+    if mode == XdpMode::Auto && device.hides_tags {
+        unpin(&pin)?;
+        let reason = "its VLANs' tags are taken off before XDP: `ethtool -K DEV rxvlan off`";
+        return Ok((Served::Tc(Some(reason.to_owned())), None));
+    }
     let own = live_link(&pin, device)?;
     if let (Some(link), Some(running)) = (own, device.xdp)
         && suits(mode, running)

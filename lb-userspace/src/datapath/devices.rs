@@ -5,7 +5,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use anyhow::{Context, Result, bail};
 use lb_common::abi::link;
 
-use super::netlink::{Message, Socket, attribute, number, put_attribute, text};
+use super::{
+    netlink::{Message, Socket, attribute, number, put_attribute, text},
+    sys,
+};
 use crate::model::Interfaces;
 
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -18,7 +21,11 @@ pub(super) struct Device {
     ethernet: bool,
     /// Kind of a virtual device (`veth`, `vlan`, `bridge`…), `None` for hardware.
     kind: Option<String>,
+    /// Of a VLAN device: the device that it stands on.
+    under: Option<u32>,
     pub(super) xdp: Option<Running>,
+    /// VLAN devices stand on it, and XDP would see their frames without the tags that tell them apart.
+    pub(super) hides_tags: bool,
 }
 
 /// The XDP program a device runs, whoever attached it.
@@ -34,7 +41,19 @@ pub(super) fn list() -> Result<Vec<Device>> {
     let answer = Socket::open(libc::NETLINK_ROUTE)
         .and_then(|s| s.request(libc::RTM_GETLINK, libc::NLM_F_DUMP, &[0; 16]))
         .context("asking the kernel for its network devices")?;
-    Ok(answer.iter().filter_map(device).collect())
+    let mut devices: Vec<_> = answer.iter().filter_map(device).collect();
+    let under: BTreeSet<_> = devices.iter().filter_map(|device| device.under).collect();
+    for device in devices.iter_mut().filter(|d| under.contains(&d.index)) {
+        // A veth device hands over what its peer did not write out, whatever it is told itself.
+        device.hides_tags = device.kind.as_deref() == Some("veth") || takes_tags_off(device);
+    }
+    Ok(devices)
+}
+
+/// Whether the driver puts VLAN tags beside frames. One that does not say counts as doing so: then TC
+/// sees to it, which finds the tags in either place.
+fn takes_tags_off(device: &Device) -> bool {
+    sys::ethtool_flags(&device.name).is_none_or(|flags| flags & sys::ETH_FLAG_RXVLAN != 0)
 }
 
 /// Numbers of the devices that carry a default route.
@@ -169,6 +188,7 @@ fn device(message: &Message) -> Option<Device> {
     let kind = attribute(tail, libc::IFLA_LINKINFO)
         .and_then(|info| attribute(info, libc::IFLA_INFO_KIND))
         .map(text);
+    let under = attribute(tail, libc::IFLA_LINK).and_then(|index| number(index, 0));
     Some(Device {
         index: number(body, 4)?,
         name: text(attribute(tail, libc::IFLA_IFNAME)?),
@@ -178,8 +198,10 @@ fn device(message: &Message) -> Option<Device> {
             .unwrap_or_default(),
         loopback: flags & libc::IFF_LOOPBACK as u32 != 0,
         ethernet: number::<u16>(body, 2)? == libc::ARPHRD_ETHER,
+        under: under.filter(|_| kind.as_deref() == Some("vlan")),
         kind,
         xdp: attribute(tail, libc::IFLA_XDP).and_then(running),
+        hides_tags: false,
     })
 }
 
@@ -246,7 +268,9 @@ mod tests {
             loopback: name == "lo",
             ethernet: true,
             kind: kind.map(str::to_owned),
+            under: None,
             xdp: None,
+            hides_tags: false,
         }
     }
 

@@ -17,6 +17,7 @@ use report::Report;
 pub const USAGE: &str =
     "vm [--kernel 5.10,6.1,…] [--only STEP,…] [--short] [--write] [-- CARGO'S OPTIONS]";
 
+const IN_TESTS: [&str; 2] = ["5.10", "6.1"];
 /// Machines at a time: each has two processors.
 const AT_ONCE: usize = 2;
 /// Programs beside which the tests look for others.
@@ -61,6 +62,23 @@ pub fn vm(arguments: &[String]) -> Outcome {
         true => Ok(()),
         false => Err(format!("Linux {}: see above", bad.join(", "))),
     }
+}
+
+/// The oldest kernel and the one most in use, for `cargo xtask test`: every program, every packet case,
+/// and a test of traffic. Where there can be no machine, it says so.
+///
+/// # Errors
+/// As [`vm`].
+pub fn in_tests() -> Outcome {
+    let series = IN_TESTS.map(str::to_owned);
+    let hindrance = boot::hindrance().map_or(Ok(()), Err);
+    let fetched =
+        hindrance.and_then(|()| series.iter().try_for_each(|s| kernels::fetch(s).map(drop)));
+    if let Err(why) = fetched {
+        eprintln!("NOT TESTED on Linux {}: {why}", series.join(" and "));
+        return Ok(());
+    }
+    vm(&["--short", "--kernel", &series.join(",")].map(str::to_owned))
 }
 
 impl Options {

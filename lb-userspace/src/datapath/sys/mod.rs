@@ -560,3 +560,40 @@ unsafe fn bpf<A>(command: Command, attr: &mut A) -> io::Result<i64> {
         Ok(result)
     }
 }
+
+/// Of [`ethtool_flags`]: VLAN tags of received frames are put beside them.
+pub(super) const ETH_FLAG_RXVLAN: u32 = 1 << 8;
+
+/// The device's flags as `ETHTOOL_GFLAGS` (include/uapi/linux/ethtool.h) tells them; `None` if it does not.
+pub(super) fn ethtool_flags(device: &str) -> Option<u32> {
+    const GFLAGS: u32 = 0x25;
+    #[repr(C)]
+    struct Value {
+        command: u32,
+        data: u32,
+    }
+    #[repr(C)]
+    struct Request {
+        name: [u8; libc::IFNAMSIZ],
+        value: *mut Value,
+        /// `struct ifreq` is as long as its longest variant.
+        rest: [u64; 2],
+    }
+    let mut value = Value {
+        command: GFLAGS,
+        data: 0,
+    };
+    let mut name = [0; libc::IFNAMSIZ];
+    name.get_mut(..device.len())?
+        .copy_from_slice(device.as_bytes());
+    let mut request = Request {
+        name,
+        value: &raw mut value,
+        rest: [0; 2],
+    };
+    let socket = std::net::UdpSocket::bind((std::net::Ipv4Addr::UNSPECIFIED, 0)).ok()?;
+    const SIOCETHTOOL: libc::c_ulong = 0x8946;
+    // SAFETY: the request names a value that is as long as the command says, and outlives the call.
+    let answer = unsafe { libc::ioctl(socket.as_raw_fd(), SIOCETHTOOL as _, &raw mut request) };
+    (answer == 0).then_some(value.data)
+}
