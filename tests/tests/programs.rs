@@ -17,7 +17,7 @@ const BUDGETS: [(&str, u32); 7] = [
     ("lbd_egress", 62_000),
     ("lbd_handover", 80_000),
     ("lbd_clock", 100),
-    ("lbd_tables", 4_000),
+    ("lbd_tables", 6_000),
 ];
 /// For programs that look up former flow tables too, during an upgrade.
 const UPGRADE_BUDGETS: [(&str, u32); 7] = [
@@ -27,7 +27,7 @@ const UPGRADE_BUDGETS: [(&str, u32); 7] = [
     ("lbd_egress", 80_000),
     ("lbd_handover", 90_000),
     ("lbd_clock", 100),
-    ("lbd_tables", 4_000),
+    ("lbd_tables", 6_000),
 ];
 
 /// Percent of the budgets for kernels before 6.12, whose verifiers find fewer states alike.
