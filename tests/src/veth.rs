@@ -39,12 +39,23 @@ struct LinkCreate {
     zero: [u64; 4],
 }
 
+/// Before Linux 5.11 maps and programs count against the limit of locked memory.
+pub(crate) fn lift_memory_limit() {
+    let unlimited = libc::rlimit {
+        rlim_cur: libc::RLIM_INFINITY,
+        rlim_max: libc::RLIM_INFINITY,
+    };
+    // SAFETY: the pointer is to a `rlimit`. A refusal shows when one cannot be created.
+    unsafe { libc::setrlimit(libc::RLIMIT_MEMLOCK, &unlimited) };
+}
+
 /// Attaches a program that passes everything to a device, for as long as the link is held.
 ///
 /// A veth hands what its own XDP program sends back (XDP_TX) to the other end, but wakes that end
 /// up only if it has a program too: `veth_xdp_flush` in
 /// <https://github.com/torvalds/linux/blob/v6.12/drivers/net/veth.c>. Real devices need no such help.
 pub fn pass_everything(host: &Host, device: &str) -> io::Result<OwnedFd> {
+    lift_memory_limit();
     host.run(|| {
         let license = c"GPL";
         let program = bpf(

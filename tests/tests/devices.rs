@@ -21,6 +21,7 @@ use lb_tests::{
     note,
     servers::{Agent, ECHO_PORT, HTTP_PORT},
 };
+use lb_userspace::datapath;
 
 struct Scene {
     client: Host,
@@ -221,6 +222,10 @@ fn behind_tags(xdp: &'static str, tags: &[u16], bytes: &[u8]) {
 #[test]
 fn jumbo_frames_are_balanced() {
     for xdp in ["native", "generic", "off"] {
+        if xdp == "native" && !datapath::features().xdp_frags {
+            note("NOT TESTED by native XDP: this kernel has none for frames in several buffers");
+            continue;
+        }
         let scene = Scene::new(xdp, 9000, &[]).unwrap();
         let attached = scene.attached("client");
         assert_eq!(attached.starts_with("xdp native"), xdp == "native");

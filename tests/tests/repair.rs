@@ -46,7 +46,11 @@ const DAMAGES: [(&str, &str, &str, &str); 7] = [
     ("a link's pin removed", "rm lbd/links/*-xdp", "", "xdp"),
     (
         "a program detached",
-        "for pin in lbd/links/*-egress; do bpftool link detach pinned $pin; done",
+        // Without TCX they are filters.
+        "for pin in lbd/links/*-egress; do \
+           if [ -e $pin ]; then bpftool link detach pinned $pin; continue; fi; \
+           for device in client b1 b2 b3; do tc filter del dev $device egress; done; \
+         done",
         "open",
         "egress",
     ),

@@ -547,7 +547,7 @@ pub fn load_logging(level: u8) -> Result<Ebpf> {
 
 /// As [`load_logging`], with so much room in these maps.
 fn load_sized(level: u8, sizes: &[(&str, u32)]) -> Result<Ebpf> {
-    lift_memory_limit();
+    crate::veth::lift_memory_limit();
     let mut loader = EbpfLoader::new();
     for (name, size) in [
         (map::SERVICES4, 256),
@@ -677,16 +677,6 @@ pub fn release() -> (u32, u32) {
     let text = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
     let mut numbers = text.split(['.', '-', '+']).map_while(|n| n.parse().ok());
     (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0))
-}
-
-/// Before Linux 5.11 maps count against the limit of locked memory.
-pub(super) fn lift_memory_limit() {
-    let unlimited = libc::rlimit {
-        rlim_cur: libc::RLIM_INFINITY,
-        rlim_max: libc::RLIM_INFINITY,
-    };
-    // SAFETY: the pointer is to a `rlimit`. A refusal shows when a map cannot be created.
-    unsafe { libc::setrlimit(libc::RLIMIT_MEMLOCK, &unlimited) };
 }
 
 fn cpus() -> Result<usize> {

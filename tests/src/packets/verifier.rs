@@ -29,7 +29,7 @@ pub fn measure(level: u8, taking_over: bool) -> Result<BTreeMap<String, u32>> {
 }
 
 fn load(level: u8, taking_over: bool) -> Result<Ebpf> {
-    super::kernel::lift_memory_limit();
+    crate::veth::lift_memory_limit();
     let mut loader = EbpfLoader::new();
     loader.verifier_log_level(VerifierLogLevel::STATS);
     loader.override_global("AYA_LOG_LEVEL", &level, false);

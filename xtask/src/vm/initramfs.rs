@@ -26,10 +26,10 @@ const MODULES: [&str; 9] = [
     "sit",
 ];
 /// What `init` and the tests call.
-const TOOLS: [&str; 29] = [
+const TOOLS: [&str; 34] = [
     "sh", "mount", "umount", "ln", "mkdir", "cat", "cut", "stty", "insmod", "timeout", "sleep",
     "ip", "tc", "ethtool", "ping", "cp", "rm", "find", "mkfifo", "test", "nsenter", "unshare",
-    "ls", "env", "setpriv", "grep", "true", "kill", "echo",
+    "ls", "env", "setpriv", "grep", "true", "kill", "echo", "seq", "tr", "sed", "head", "yes",
 ];
 /// Some tests do without.
 const MORE_TOOLS: [&str; 1] = ["bpftool"];
