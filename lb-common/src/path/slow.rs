@@ -143,10 +143,8 @@ fn known<A: Family, F: Frame, T: FamilyTables<A>>(
         packet.departs(),
         (&mut work.query, &mut work.hop),
     )?;
-    if packet.has(tcp::FIN | tcp::RST) {
+    if packet.has(tcp::FIN | tcp::RST) || flow.state.get() & flow_state::RESET != 0 {
         note_end(tables, &work.opposite, packet, flow, found, reverse);
-    } else if flow.state.get() & flow_state::RESET != 0 {
-        forgive(tables, &work.opposite, flow, found);
     }
     if translate::is_too_big(frame, &work.key, packet, flow, &mut to, &work.hop) {
         return translate::refuse(tables, work);
@@ -283,28 +281,9 @@ fn restore<A: Family, T: FamilyTables<A>>(tables: &T, work: &mut Work<A>, revers
     let _ = tables.insert_handshake(opposite, flow, true);
 }
 
-/// Takes back the mark of a reset that was followed by more: it was forged, or too old to count.
-#[inline(always)]
-fn forgive<A: Family, T: FamilyTables<A>>(
-    tables: &T,
-    opposite: &FlowKey<A>,
-    flow: &Flow<A>,
-    found: Found,
-) {
-    let before = flow.state.get();
-    let after = before & !flow_state::RESET;
-    flow.state.set(after);
-    tables.count_active(flow.slot, flow.generation, before, after);
-    let other = match found {
-        Found::Established => tables.flow(opposite),
-        Found::Handshake => tables.handshake(opposite),
-    };
-    if let Some(other) = other {
-        other.state.set(other.state.get() & !flow_state::RESET);
-    }
-}
-
-/// Marks both directions with the end that this packet brings.
+/// Marks both directions with the end that this packet brings, and takes back the mark of a reset
+/// that is followed by more: it was forged, or too old to count. Who waits for the connection's
+/// source to have rested looks at one direction only.
 #[inline(always)]
 fn note_end<A: Family, T: FamilyTables<A>>(
     tables: &T,
@@ -326,14 +305,18 @@ fn note_end<A: Family, T: FamilyTables<A>>(
         };
     }
     let before = flow.state.get();
-    flow.state.set(before | bits);
-    tables.count_active(flow.slot, flow.generation, before, before | bits);
+    let after = before & !flow_state::RESET | bits;
+    flow.state.set(after);
+    tables.count_active(flow.slot, flow.generation, before, after);
     let other = match found {
         Found::Established => tables.flow(opposite),
         Found::Handshake => tables.handshake(opposite),
     };
     if let Some(other) = other {
-        other.state.set(other.state.get() | bits);
+        other
+            .state
+            .set(other.state.get() & !flow_state::RESET | bits);
+        other.last_seen.set(tables.now());
     }
 }
 

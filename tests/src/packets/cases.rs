@@ -168,7 +168,7 @@ fn passes(packet: Packet) -> Step {
 }
 
 /// The reset that answers `packet`.
-fn reset_of(packet: &Packet) -> Vec<u8> {
+pub(super) fn reset_of(packet: &Packet) -> Vec<u8> {
     use super::build::{ACK, FIN, RST, SYN};
     let Transport::Tcp {
         flags,
@@ -203,7 +203,7 @@ fn reset_of(packet: &Packet) -> Vec<u8> {
 }
 
 /// The "port unreachable" that answers `packet`.
-fn unreachable_of(packet: &Packet) -> Vec<u8> {
+pub(super) fn unreachable_of(packet: &Packet) -> Vec<u8> {
     let (kind, code) = if packet.src.is_ipv6() { (1, 4) } else { (3, 3) };
     unreachable_with(packet, kind, code, 0)
 }

@@ -4,6 +4,7 @@
 pub mod build;
 pub mod cases;
 pub mod differ;
+pub mod flow_life;
 pub mod kernel;
 pub mod slice;
 pub mod verifier;

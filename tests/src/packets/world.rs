@@ -258,6 +258,10 @@ pub mod port {
     pub const L2_TWO: u16 = 120;
     pub const NARROW_SNAT: u16 = 121;
     pub const TUNNEL_BLACK_HOLE: u16 = 122;
+    /// Draws at random.
+    pub const RANDOM: u16 = 123;
+    /// One new connection a second, three at once.
+    pub const BURST: u16 = 124;
 }
 
 /// Slots of IPv4 backends; IPv6 ones lie [`V6_SLOTS`] higher.
@@ -315,6 +319,8 @@ pub mod slot {
     pub const DNS_AFFINITY_A: u32 = 53;
     pub const DNS_AFFINITY_B: u32 = 54;
     pub const DNS_RATE: u32 = 55;
+    pub const RANDOM: u32 = 56;
+    pub const BURST: u32 = 57;
     pub const COUNT: u32 = 256;
 }
 
@@ -332,7 +338,7 @@ pub const CONFIG: Config = Config {
 };
 
 pub fn listens() -> Vec<Listen> {
-    use policy::{MAGLEV, ROUND_ROBIN};
+    use policy::{MAGLEV, RANDOM, ROUND_ROBIN};
     let tcp = |port, slots: &[u32]| Listen {
         port,
         udp: false,
@@ -394,6 +400,11 @@ pub fn listens() -> Vec<Listen> {
         tcp(port::DENIED, &[slot::DENIED; 7]),
         tcp(port::RATE, &[slot::RATE; 7]),
         tcp(port::SOURCE_RATE, &[slot::SOURCE_RATE; 7]),
+        tcp(port::BURST, &[slot::BURST; 7]),
+        Listen {
+            policy: RANDOM,
+            ..tcp(port::RANDOM, &[slot::RANDOM; 7])
+        },
         tcp(port::LIMIT, &[slot::LIMIT; 7]),
         Listen {
             no_backend: no_backend::DROP,
@@ -590,6 +601,8 @@ pub fn backends(addresses: Addresses) -> Vec<(u32, Backend)> {
         entry(slot::DENIED, port::DENIED, a.backend(41, 8080)),
         entry(slot::RATE, port::RATE, a.backend(42, 8080)),
         entry(slot::SOURCE_RATE, port::SOURCE_RATE, a.backend(43, 8080)),
+        entry(slot::RANDOM, port::RANDOM, a.backend(56, 8080)),
+        entry(slot::BURST, port::BURST, a.backend(57, 8080)),
         entry(slot::LIMIT, port::LIMIT, a.backend(44, 8080)),
         entry(slot::LIMIT_DROP, port::LIMIT_DROP, a.backend(45, 8080)),
         limited(entry(
@@ -652,6 +665,7 @@ pub fn admissions() -> Vec<(u32, Admission)> {
         per_second: 1,
         burst: 1,
     };
+    let three = Rate { burst: 3, ..one };
     let of = |port: u16, admission: Admission| {
         let id = u32::from(port);
         let counter = slot::COUNT + id;
@@ -676,6 +690,13 @@ pub fn admissions() -> Vec<(u32, Admission)> {
         (port::DENIED, Admission { flags, ..none }),
         (port::RATE, Admission { rate: one, ..none }),
         (port::DNS_RATE, Admission { rate: one, ..none }),
+        (
+            port::BURST,
+            Admission {
+                rate: three,
+                ..none
+            },
+        ),
         (
             port::SOURCE_RATE,
             Admission {

@@ -111,6 +111,20 @@ fn rates(table: &mut Table) {
             refused(&rate(41_003), Drop::RateLimited),
         ],
     );
+    let burst = |port| Connection::new(a.client(port), a.vip(port::BURST), a.backend(57, 8080));
+    let over = Drop::RateLimited;
+    table.add(
+        "burst_is_used_up_and_comes_back_at_the_rate",
+        vec![
+            begun(&burst(41_001)),
+            begun(&burst(41_002)),
+            begun(&burst(41_003)),
+            refused(&burst(41_004), over),
+            Step::Second,
+            begun(&burst(41_004)),
+            refused(&burst(41_005), over),
+        ],
+    );
     let dns =
         |port| Connection::new(a.client(port), a.vip(port::DNS_RATE), a.backend(55, 5353)).udp();
     table.add(

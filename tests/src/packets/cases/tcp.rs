@@ -274,6 +274,7 @@ fn sources(table: &mut Table) {
         Expect::Dropped(Drop::SourcePortsExhausted),
     ));
     table.add("tcp_snat_port_of_half_closed_connection_is_kept", steps);
+    rests(table, &first, &second);
     node_sources(table, &first, &second);
     // Two services, one backend, one client port: the second gets another source port.
     let web = web(table);
@@ -298,6 +299,44 @@ fn sources(table: &mut Table) {
     steps.push(web.returns(web.reply(ACK)));
     steps.push(other.returns(other.reply(ACK)));
     table.add("tcp_two_clients_with_one_port", steps);
+}
+
+/// When a connection has ended, as the only port of the pool tells that `first` has and `second`
+/// wants. Found by random histories (tests/flow_life.rs).
+fn rests(table: &mut Table, first: &Connection, second: &Connection) {
+    let refused = || {
+        let packet = second.request(SYN).bytes();
+        Step::FromClient(packet, Expect::Dropped(Drop::SourcePortsExhausted))
+    };
+    let mut steps = first.opened();
+    steps.extend([
+        Step::Second,
+        first.forwards(first.request(RST)),
+        refused(),
+        Step::Second,
+    ]);
+    steps.extend(second.opened());
+    table.add(
+        "tcp_snat_port_rests_after_the_reset_of_an_idle_connection",
+        steps,
+    );
+    let mut steps = first.opened();
+    steps.extend([
+        first.forwards(first.request(RST)),
+        first.forwards(first.request(FIN | ACK)),
+        Step::Second,
+        refused(),
+        first.returns(first.reply(ACK)),
+    ]);
+    table.add("tcp_forged_reset_is_taken_back_by_a_fin", steps);
+    let mut steps = vec![
+        first.forwards(first.request(FIN | ACK)),
+        first.returns(first.reply(FIN | ACK)),
+        first.forwards(first.request(ACK)),
+        Step::Second,
+    ];
+    steps.extend(second.opened());
+    table.add("tcp_connection_picked_up_by_its_fin_ends", steps);
 }
 
 /// Which sources SNAT may take; `first` and `second` want the only port of the pool.
@@ -365,6 +404,9 @@ fn node_sources(table: &mut Table, first: &Connection, second: &Connection) {
 }
 
 fn draws(table: &mut Table) {
+    let a = table.addresses;
+    let random = Connection::new(a.client(40_001), a.vip(port::RANDOM), a.backend(56, 8080));
+    table.add("tcp_random_draw", random.opened());
     let a = table.addresses;
     let to = |last, client_port, vip_port| {
         Connection::new(
@@ -460,6 +502,17 @@ fn next_hops(table: &mut Table) {
 fn liveness(table: &mut Table) {
     let web = web(table);
     let slot = table.slot(slot::WEB);
+    let mut steps = web.opened();
+    steps.push(Step::Backend {
+        slot,
+        state: backend_state::ACTIVE,
+        generation: 2,
+    });
+    steps.push(Step::FromClient(
+        web.request(RST).bytes(),
+        Expect::Dropped(Drop::ResetWithoutFlow),
+    ));
+    table.add("tcp_reset_to_a_removed_backend_is_not_answered", steps);
     let state = |state| Step::Backend {
         slot,
         state,

@@ -34,8 +34,8 @@ pub(super) struct Family<A: Address + Hash> {
     pub(super) fragments: Kept<FragmentKey<A>, Fragmented>,
     pub(super) held: Kept<HeldKey<A>, Held>,
     /// As they were before the tables were replaced.
-    former_flows: Kept<FlowKey<A>, Flow<A>>,
-    former_handshakes: Kept<FlowKey<A>, Flow<A>>,
+    pub(super) former_flows: Kept<FlowKey<A>, Flow<A>>,
+    pub(super) former_handshakes: Kept<FlowKey<A>, Flow<A>>,
     work: UnsafeCell<Work<A>>,
     recalled: UnsafeCell<Recalled<A>>,
 }
@@ -50,6 +50,12 @@ impl<A: Address + Hash> Family<A> {
     pub(super) fn evict(&self, key: &FlowKey<A>) -> bool {
         let tables = [&self.handshakes, &self.former_handshakes];
         tables.map(|table| table.remove(key)).contains(&true)
+    }
+
+    pub(super) fn remove(&self, key: &FlowKey<A>) {
+        self.flows.remove(key);
+        self.former_flows.remove(key);
+        self.evict(key);
     }
 
     fn forget(&mut self) {
@@ -178,6 +184,13 @@ impl Memory {
         self.source_rates.clear();
         self.active.clear();
         self.counters.get_mut().clear();
+    }
+
+    pub(super) fn set_table(&mut self, port: u16, v6: bool, slots: &[u32]) {
+        let table = 2 * world::service(port).id + u32::from(v6);
+        let length = slots.len() as u32;
+        let entries = [length].into_iter().chain(slots.iter().copied());
+        self.tables.insert(table, entries.collect());
     }
 
     fn install(&mut self, addresses: Addresses) {

@@ -5,6 +5,7 @@ mod hold;
 mod kept;
 mod memory;
 mod route;
+mod seen;
 mod state;
 
 use std::net::{IpAddr, SocketAddr};
@@ -19,6 +20,7 @@ use super::{Action, Outcome, Runner, Side, tuple};
 use frame::SliceFrame;
 use memory::Memory;
 pub use route::Devices;
+pub use seen::SeenFlow;
 
 /// The byte slice as a place for cases.
 pub struct Slice {
@@ -141,6 +143,30 @@ impl Slice {
     /// So many jiffies pass.
     pub fn wait(&mut self, jiffies: u32) {
         self.memory.now = self.memory.now.wrapping_add(jiffies);
+    }
+
+    /// A slot gets this owner.
+    pub fn give(&mut self, slot: u32, backend: Backend) {
+        self.memory.backends.insert(slot, backend);
+    }
+
+    /// The service on `port`, for clients of a family, draws from these slots.
+    pub fn set_table(&mut self, port: u16, v6: bool, slots: &[u32]) {
+        self.memory.set_table(port, v6, slots);
+    }
+
+    /// SNAT takes `count` ports from `first` on.
+    pub fn set_pool(&mut self, first: u16, count: u16) {
+        self.memory.config.snat_first = first;
+        self.memory.config.snat_count = count;
+    }
+
+    /// The daemon removes an entry, wherever it stands.
+    pub fn forget(&mut self, src: SocketAddr, dst: SocketAddr, udp: bool) {
+        match src.is_ipv6() {
+            true => self.memory.v6.remove(&tuple(src, dst, udp)),
+            false => self.memory.v4.remove(&tuple(src, dst, udp)),
+        }
     }
 
     /// How many jiffies a second has.
