@@ -49,8 +49,17 @@ pub fn note(line: impl std::fmt::Display) {
 /// A time limit, on a machine as fast as `LBD_TEST_PATIENCE` says: `8` for one that may take eight times
 /// as long. How long something takes is no test's matter; that it happens is.
 pub fn patience(limit: Duration) -> Duration {
+    limit * slowness()
+}
+
+/// As much of something a second as a machine can do that is as fast as [`patience`] supposes.
+pub fn less(amount: u32) -> u32 {
+    (amount / slowness()).max(1)
+}
+
+fn slowness() -> u32 {
     let factor = std::env::var("LBD_TEST_PATIENCE").ok();
-    limit * factor.and_then(|factor| factor.parse().ok()).unwrap_or(1)
+    factor.and_then(|factor| factor.parse().ok()).unwrap_or(1)
 }
 
 /// Waits until `condition` holds, looking every 10 ms; false if it does not within `limit`, for which

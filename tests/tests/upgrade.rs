@@ -22,14 +22,15 @@ use lb_tests::{
     daemon::{Config, Service},
     eventually,
     host::Host,
+    less,
     net::{Family, Network, Topology},
-    note,
+    note, patience,
     servers::ECHO_PORT,
     world::World,
 };
 
 /// Open connections to each of the four targets.
-const OPEN: usize = 125;
+const OPEN: u32 = 125;
 /// New connections to each of them a second.
 const ARRIVALS: u32 = 250;
 /// Many times what a lost packet costs on a machine that is busy otherwise: whoever waits longer has
@@ -103,15 +104,15 @@ impl Traffic {
             let sources = &network.client_addresses(family);
             for n in [0, 1] {
                 let target: SocketAddr = (network.vip(n, family), ECHO_PORT).into();
-                let herd = Herd::open(&network.client, sources, target, OPEN);
+                let herd = Herd::open(&network.client, sources, target, less(OPEN) as usize);
                 herds.push(Running::herd(herd.expect("all open")));
                 loads.push(Load::start(
                     &network.client,
                     sources,
                     Protocol::Tcp,
                     target,
-                    ARRIVALS,
-                    PATIENCE,
+                    less(ARRIVALS),
+                    patience(PATIENCE),
                 ));
             }
             let target = (network.vip(0, family), ECHO_PORT).into();
@@ -194,12 +195,12 @@ impl Running {
                     Err(_) => {}
                 }
                 tried.store(sent, Ordering::Relaxed);
-                std::thread::sleep(Duration::from_millis(1));
+                std::thread::sleep(patience(Duration::from_millis(1)));
                 receive(&mut received);
                 // Those on their way included.
                 failed.store(sent - received.min(sent), Ordering::Relaxed);
             }
-            let end = Instant::now() + PATIENCE;
+            let end = Instant::now() + patience(PATIENCE);
             while received < sent && Instant::now() < end {
                 std::thread::sleep(Duration::from_millis(1));
                 receive(&mut received);
@@ -303,7 +304,7 @@ fn nobody_notices(xdp: &'static str) {
             took.as_secs_f64(),
             after.connections - before.connections,
             after.exchanges - before.exchanges,
-            4 * OPEN,
+            4 * less(OPEN),
             after.datagrams - before.datagrams,
             resent - resent_before,
             after.failures,
