@@ -37,7 +37,7 @@ fn main() -> ExitCode {
         "vm" => vm::vm(&rest),
         "deb" => build(&[]).and_then(|()| deb::package(rest.first().map(String::as_str))),
         "fuzz" => fuzz::run_all(&rest),
-        "coverage" => coverage::print(),
+        "coverage" => coverage::check(),
         "image-root" => image::lay_out(rest.first().map(String::as_str)),
         "test-image" => test_image(),
         _ => Err(USAGE.to_owned()),

@@ -262,6 +262,8 @@ pub mod port {
     pub const RANDOM: u16 = 123;
     /// One new connection a second, three at once.
     pub const BURST: u16 = 124;
+    /// Its backend is a client of its own.
+    pub const ITSELF: u16 = 125;
 }
 
 /// Slots of IPv4 backends; IPv6 ones lie [`V6_SLOTS`] higher.
@@ -321,6 +323,7 @@ pub mod slot {
     pub const DNS_RATE: u32 = 55;
     pub const RANDOM: u32 = 56;
     pub const BURST: u32 = 57;
+    pub const ITSELF: u32 = 58;
     pub const COUNT: u32 = 256;
 }
 
@@ -401,6 +404,7 @@ pub fn listens() -> Vec<Listen> {
         tcp(port::RATE, &[slot::RATE; 7]),
         tcp(port::SOURCE_RATE, &[slot::SOURCE_RATE; 7]),
         tcp(port::BURST, &[slot::BURST; 7]),
+        tcp(port::ITSELF, &[slot::ITSELF; 7]),
         Listen {
             policy: RANDOM,
             ..tcp(port::RANDOM, &[slot::RANDOM; 7])
@@ -603,6 +607,13 @@ pub fn backends(addresses: Addresses) -> Vec<(u32, Backend)> {
         entry(slot::SOURCE_RATE, port::SOURCE_RATE, a.backend(43, 8080)),
         entry(slot::RANDOM, port::RANDOM, a.backend(56, 8080)),
         entry(slot::BURST, port::BURST, a.backend(57, 8080)),
+        (
+            slot::ITSELF + offset,
+            Backend {
+                source: words(a.node(0).ip()),
+                ..entry(slot::ITSELF, port::ITSELF, a.backend(58, 8080)).1
+            },
+        ),
         entry(slot::LIMIT, port::LIMIT, a.backend(44, 8080)),
         entry(slot::LIMIT_DROP, port::LIMIT_DROP, a.backend(45, 8080)),
         limited(entry(

@@ -104,6 +104,47 @@ fn evictions(table: &mut Table) {
             first.forwards(first.request(ACK)),
         ],
     );
+    table.add(
+        "tcp_refusal_finds_client_without_forward_entry",
+        vec![
+            first.forwards(first.request(SYN)),
+            evict(first.client, first.vip),
+            first.returns(first.reply(RST | ACK)),
+            second.forwards(second.request(SYN)),
+        ],
+    );
+    let web = web(table);
+    let mut steps = vec![web.forwards(web.request(SYN)), evict(web.client, web.vip)];
+    steps.extend(web.opened());
+    table.add("tcp_repeated_syn_without_forward_entry", steps);
+    let mut steps = vec![
+        first.forwards(first.request(SYN)),
+        first.returns(first.reply(SYN | ACK)),
+        evict(first.backend, first.client),
+        first.forwards(first.request(ACK)),
+    ];
+    steps.push(first.returns(first.reply(ACK)));
+    steps.push(first.forwards(first.request(ACK)));
+    table.add("tcp_established_without_reverse_entry", steps);
+    // The late answer is another attempt's, and takes nothing from the established one.
+    let mut steps = vec![
+        first.forwards(first.request(SYN)),
+        evict(first.client, first.vip),
+    ];
+    steps.extend(second.opened());
+    steps.extend([
+        first.returns(first.reply(SYN | ACK)),
+        second.forwards(second.request(ACK)),
+        Step::Unknown {
+            src: first.client,
+            dst: first.vip,
+            udp: false,
+        },
+    ]);
+    table.add(
+        "tcp_late_answer_takes_nothing_from_an_established_connection",
+        steps,
+    );
     // What nobody proved can still be pushed out; what the client proved cannot.
     let mut steps = vec![
         first.forwards(first.request(SYN)),
@@ -183,6 +224,23 @@ fn ends(table: &mut Table) {
     let mut steps = web.opened();
     steps.push(web.forwards(web.request(RST)));
     table.add("tcp_client_resets", steps);
+    table.add(
+        "tcp_backend_speaks_again_before_the_client",
+        vec![
+            web.forwards(web.request(SYN)),
+            web.returns(web.reply(SYN | ACK)),
+            web.returns(web.reply(PSH | ACK)),
+            web.forwards(web.request(ACK)),
+        ],
+    );
+    table.add(
+        "tcp_client_resets_what_is_not_answered",
+        vec![
+            web.forwards(web.request(SYN)),
+            web.forwards(web.request(RST)),
+            web.returns(web.reply(SYN | ACK)),
+        ],
+    );
     let mut steps = web.opened();
     steps.push(web.returns(web.reply(RST | ACK)));
     table.add("tcp_backend_resets", steps);
@@ -407,6 +465,18 @@ fn draws(table: &mut Table) {
     let a = table.addresses;
     let random = Connection::new(a.client(40_001), a.vip(port::RANDOM), a.backend(56, 8080));
     table.add("tcp_random_draw", random.opened());
+    // It sees the node's address, not its own.
+    let itself = a.backend(58, 40_001);
+    let itself = Connection::new(itself, a.vip(port::ITSELF), a.backend(58, 8080))
+        .seen_as(a.node(world::SNAT_PORT));
+    let syn = itself.request(SYN);
+    let answer = itself.reply(SYN | ACK);
+    let back = answer.moved(world::TO_BACKEND, itself.vip, itself.client);
+    let steps = vec![
+        itself.forwards(syn),
+        Step::FromBackend(answer.bytes(), Expect::Transmit(back.bytes())),
+    ];
+    table.add("tcp_backend_draws_itself", steps);
     let a = table.addresses;
     let to = |last, client_port, vip_port| {
         Connection::new(

@@ -38,7 +38,8 @@ struct Life {
 impl Life {
     fn new(history: &History) -> Self {
         let scene = Scene { v6: history.v6 };
-        let room = if history.is_tight { 6 } else { usize::MAX };
+        // An odd number: of the last connection one direction fits.
+        let room = if history.is_tight { 7 } else { usize::MAX };
         let mut slice = match history.replaces_flows {
             true => Slice::replacing_flows(),
             false => Slice::twin(Default::default(), room, false),

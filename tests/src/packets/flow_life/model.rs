@@ -128,7 +128,9 @@ impl State {
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Freedom {
     Free,
-    /// Of one that closed, and rested for about a second.
+    /// Of one that closed and rested for a second.
+    Rested(Name),
+    /// Of one that closed a second ago, and has sent since.
     Perhaps(Name),
     /// Of one that nobody proved for a second: only where nothing else is left.
     Unproven(Name),
@@ -442,13 +444,14 @@ impl Model {
         let own = (!owner.snat).then(|| freedom(client));
 
         let mut sources = Vec::from_iter(own);
-        sources.retain(|(_, freedom)| matches!(freedom, Freedom::Free | Freedom::Perhaps(_)));
-        let mut is_sure = sources.iter().any(|(_, freedom)| *freedom == Freedom::Free);
+        let is_free = |freedom: &Freedom| matches!(freedom, Freedom::Free | Freedom::Rested(_));
+        sources.retain(|(_, freedom)| is_free(freedom) || matches!(freedom, Freedom::Perhaps(_)));
+        let mut is_sure = sources.iter().any(|(_, freedom)| is_free(freedom));
         if !is_sure {
-            let insists = pool.iter().all(|(_, freedom)| *freedom != Freedom::Free);
+            let insists = !pool.iter().any(|(_, freedom)| is_free(freedom));
             let mut may_take = pool.to_vec();
             may_take.retain(|(_, freedom)| match freedom {
-                Freedom::Free | Freedom::Perhaps(_) => true,
+                Freedom::Free | Freedom::Rested(_) | Freedom::Perhaps(_) => true,
                 Freedom::Unproven(_) => insists,
                 Freedom::Taken => false,
             });
@@ -463,12 +466,14 @@ impl Model {
                 match freedom {
                     Freedom::Free if source == client || owner.snat => what,
                     Freedom::Free => "with another port",
-                    Freedom::Perhaps(_) => "with a closed connection's port",
+                    Freedom::Rested(_) | Freedom::Perhaps(_) => "with a closed connection's port",
                     _ => "with a handshake's port",
                 },
                 self.clone(),
             );
-            if let Freedom::Perhaps(other) | Freedom::Unproven(other) = freedom {
+            if let Freedom::Rested(other) | Freedom::Perhaps(other) | Freedom::Unproven(other) =
+                freedom
+            {
                 next.connections.remove(&other);
             }
             next.enter(name, packet, slot, source);
@@ -522,9 +527,10 @@ impl Model {
             };
         }
         // An entry tells when its packets came to a second only, and each direction its own.
-        match known.is_closed() && for_a_second(known.ended) {
-            true => Freedom::Perhaps(*other),
-            false => Freedom::Taken,
+        match known.is_closed() {
+            true if for_a_second(known.seen) => Freedom::Rested(*other),
+            true if for_a_second(known.ended) => Freedom::Perhaps(*other),
+            _ => Freedom::Taken,
         }
     }
 
