@@ -67,17 +67,17 @@ impl Life {
                 client,
                 service,
                 sent,
-            } => self.from_client(*client, *service, *sent),
+            } => self.client_sends(*client, *service, *sent),
             Event::Backend {
                 client,
                 service,
                 answer,
-            } => self.from_backend(*client, *service, *answer),
+            } => self.backend_sends(*client, *service, *answer),
             Event::Open { client, service } => {
                 use {Answer::SynAck, Sent::Ack as ByAck, Sent::Syn};
-                self.from_client(*client, *service, Syn)?;
-                self.from_backend(*client, *service, SynAck(0))?;
-                self.from_client(*client, *service, ByAck(Ack::Right))
+                self.client_sends(*client, *service, Syn)?;
+                self.backend_sends(*client, *service, SynAck(0))?;
+                self.client_sends(*client, *service, ByAck(Ack::Right))
             }
             Event::Wait(jiffies) => {
                 self.slice.wait(*jiffies);
@@ -118,15 +118,15 @@ impl Life {
         }
     }
 
-    fn from_client(&mut self, client: usize, service: usize, sent: Sent) -> Result<(), String> {
+    fn client_sends(&mut self, client: usize, service: usize, sent: Sent) -> Result<(), String> {
         let name = (client, service);
         let expected = self.model.connection(name).map(|c| c.expected);
         let packet = packet_of_client(self.scene, name, sent, expected);
-        let futures = self.model.from_client(name, &packet);
+        let futures = self.model.client_sends(name, &packet);
         self.check(Side::Client, &packet.bytes(), futures)
     }
 
-    fn from_backend(
+    fn backend_sends(
         &mut self,
         client: usize,
         service: usize,
@@ -139,7 +139,7 @@ impl Life {
             None => (self.scene.backend(service, 0), self.scene.client(client)),
         };
         let packet = packet_of_backend(service, (backend, source), answer);
-        let futures = self.model.from_backend(service, &packet);
+        let futures = self.model.backend_sends(service, &packet);
         self.check(Side::Backend, &packet.bytes(), futures)
     }
 

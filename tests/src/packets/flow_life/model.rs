@@ -272,7 +272,7 @@ impl Model {
         }
     }
 
-    pub(super) fn from_client(&self, name: Name, packet: &Packet) -> Vec<Future> {
+    pub(super) fn client_sends(&self, name: Name, packet: &Packet) -> Vec<Future> {
         let Some(known) = self.connection(name) else {
             return self.open_anew(name, packet, "drawn");
         };
@@ -331,7 +331,7 @@ impl Model {
         next.redirects(what, moved)
     }
 
-    pub(super) fn from_backend(&self, service: usize, packet: &Packet) -> Vec<Future> {
+    pub(super) fn backend_sends(&self, service: usize, packet: &Packet) -> Vec<Future> {
         let udp = Scene::is_udp(service);
         let found = self.connections.iter().find(|(name, known)| {
             let ends = (known.backend, known.source);
