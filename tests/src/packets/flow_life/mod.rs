@@ -1,6 +1,7 @@
 //! The life of flows: random histories of packets, backends, tables and time on the byte slice, and a
 //! [`model`] that says after each packet what must have become of it and which entries there must be.
 
+mod connection;
 mod event;
 mod model;
 
@@ -8,8 +9,9 @@ use std::collections::BTreeSet;
 
 use lb_common::abi::{Backend, Be16, backend_flag, backend_state, protocol};
 
+use connection::{State, Tuple};
 pub use event::{Ack, Answer, Event, History, Sent};
-use model::{Future, Model, State, Tuple};
+use model::{Future, Model};
 
 use super::{Side, slice::Slice, world};
 use event::{Scene, packet_of_backend, packet_of_client};
