@@ -146,6 +146,8 @@ fn build() -> Result<PathBuf, String> {
         "--target-dir",
     ]);
     build.arg(target());
+    // A build script of theirs counts as well, and would leave that in the sources.
+    build.env("LLVM_PROFILE_FILE", target().join("build.profraw"));
     // Flags for some crates only: the pinned toolchain, a stable one, may take them so.
     build.env("RUSTC_BOOTSTRAP", "1");
     for name in COUNTED {

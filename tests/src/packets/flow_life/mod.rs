@@ -1,6 +1,7 @@
 //! The life of flows: random histories of packets, backends, tables and time on the byte slice, and a
 //! [`model`] that says after each packet what must have become of it and which entries there must be.
 
+mod connection;
 mod event;
 mod model;
 
@@ -8,8 +9,9 @@ use std::collections::BTreeSet;
 
 use lb_common::abi::{Backend, Be16, backend_flag, backend_state, protocol};
 
+use connection::{State, Tuple};
 pub use event::{Ack, Answer, Event, History, Sent};
-use model::{Future, Model, State, Tuple};
+use model::{Future, Model};
 
 use super::{Side, slice::Slice, world};
 use event::{Scene, packet_of_backend, packet_of_client};
@@ -67,17 +69,17 @@ impl Life {
                 client,
                 service,
                 sent,
-            } => self.from_client(*client, *service, *sent),
+            } => self.client_sends(*client, *service, *sent),
             Event::Backend {
                 client,
                 service,
                 answer,
-            } => self.from_backend(*client, *service, *answer),
+            } => self.backend_sends(*client, *service, *answer),
             Event::Open { client, service } => {
                 use {Answer::SynAck, Sent::Ack as ByAck, Sent::Syn};
-                self.from_client(*client, *service, Syn)?;
-                self.from_backend(*client, *service, SynAck(0))?;
-                self.from_client(*client, *service, ByAck(Ack::Right))
+                self.client_sends(*client, *service, Syn)?;
+                self.backend_sends(*client, *service, SynAck(0))?;
+                self.client_sends(*client, *service, ByAck(Ack::Right))
             }
             Event::Wait(jiffies) => {
                 self.slice.wait(*jiffies);
@@ -118,15 +120,15 @@ impl Life {
         }
     }
 
-    fn from_client(&mut self, client: usize, service: usize, sent: Sent) -> Result<(), String> {
+    fn client_sends(&mut self, client: usize, service: usize, sent: Sent) -> Result<(), String> {
         let name = (client, service);
         let expected = self.model.connection(name).map(|c| c.expected);
         let packet = packet_of_client(self.scene, name, sent, expected);
-        let futures = self.model.from_client(name, &packet);
+        let futures = self.model.client_sends(name, &packet);
         self.check(Side::Client, &packet.bytes(), futures)
     }
 
-    fn from_backend(
+    fn backend_sends(
         &mut self,
         client: usize,
         service: usize,
@@ -139,7 +141,7 @@ impl Life {
             None => (self.scene.backend(service, 0), self.scene.client(client)),
         };
         let packet = packet_of_backend(service, (backend, source), answer);
-        let futures = self.model.from_backend(service, &packet);
+        let futures = self.model.backend_sends(service, &packet);
         self.check(Side::Backend, &packet.bytes(), futures)
     }
 

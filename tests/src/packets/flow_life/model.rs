@@ -13,6 +13,7 @@ use super::super::{
     cases::{reset_of, unreachable_of},
     world,
 };
+use super::connection::{Connection, State, Tuple, acknowledgement, flags, sequence};
 use super::event::Scene;
 
 /// Jiffies.
@@ -37,91 +38,6 @@ pub(super) struct Owner {
     pub(super) address: SocketAddr,
     pub(super) snat: bool,
     pub(super) resets: bool,
-}
-
-#[derive(Clone, Debug)]
-pub(super) struct Connection {
-    slot: usize,
-    generation: u32,
-    pub(super) backend: SocketAddr,
-    /// Whom the backend takes for the client.
-    pub(super) source: SocketAddr,
-    /// It has a place that nobody else can take.
-    is_established: bool,
-    is_answered: bool,
-    /// What the client has to acknowledge, if it was answered.
-    pub(super) expected: u32,
-    is_picked_up: bool,
-    client_fin: bool,
-    backend_fin: bool,
-    reset: bool,
-    begun: u32,
-    /// When either side last sent, and when either last sent a FIN or RST.
-    seen: u32,
-    ended: u32,
-}
-
-impl Connection {
-    fn is_closing(&self) -> bool {
-        self.client_fin || self.backend_fin || self.reset
-    }
-
-    fn is_closed(&self) -> bool {
-        self.client_fin && self.backend_fin || self.reset
-    }
-
-    fn is_open(&self) -> bool {
-        self.is_established && !self.is_closed()
-    }
-
-    /// Notes what every packet of it brings.
-    fn sees(&mut self, now: u32, flags: u8, is_client: bool) {
-        self.seen = now;
-        // Forged, or too late, if more follows.
-        self.reset = flags & RST != 0;
-        if flags & (RST | FIN) != 0 {
-            self.ended = now;
-        }
-        self.client_fin |= is_client && flags & FIN != 0;
-        self.backend_fin |= !is_client && flags & FIN != 0;
-    }
-
-    fn bits(&self) -> u32 {
-        let set = |is_set, bit| if is_set { bit } else { 0 };
-        set(self.is_established, bit::ESTABLISHED)
-            | set(self.is_answered, bit::ANSWERED)
-            | set(self.is_picked_up, bit::MIDDLE)
-            | set(self.client_fin, bit::CLIENT_FIN)
-            | set(self.backend_fin, bit::BACKEND_FIN)
-            | set(self.reset, bit::RESET)
-    }
-}
-
-/// An entry's key.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub(super) struct Tuple {
-    pub(super) udp: bool,
-    pub(super) src: SocketAddr,
-    pub(super) dst: SocketAddr,
-}
-
-/// An entry.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub(super) struct State {
-    /// Source and destination of a packet when it leaves.
-    pub(super) new: (SocketAddr, SocketAddr),
-    pub(super) slot: u32,
-    pub(super) generation: u32,
-    pub(super) bits: u32,
-    pub(super) is_established: bool,
-    /// Of a handshake that was answered.
-    pub(super) expected: Option<u32>,
-}
-
-impl State {
-    pub(super) fn is_answered(&self) -> bool {
-        self.bits & bit::ANSWERED != 0
-    }
 }
 
 /// Whether a source is free for another connection.
@@ -272,7 +188,7 @@ impl Model {
         }
     }
 
-    pub(super) fn from_client(&self, name: Name, packet: &Packet) -> Vec<Future> {
+    pub(super) fn client_sends(&self, name: Name, packet: &Packet) -> Vec<Future> {
         let Some(known) = self.connection(name) else {
             return self.open_anew(name, packet, "drawn");
         };
@@ -331,7 +247,7 @@ impl Model {
         next.redirects(what, moved)
     }
 
-    pub(super) fn from_backend(&self, service: usize, packet: &Packet) -> Vec<Future> {
+    pub(super) fn backend_sends(&self, service: usize, packet: &Packet) -> Vec<Future> {
         let udp = Scene::is_udp(service);
         let found = self.connections.iter().find(|(name, known)| {
             let ends = (known.backend, known.source);
@@ -569,28 +485,4 @@ impl Model {
 
 fn with_port(address: SocketAddr, port: u16) -> SocketAddr {
     SocketAddr::new(address.ip(), port)
-}
-
-/// 0 by UDP.
-fn flags(packet: &Packet) -> u8 {
-    match packet.transport {
-        Transport::Tcp { flags, .. } => flags,
-        _ => 0,
-    }
-}
-
-fn sequence(packet: &Packet) -> Option<u32> {
-    match packet.transport {
-        Transport::Tcp { sequence, .. } => Some(sequence),
-        _ => None,
-    }
-}
-
-fn acknowledgement(packet: &Packet) -> Option<u32> {
-    match packet.transport {
-        Transport::Tcp {
-            acknowledgement, ..
-        } => Some(acknowledgement),
-        _ => None,
-    }
 }
