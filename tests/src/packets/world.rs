@@ -340,6 +340,9 @@ pub const CONFIG: Config = Config {
     reserved: 0,
 };
 
+/// Longer than a slow machine takes for a few packets.
+pub const AFFINITY_SECONDS: u32 = 3;
+
 pub fn listens() -> Vec<Listen> {
     use policy::{MAGLEV, RANDOM, ROUND_ROBIN};
     let tcp = |port, slots: &[u32]| Listen {
@@ -718,21 +721,21 @@ pub fn admissions() -> Vec<(u32, Admission)> {
         (
             port::AFFINITY,
             Admission {
-                affinity: 1,
+                affinity: AFFINITY_SECONDS,
                 ..none
             },
         ),
         (
             port::AFFINITY_MAGLEV,
             Admission {
-                affinity: 1,
+                affinity: AFFINITY_SECONDS,
                 ..none
             },
         ),
         (
             port::DNS_AFFINITY,
             Admission {
-                affinity: 1,
+                affinity: AFFINITY_SECONDS,
                 ..none
             },
         ),

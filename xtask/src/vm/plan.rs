@@ -14,15 +14,15 @@ pub struct Step {
     pub lbd: &'static str,
 }
 
-/// Programs and packets, and one test of traffic.
+/// Programs and packets, and traffic by every hook that the kernel has.
 const SHORT: [Step; 3] = [
-    step("programs", "programs", "--nocapture --test-threads=1", 5),
-    step("packets", "packet_cases", "cases_on_xdp cases_on_tc", 5),
+    step("programs", "programs", "--nocapture --test-threads=1", 10),
+    step("packets", "packet_cases", "cases_on_xdp cases_on_tc", 15),
     step(
-        "traffic",
-        "traffic",
-        "--test-threads=1 layout_switched_forwards",
-        5,
+        "devices",
+        "devices",
+        "--nocapture --test-threads=1 vlan_one_tag jumbo_frames",
+        15,
     ),
 ];
 

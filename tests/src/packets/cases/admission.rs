@@ -2,7 +2,7 @@
 
 use super::{Connection, Table, reset_of};
 use crate::packets::build::{ACK, FIN, RST, SYN};
-use crate::packets::world::{port, slot};
+use crate::packets::world::{AFFINITY_SECONDS, port, slot};
 use crate::packets::{Expect, Step};
 use lb_common::abi::{Drop, V4, V6, backend_state};
 
@@ -252,17 +252,14 @@ fn affinity(table: &mut Table) {
             other(41_002, 50),
         ],
     );
-    table.add(
-        "client_is_drawn_anew_after_its_time",
-        vec![
-            mine(41_001, 49),
-            other(41_001, 50),
-            begun(&to(a.client_number(10, 41_001), 49)),
-            Step::Second,
-            mine(41_002, 50),
-            mine(41_003, 50),
-        ],
-    );
+    let mut steps = vec![
+        mine(41_001, 49),
+        other(41_001, 50),
+        begun(&to(a.client_number(10, 41_001), 49)),
+    ];
+    steps.extend((0..AFFINITY_SECONDS).map(|_| Step::Second));
+    steps.extend([mine(41_002, 50), mine(41_003, 50)]);
+    table.add("client_is_drawn_anew_after_its_time", steps);
     let set = |slot, state, generation| Step::Backend {
         slot,
         state,
