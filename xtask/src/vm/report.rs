@@ -166,10 +166,10 @@ mod tests {
         "test cases_on_xdp ... ok",
         "test result: ok. 2 passed; 0 failed; 0 ignored",
         "@@ end packets 0 6",
-        "@@ begin traffic",
+        "@@ begin devices",
         "    NOT TESTED: no such device",
         "test result: ok. 1 passed; 0 failed",
-        "@@ end traffic 0 6",
+        "@@ end devices 0 6",
         "@@ done",
         "",
         "",
@@ -182,7 +182,7 @@ mod tests {
         assert_eq!(report.release, "5.10.0-32-amd64");
         assert_eq!(report.programs["lbd_xdp"], 35000);
         assert_eq!(report.features, ["links: pinned"]);
-        assert_eq!(report.steps["traffic"].skipped.len(), 1);
+        assert_eq!(report.steps["devices"].skipped.len(), 1);
         assert_eq!(report.steps["packets"].passed, 2);
     }
 
