@@ -64,8 +64,8 @@ pub fn vm(arguments: &[String]) -> Outcome {
     }
 }
 
-/// The oldest kernel and the one most in use, for `cargo xtask test`: every program, every packet case,
-/// and a test of traffic. Where there can be no machine, it says so.
+/// The oldest kernel and the one most in use, for `cargo xtask test`: every program, every packet case, and
+/// traffic by every hook. Where there can be no machine, it says so.
 ///
 /// # Errors
 /// As [`vm`].
