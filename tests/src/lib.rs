@@ -30,6 +30,7 @@ pub mod registry;
 pub mod servers;
 pub mod soak;
 pub mod source;
+pub mod stacks;
 pub mod tls;
 pub mod veth;
 pub mod world;

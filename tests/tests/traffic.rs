@@ -18,6 +18,7 @@ use lb_tests::{
     net::{Family, Layout, Network, Topology},
     note,
     servers::{ECHO_PORT, HTTP_PORT},
+    stacks,
     world::World,
 };
 
@@ -213,9 +214,13 @@ fn layout_forwards(layout: Layout, vip_on_link: bool) {
                 let sources = network.client_addresses(family);
                 let result = burst(&network.client, &sources, 20_000, 600, protocol, target);
                 let failures = summary(&result.failures);
-                assert_eq!(
-                    failures, "none",
-                    "{layout:?} {xdp} {snat} {protocol} {family}"
+                assert!(
+                    failures == "none",
+                    "{layout:?} {xdp} {snat} {protocol} {family}: {failures}; dropped by the hosts {}, by \
+                     cables {}; the node: {}",
+                    stacks::overflown(&world),
+                    stacks::dropped_by_cables(&world),
+                    stacks::of_the_node(&world)
                 );
                 assert_eq!(result.by_backend.len(), 3, "{:?}", result.by_backend);
             }

@@ -26,6 +26,7 @@ use lb_tests::{
     net::{Family, Network, Topology},
     note, patience,
     servers::ECHO_PORT,
+    stacks,
     world::World,
 };
 
@@ -217,70 +218,6 @@ impl Running {
     }
 }
 
-/// A counter of the hosts' network stacks (`/proc/net/snmp`), summed up.
-fn stack_counter(world: &World, protocol: &str, name: &str) -> u64 {
-    let network = &world.network;
-    let hosts = network.backends.iter().chain([&network.client]);
-    let read = |host: &Host| -> Option<u64> {
-        // Of the thread, which is in the host; the process is not.
-        let text = host.run(|| std::fs::read_to_string("/proc/thread-self/net/snmp"));
-        let text = text.ok()?;
-        let mut lines = text.lines().filter_map(|line| line.strip_prefix(protocol));
-        let (names, values) = (lines.next()?, lines.next()?);
-        let place = names.split_whitespace().position(|word| word == name)?;
-        values.split_whitespace().nth(place)?.parse().ok()
-    };
-    let read = |host| read(host).unwrap_or_else(|| panic!("no counter {protocol} {name}"));
-    hosts.map(read).sum()
-}
-
-/// The same of IPv6 (`/proc/net/snmp6`).
-fn counter6(world: &World, name: &str) -> u64 {
-    let network = &world.network;
-    let hosts = network.backends.iter().chain([&network.client]);
-    let read = |host: &Host| -> u64 {
-        let text = host.run(|| std::fs::read_to_string("/proc/thread-self/net/snmp6"));
-        let text = text.expect("the kernel tells");
-        let mut lines = text.lines().filter_map(|line| line.strip_prefix(name));
-        let value = lines.next().unwrap_or_else(|| panic!("no counter {name}"));
-        value.trim().parse().expect("a number")
-    };
-    hosts.map(read).sum()
-}
-
-/// Packets for which a device had no room (`/proc/net/dev`): the rings between the ends of a cable hold
-/// 256. What programs drop is not among them.
-fn dropped_by_cables(world: &World) -> u64 {
-    let network = &world.network;
-    let hosts = network
-        .backends
-        .iter()
-        .chain([&network.client, &network.node]);
-    let of = |host: &Host| -> u64 {
-        let text = host.run(|| std::fs::read_to_string("/proc/thread-self/net/dev"));
-        let text = text.expect("the kernel tells");
-        let counters = text.lines().filter_map(|line| line.split_once(':'));
-        let dropped = counters.map(|(_, counters)| {
-            let counters: Vec<u64> = counters
-                .split_whitespace()
-                .map(|n| n.parse().expect("a number"))
-                .collect();
-            // Received, sent.
-            counters[3] + counters[11]
-        });
-        dropped.sum()
-    };
-    hosts.map(of).sum()
-}
-
-/// What the node's own stack did with packets that lbd left to it.
-fn node_counters(world: &World) -> String {
-    let read = || std::fs::read_to_string("/proc/thread-self/net/snmp");
-    let text = world.network.node.run(read).expect("the kernel tells");
-    let wanted = |line: &&str| line.starts_with("Ip:") || line.starts_with("Udp:");
-    text.lines().filter(wanted).collect::<Vec<_>>().join(" | ")
-}
-
 fn nobody_notices(xdp: &'static str) {
     const CONNECTIONS: u32 = 100_000;
     let topology = Topology::default();
@@ -289,7 +226,7 @@ fn nobody_notices(xdp: &'static str) {
     let (now, next) = (world.daemon.program(), world.daemon.sibling("lbd-next"));
 
     let mut before = traffic.tally();
-    let mut resent = stack_counter(&world, "Tcp:", "RetransSegs");
+    let mut resent = stacks::counter(&world, "Tcp:", "RetransSegs");
     let mut step = |world: &mut World, what: &str, act: &mut dyn FnMut(&mut World)| {
         let began = Instant::now();
         act(world);
@@ -297,7 +234,7 @@ fn nobody_notices(xdp: &'static str) {
         std::thread::sleep(PAUSE);
         let after = traffic.tally();
         let resent_before = resent;
-        resent = stack_counter(world, "Tcp:", "RetransSegs");
+        resent = stacks::counter(world, "Tcp:", "RetransSegs");
         note(format!(
             "{what} ({:.1} s): {} new connections, {} exchanges of {} open ones, {} datagrams; \
              {} segments sent again; failed so far: {}, {} broken, {} datagrams unanswered",
@@ -314,7 +251,9 @@ fn nobody_notices(xdp: &'static str) {
         assert_eq!(
             (after.failures.as_str(), after.broken),
             ("none", 0),
-            "{what}"
+            "{what}; backends and client: {}; the node: {}",
+            stacks::of_the_ends(world),
+            stacks::of_the_node(world)
         );
         before = after;
     };
@@ -373,20 +312,12 @@ fn nobody_notices(xdp: &'static str) {
     note(format!("all in all: {total:?}"));
     assert_eq!((total.failures.as_str(), total.broken), ("none", 0));
     // Hosts and cables that have no time drop datagrams themselves.
-    let overflown =
-        stack_counter(&world, "Udp:", "RcvbufErrors") + counter6(&world, "Udp6RcvbufErrors");
-    let fallen = dropped_by_cables(&world);
-    let (_, metrics) = world.daemon.http("/metrics").unwrap();
-    let drops = metrics
-        .lines()
-        .filter(|line| line.starts_with("lbd_drops_total") && !line.ends_with(" 0"));
+    let (overflown, fallen) = (stacks::overflown(&world), stacks::dropped_by_cables(&world));
     let told = format!(
-        "{} datagrams of {} lost; {overflown} dropped by the hosts, {fallen} packets by cables; {:?}; \
-         the node: {}",
+        "{} datagrams of {} lost; {overflown} dropped by the hosts, {fallen} packets by cables; the node: {}",
         total.lost,
         total.datagrams,
-        drops.collect::<Vec<_>>(),
-        node_counters(&world)
+        stacks::of_the_node(&world)
     );
     note(&told);
     assert!(total.lost <= overflown + fallen, "{told}");

@@ -268,17 +268,18 @@ impl Crowd {
             Err(how) => {
                 let protocol = talk.target.protocol;
                 let place = self.places.of(protocol, source, talk.target.address);
-                // Whose answer to a datagram is missing may be another than answered before.
-                let waits = how == How::Failed(Failure::Timeout);
+                // The one that leaves a datagram unanswered, or turns it away, may be another than
+                // answered before.
+                let is_left = matches!(how, How::Failed(Failure::Timeout | Failure::Refused));
                 let place = match protocol {
-                    Protocol::Udp if waits => place.or(backend),
+                    Protocol::Udp if is_left => place.or(backend),
                     _ => backend.or(place),
                 };
                 record.failed.push(Failed {
                     kind,
                     source,
                     backend: place,
-                    was_answered: backend.is_some(),
+                    was_answered: backend.is_some() && backend == place,
                     began,
                     heard: talk.heard,
                     ended: Instant::now(),

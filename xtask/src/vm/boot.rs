@@ -13,7 +13,7 @@ use std::{
 use super::{kernels::Kernel, plan::Step};
 
 const MEMORY: &str = "2500M";
-const PROCESSORS: &str = "2";
+pub const PROCESSORS: usize = 2;
 /// Until `init` runs.
 const BOOT: Duration = Duration::from_secs(300);
 
@@ -88,7 +88,14 @@ impl Machine {
         let mut qemu = Command::new("setpriv");
         qemu.args(["--pdeathsig", "KILL", "qemu-system-x86_64"]);
         qemu.args(["-accel", &accelerator, "-cpu", "max,la57=off"]);
-        qemu.args(["-m", MEMORY, "-smp", PROCESSORS, "-nic", "none"]);
+        qemu.args([
+            "-m",
+            MEMORY,
+            "-smp",
+            &PROCESSORS.to_string(),
+            "-nic",
+            "none",
+        ]);
         qemu.args(["-display", "none", "-monitor", "none", "-no-reboot"]);
         qemu.arg("-serial")
             .arg(format!("file:{}", console.display()));
