@@ -129,12 +129,21 @@ impl Placement {
     }
 }
 
-/// What a free slot holds: its generation, and nothing else.
+/// What a free slot holds: a generation that no flow has, and nothing else.
 pub(super) fn emptied(backend: &Backend) -> Backend {
+    let generation = match backend.state {
+        backend_state::FREE => backend.generation,
+        _ => after(backend.generation),
+    };
     Backend {
-        generation: backend.generation,
+        generation,
         ..Backend::default()
     }
+}
+
+/// Never 0, which is that of a slot that was never used.
+fn after(generation: u32) -> u32 {
+    generation.wrapping_add(1).max(1)
 }
 
 /// TCP connections of a removed backend go on until they end, unless they were ending already; UDP
@@ -288,7 +297,7 @@ impl FreeSlots {
         Self { used, next: 0 }
     }
 
-    /// Slot, and the generation after that of its former backend; never 0.
+    /// Slot, and a generation that it never had.
     fn next(&mut self, input: Input<'_>) -> Option<(u32, u32)> {
         let slot = self.next + self.used[self.next..].iter().position(|used| !used)?;
         self.next = slot + 1;
@@ -298,6 +307,6 @@ impl FreeSlots {
             .backends
             .get(&slot)
             .map_or(0, |b| b.generation);
-        Some((slot, former.wrapping_add(1).max(1)))
+        Some((slot, after(former)))
     }
 }

@@ -165,18 +165,20 @@ mod retirement {
         let (memory, mut reconciler, mut desired) = retire(Protocol::Tcp);
         reconciler.scanned();
         reconciler.apply(&desired, Some(&HashMap::new())).unwrap();
+        let of_the_slot = || {
+            let slot = memory.maps().backends[&0];
+            (slot.state, slot.generation)
+        };
+        // No connection of the former owner that nobody saw is this slot's.
+        assert_eq!(of_the_slot(), (backend_state::FREE, 2));
         memory.tamper(|maps| {
             maps.counters.entry(0).or_default().connections = 7;
         });
         desired.services[0].backends.push(backend("10.0.0.3:80"));
         let mut restarted = Reconciler::new(memory.clone()).unwrap();
         restarted.apply(&desired, None).unwrap();
-        let maps = memory.maps();
-        assert_eq!(
-            (maps.backends[&0].state, maps.backends[&0].generation),
-            (backend_state::ACTIVE, 2)
-        );
-        assert!(!maps.counters.contains_key(&0));
+        assert_eq!(of_the_slot(), (backend_state::ACTIVE, 3));
+        assert!(!memory.maps().counters.contains_key(&0));
     }
 
     #[test]

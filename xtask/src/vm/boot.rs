@@ -88,14 +88,8 @@ impl Machine {
         let mut qemu = Command::new("setpriv");
         qemu.args(["--pdeathsig", "KILL", "qemu-system-x86_64"]);
         qemu.args(["-accel", &accelerator, "-cpu", "max,la57=off"]);
-        qemu.args([
-            "-m",
-            MEMORY,
-            "-smp",
-            &PROCESSORS.to_string(),
-            "-nic",
-            "none",
-        ]);
+        qemu.args(["-m", MEMORY, "-nic", "none"]);
+        qemu.arg("-smp").arg(PROCESSORS.to_string());
         qemu.args(["-display", "none", "-monitor", "none", "-no-reboot"]);
         qemu.arg("-serial")
             .arg(format!("file:{}", console.display()));

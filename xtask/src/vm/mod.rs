@@ -17,7 +17,7 @@ use report::Report;
 pub const USAGE: &str =
     "vm [--kernel 5.10,6.1,…] [--only STEP,…] [--short] [--write] [-- CARGO'S OPTIONS]";
 
-const IN_TESTS: [&str; 2] = ["5.10", "6.1"];
+const MOST_IN_TESTS: [&str; 2] = ["5.10", "6.1"];
 /// Programs beside which the tests look for others.
 const PROGRAMS: [&str; 3] = ["lbd", "lbctl", "lbt-agent"];
 
@@ -40,7 +40,7 @@ pub fn vm(arguments: &[String]) -> Outcome {
         return Err(why);
     }
     let steps = match options.short {
-        true => plan::short(),
+        true => plan::short(&options.only)?,
         false => plan::long(&options.only)?,
     };
     let kernels = options.kernels.iter().map(|series| kernels::fetch(series));
@@ -62,21 +62,31 @@ pub fn vm(arguments: &[String]) -> Outcome {
     }
 }
 
-/// The oldest kernel and the one most in use, for `cargo xtask test`: every program, every packet case, and
-/// traffic by every hook. Where there can be no machine, it says so.
+/// For `cargo xtask test`: every program and every packet case on each kernel, and traffic by every hook on
+/// the oldest and the one most in use. Where there can be no machine, it says so.
 ///
 /// # Errors
 /// As [`vm`].
 pub fn in_tests() -> Outcome {
-    let series = IN_TESTS.map(str::to_owned);
+    let all = kernels::all_series();
     let hindrance = boot::hindrance().map_or(Ok(()), Err);
-    let fetched =
-        hindrance.and_then(|()| series.iter().try_for_each(|s| kernels::fetch(s).map(drop)));
+    let fetched = hindrance.and_then(|()| all.iter().try_for_each(|s| kernels::fetch(s).map(drop)));
     if let Err(why) = fetched {
-        eprintln!("NOT TESTED on Linux {}: {why}", series.join(" and "));
+        eprintln!("NOT TESTED on Linux {}: {why}", all.join(", "));
         return Ok(());
     }
-    vm(&["--short", "--kernel", &series.join(",")].map(str::to_owned))
+    let (most, others): (Vec<_>, Vec<_>) = all
+        .into_iter()
+        .partition(|series| MOST_IN_TESTS.contains(&series.as_str()));
+    vm(&["--short", "--kernel", &most.join(",")].map(str::to_owned))?;
+    let least = [
+        "--short",
+        "--only",
+        "programs,packets",
+        "--kernel",
+        &others.join(","),
+    ];
+    vm(&least.map(str::to_owned))
 }
 
 impl Options {

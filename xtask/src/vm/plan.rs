@@ -74,22 +74,26 @@ const fn with_least(name: &'static str, program: &'static str, minutes: u64) -> 
     }
 }
 
-pub fn short() -> Vec<Step> {
-    SHORT.to_vec()
+/// What fits into `cargo xtask test`: all of it, or the steps of these names.
+pub fn short(only: &[String]) -> Result<Vec<Step>, String> {
+    selected(&SHORT, only)
 }
 
 /// All, or those of these names.
 pub fn long(only: &[String]) -> Result<Vec<Step>, String> {
-    if let Some(unknown) = only
+    selected(&LONG, only)
+}
+
+fn selected(all: &[Step], only: &[String]) -> Result<Vec<Step>, String> {
+    let unknown = only
         .iter()
-        .find(|n| LONG.iter().all(|step| step.name != **n))
-    {
-        let known = LONG.map(|step| step.name).join(", ");
-        return Err(format!("no step {unknown}; there are {known}"));
+        .find(|name| all.iter().all(|step| step.name != **name));
+    if let Some(unknown) = unknown {
+        let known: Vec<_> = all.iter().map(|step| step.name).collect();
+        return Err(format!("no step {unknown}; there are {}", known.join(", ")));
     }
-    let mut steps = LONG.to_vec();
-    steps.retain(|step| only.is_empty() || only.iter().any(|name| name == step.name));
-    Ok(steps)
+    let is_wanted = |step: &&Step| only.is_empty() || only.iter().any(|name| name == step.name);
+    Ok(all.iter().filter(is_wanted).cloned().collect())
 }
 
 impl Step {

@@ -151,7 +151,7 @@ mod tests {
             failure: failure.map(str::to_owned),
             took: Duration::from_secs(7),
         };
-        let steps = super::super::plan::short();
+        let steps = super::super::plan::short(&[]).expect("all");
         Report::new(&run, &steps)
     }
 

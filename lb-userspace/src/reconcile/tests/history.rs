@@ -228,7 +228,8 @@ impl Invariants {
                     (identity(is), is.generation),
                     "{write:?}"
                 );
-            } else if !is_free(is) {
+            } else if !is_free(is) || !is_free(was) {
+                // A flow left over finds neither the next owner nor a free slot to be its own.
                 assert!(is.generation > was.generation, "{write:?}");
             }
         }
