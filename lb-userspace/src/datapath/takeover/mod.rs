@@ -7,9 +7,12 @@
 //! 2. Everything but the flow tables is copied. Nobody else writes the former maps by now, but the
 //!    programs count in some.
 //! 3. The former directory becomes `former`, `next` that of this version.
-//! 4. All hooks go over to the new programs in one step ([`super::switch`]). These look for what they
+//! 4. All hooks go over to the new programs in one step ([`crate::datapath::switch`]). These look for what they
 //!    do not find in the flow tables in the former ones.
 //! 5. The rest of the flows is moved, and `former` removed.
+
+mod copying;
+mod limits;
 
 use std::{
     fs,
@@ -18,7 +21,7 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use aya::{Ebpf, maps::Map as Loaded};
-use lb_common::abi::{ABI_VERSION, Admission, LAYOUTS, as_bytes, from_bytes, map};
+use lb_common::abi::{ABI_VERSION, LAYOUTS, map};
 use tracing::{info, warn};
 
 use super::{
@@ -40,7 +43,7 @@ const FLOWS: [(&str, &str); 4] = [
     (map::HANDSHAKES6, map::FORMER_HANDSHAKES6),
 ];
 
-/// Maps with indices behind those of all slots, or with such as values; see [`fix`].
+/// Maps with indices behind those of all slots, or with such as values; see [`copying::fix`].
 const BEHIND_SLOTS: [&str; 3] = [map::ACTIVE, map::COUNTED, map::ADMISSION];
 
 /// Where the maps of this version are pinned.
@@ -97,13 +100,13 @@ impl Takeover {
         {
             info!("goes on with the takeover of {}", former.display());
             // The new maps are there already; others are a matter of the next start.
-            *limits = adjusted(limits, &current, |_, _| Ok(true))?;
+            *limits = limits::adjusted(limits, &current, |_, _| Ok(true))?;
             return Ok(Some(new(former, theirs, false)));
         }
         let Some((source, theirs)) = find_source(root, &former, &ours)? else {
             return Ok(None);
         };
-        *limits = adjusted(limits, &source, is_needed)?;
+        *limits = limits::adjusted(limits, &source, limits::is_needed)?;
         let found = new(source, theirs, true);
         let wanted = load::sizes(limits);
         let mut changed = Vec::new();
@@ -319,8 +322,8 @@ impl Takeover {
             if let (Some(from), Some(to)) = (open(&self.source, name)?, open(&next, name)?)
                 && let Some((key, value)) = self.carry(name)
             {
-                copy(&from, &to, &key, &value, |index, value| {
-                    fix(name, slots, index, value)
+                copying::copy(&from, &to, &key, &value, |index, value| {
+                    copying::fix(name, slots, index, value)
                 })
                 .with_context(|| format!("copying map {name}"))?;
             }
@@ -373,7 +376,7 @@ impl Takeover {
             if let (Some(from), Some(to)) = (open(&self.source, name)?, open(&target, name)?)
                 && let Some((key, value)) = self.carry(name)
             {
-                moved += insert_all(&from, &to, &key, &value)
+                moved += copying::insert_all(&from, &to, &key, &value)
                     .with_context(|| format!("moving the entries of map {name}"))?;
             }
         }
@@ -427,233 +430,6 @@ fn find_source(
         }
     }
     Ok(None)
-}
-
-/// One of the node's limits, as a map at `source` has it.
-struct Pinned<'a> {
-    key: &'static str,
-    limit: u32,
-    /// How much of it is in use.
-    used: Box<dyn Fn() -> Result<u32> + 'a>,
-}
-
-/// What counts as used of a map.
-enum Used {
-    Entries,
-    /// All up to the last element that is not zero.
-    Elements,
-    /// All up to the last selection table.
-    Tables,
-}
-
-/// Whether a limit stays at what it is pinned at, because what is in use would find no room.
-fn is_needed(wanted: u32, pinned: &Pinned<'_>) -> Result<bool> {
-    let Pinned { key, limit, used } = pinned;
-    if wanted >= *limit {
-        return Ok(false);
-    }
-    let used = used()?;
-    if used > wanted {
-        warn!(
-            "node.limits.{key}: {used} are in use, which is more than {wanted}: it stays at {limit} \
-             until lbd starts with fewer"
-        );
-    }
-    Ok(used > wanted)
-}
-
-/// The limits, those that `keeps` says as they are pinned.
-fn adjusted(
-    limits: &Limits,
-    source: &Path,
-    keeps: impl Fn(u32, &Pinned<'_>) -> Result<bool>,
-) -> Result<Limits> {
-    let mut adjusted = limits.clone();
-    // A limit, the map whose entries it gives, and how many each of it takes.
-    let adjust = |limit: &mut u32, key, map: &str, share: u32, used: Used| -> Result<()> {
-        let Some(map) = open(source, map)? else {
-            return Ok(());
-        };
-        let pinned = Pinned {
-            key,
-            limit: map.info.max_entries / share,
-            used: Box::new(move || {
-                let used = match used {
-                    Used::Entries => count(&map),
-                    Used::Elements => highest(&map),
-                    Used::Tables => highest_table(source),
-                };
-                Ok(used?.div_ceil(share))
-            }),
-        };
-        if keeps(*limit, &pinned)? {
-            *limit = pinned.limit;
-        }
-        Ok(())
-    };
-    let Limits {
-        connections,
-        handshakes,
-        services,
-        backends,
-        sources,
-        clients,
-    } = &mut adjusted;
-    for map in [map::FLOWS4, map::FLOWS6] {
-        adjust(connections, "connections", map, 2, Used::Entries)?;
-    }
-    for map in [map::HANDSHAKES4, map::HANDSHAKES6] {
-        adjust(handshakes, "handshakes", map, 2, Used::Entries)?;
-    }
-    for map in [map::SOURCE_LISTS4, map::SOURCE_LISTS6] {
-        adjust(sources, "sources", map, 2, Used::Entries)?;
-    }
-    for map in [map::AFFINITY4, map::AFFINITY6] {
-        adjust(clients, "clients", map, 1, Used::Entries)?;
-    }
-    adjust(services, "services", map::TABLES, 2, Used::Tables)?;
-    for map in [map::SERVICES4, map::SERVICES6] {
-        adjust(
-            services,
-            "services",
-            map,
-            load::LISTENS_PER_SERVICE,
-            Used::Entries,
-        )?;
-    }
-    adjust(backends, "backends", map::BACKENDS, 1, Used::Elements)?;
-    Ok(adjusted)
-}
-
-fn count(map: &Map) -> Result<u32> {
-    let mut count = 0;
-    let key_size = map.info.key_size as usize;
-    map.lookup_batch(CHUNK, |keys, _| {
-        count += (keys.len() / key_size) as u32;
-        Ok(())
-    })?;
-    Ok(count)
-}
-
-/// One more than the highest index whose element is not zero.
-fn highest(map: &Map) -> Result<u32> {
-    let mut highest = 0;
-    let value_size = map.value_bytes();
-    map.lookup_batch(CHUNK, |keys, values| {
-        for (key, value) in keys
-            .as_chunks()
-            .0
-            .iter()
-            .zip(values.chunks_exact(value_size))
-        {
-            if value.iter().any(|byte| *byte != 0) {
-                highest = highest.max(u32::from_ne_bytes(*key) + 1);
-            }
-        }
-        Ok(())
-    })?;
-    Ok(highest)
-}
-
-/// One more than the highest table there is.
-fn highest_table(source: &Path) -> Result<u32> {
-    let pinned = tables::pinned(&source.join(INNER_TABLES))?;
-    let highest = pinned.iter().map(|(table, _)| table + 1).max();
-    Ok(highest.unwrap_or(0))
-}
-
-/// What is counted by slot and, behind all slots, by service moves with the number of slots.
-fn fix(name: &str, (there, here): (u32, u32), index: &mut u32, value: &mut [u8]) {
-    match name {
-        map::ACTIVE | map::COUNTED if *index >= there => *index = *index - there + here,
-        map::ADMISSION => {
-            if let Some(mut admission) = from_bytes::<Admission>(value)
-                && admission.counter != 0
-            {
-                admission.counter = admission.counter - there + here;
-                value.copy_from_slice(as_bytes(&admission));
-            }
-        }
-        _ => {}
-    }
-}
-
-/// Copies entries, those of arrays as far as they are not zero and there is room.
-fn copy(
-    from: &Map,
-    to: &Map,
-    key: &Carry,
-    value: &Carry,
-    fix: impl Fn(&mut u32, &mut Vec<u8>),
-) -> Result<()> {
-    let is_array = from.is_array();
-    from.lookup_batch(CHUNK, |keys, values| {
-        let (mut new_keys, mut new_values) = (Vec::new(), Vec::new());
-        let entries = keys
-            .chunks_exact(key.old_size())
-            .zip(values.chunks_exact(from.value_bytes()));
-        for (old_key, old_value) in entries {
-            if is_array && old_value.iter().all(|byte| *byte == 0) {
-                continue;
-            }
-            let (mut k, mut v) = (Vec::new(), Vec::new());
-            key.append(old_key, &mut k);
-            append_value(from, value, old_value, &mut v);
-            if is_array {
-                let mut index = from_bytes(&k).unwrap_or_default();
-                fix(&mut index, &mut v);
-                if index >= to.info.max_entries {
-                    continue;
-                }
-                k = index.to_ne_bytes().to_vec();
-            }
-            new_keys.extend(k);
-            new_values.extend(v);
-        }
-        match new_keys.is_empty() {
-            true => Ok(()),
-            false => to.update_batch(&new_keys, &new_values),
-        }
-    })?;
-    Ok(())
-}
-
-/// Adds entries whose keys are not there yet; gives their number.
-fn insert_all(from: &Map, to: &Map, key: &Carry, value: &Carry) -> Result<u64> {
-    let (mut moved, mut refused) = (0, 0);
-    from.lookup_batch(CHUNK, |keys, values| {
-        let entries = keys
-            .chunks_exact(key.old_size())
-            .zip(values.chunks_exact(from.value_bytes()));
-        for (old_key, old_value) in entries {
-            let (mut k, mut v) = (Vec::new(), Vec::new());
-            key.append(old_key, &mut k);
-            append_value(from, value, old_value, &mut v);
-            match to.insert(&k, &v) {
-                Ok(true) => moved += 1,
-                Ok(false) => {}
-                Err(error) if error.raw_os_error() == Some(libc::E2BIG) => refused += 1,
-                Err(error) => return Err(error),
-            }
-        }
-        Ok(())
-    })?;
-    if refused > 0 {
-        warn!("{refused} entries found no room in the new flow tables: their connections are lost");
-    }
-    Ok(moved)
-}
-
-/// Of a per-CPU map each CPU's value.
-fn append_value(from: &Map, carry: &Carry, old: &[u8], new: &mut Vec<u8>) {
-    if old.len() == carry.old_size() {
-        return carry.append(old, new);
-    }
-    debug_assert!(from.value_bytes() == old.len());
-    for one in old.chunks_exact(carry.old_size().next_multiple_of(8)) {
-        carry.append(&one[..carry.old_size()], new);
-        new.resize(new.len().next_multiple_of(8), 0);
-    }
 }
 
 fn open(directory: &Path, name: &str) -> Result<Option<Map>> {
