@@ -9,7 +9,7 @@ use std::{
 
 use anyhow::{Context, ensure};
 
-use crate::host::Host;
+use crate::{host::Host, sockets};
 
 /// Longest frame that is captured whole.
 const FRAME: usize = 9216;
@@ -68,18 +68,7 @@ fn open(device: &str) -> anyhow::Result<Wire> {
     // SAFETY: just opened, owned by nobody else.
     let socket = unsafe { OwnedFd::from_raw_fd(socket as i32) };
     for option in [libc::PACKET_IGNORE_OUTGOING, libc::PACKET_AUXDATA] {
-        let on: libc::c_int = 1;
-        // SAFETY: the value is an int that outlives the call.
-        let result = unsafe {
-            libc::setsockopt(
-                socket.as_raw_fd(),
-                libc::SOL_PACKET,
-                option,
-                std::ptr::from_ref(&on).cast(),
-                size_of_val(&on) as libc::socklen_t,
-            )
-        };
-        check(result as isize)?;
+        sockets::set(&socket, libc::SOL_PACKET, option, 1)?;
     }
     let name = CString::new(device)?;
     // SAFETY: a NUL-terminated string.

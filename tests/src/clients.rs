@@ -146,7 +146,8 @@ pub(crate) async fn connect(
         TcpSocket::new_v6()?
     };
     if source.port() == 0 {
-        leave_port_to_connect(&socket)?;
+        // The kernel then chooses a source port per target rather than per source address.
+        crate::sockets::set(&socket, libc::IPPROTO_IP, libc::IP_BIND_ADDRESS_NO_PORT, 1)?;
     } else {
         socket.set_reuseaddr(true)?;
     }
@@ -154,26 +155,6 @@ pub(crate) async fn connect(
     let stream = socket.connect(target).await?;
     stream.set_nodelay(true)?;
     Ok(BufReader::new(stream))
-}
-
-/// Lets the kernel choose a source port per target rather than per source address.
-fn leave_port_to_connect(socket: &TcpSocket) -> io::Result<()> {
-    use std::os::fd::AsRawFd;
-    let on: libc::c_int = 1;
-    // SAFETY: the option's value is an int that outlives the call.
-    let result = unsafe {
-        libc::setsockopt(
-            socket.as_raw_fd(),
-            libc::IPPROTO_IP,
-            libc::IP_BIND_ADDRESS_NO_PORT,
-            std::ptr::from_ref(&on).cast(),
-            size_of_val(&on) as libc::socklen_t,
-        )
-    };
-    if result != 0 {
-        return Err(io::Error::last_os_error());
-    }
-    Ok(())
 }
 
 pub(crate) async fn ask_line(

@@ -29,6 +29,7 @@ pub mod packets;
 pub mod registry;
 pub mod servers;
 pub mod soak;
+pub mod sockets;
 pub mod source;
 pub mod stacks;
 pub mod tls;

@@ -26,7 +26,7 @@ use lb_tests::{
     net::{Family, Network, Topology},
     note, patience,
     servers::ECHO_PORT,
-    stacks,
+    sockets, stacks,
     world::World,
 };
 
@@ -179,6 +179,7 @@ impl Running {
         let spawn = |work: Box<dyn FnOnce() + Send>| client.spawn(work);
         Self::start(spawn, move |stop, tried, failed| {
             let socket = UdpSocket::bind(any_port(source)).expect("a socket");
+            sockets::hold_much(&socket).expect("root");
             socket.connect(target).expect("a route");
             socket.set_nonblocking(true).expect("a socket's option");
             let (mut sent, mut received) = (0u64, 0u64);

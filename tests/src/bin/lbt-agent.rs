@@ -6,6 +6,7 @@ use anyhow::Context;
 use lb_tests::{
     bulk::{self, CHUNK},
     servers::{ECHO_PORT, ECHO_PORTS, HTTP_PORT},
+    sockets,
 };
 use sha2::{Digest, Sha256};
 use tokio::{
@@ -43,6 +44,7 @@ async fn main() -> anyhow::Result<()> {
     servers.spawn_local(accept(http, name.clone(), serve_http));
     for port in ECHO_PORT..ECHO_PORT + ECHO_PORTS {
         let (lines, datagrams) = (listen(port)?, UdpSocket::bind(any(port)).await?);
+        sockets::hold_much(&datagrams)?;
         servers.spawn_local(accept(lines, name.clone(), serve_echo));
         servers.spawn_local(echo_datagrams(datagrams, name.clone()));
     }
