@@ -17,6 +17,7 @@ use lb_tests::{
     daemon::{Config, Service},
     net::{Family, Layout, Network, Topology},
     note,
+    packets::kernel::release,
     servers::{ECHO_PORT, HTTP_PORT},
     stacks,
     world::World,
@@ -237,6 +238,11 @@ fn xdp_sends_without_the_kernel() {
         (Layout::Direct, "client", "xdp_redirect"),
         (Layout::OneArm, "lan", "xdp_tx:"),
     ] {
+        // Before Linux 6.3 the kernel does not tell which devices take redirected frames.
+        if layout == Layout::Direct && release() < (6, 3) {
+            note("left out: packets to another device, which this kernel has go by way of TC");
+            continue;
+        }
         let topology = Topology {
             layout,
             ..Topology::default()

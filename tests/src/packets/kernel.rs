@@ -2,6 +2,7 @@
 //! that has the standard world's devices, routes and neighbours.
 
 mod at_once;
+mod network;
 
 pub use self::at_once::Done;
 
@@ -9,7 +10,6 @@ use std::{
     io,
     net::{IpAddr, SocketAddr, TcpListener, UdpSocket},
     os::fd::{AsFd as _, AsRawFd as _, OwnedFd, RawFd},
-    process::Command,
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
@@ -29,8 +29,8 @@ use lb_common::abi::{
 };
 use lb_common::path::Budget;
 
-use super::world::{self, Addresses, Mac};
-use super::{Action, Case, Outcome, Runner, tuple};
+use super::world::{self, Addresses};
+use super::{Action, Case, Outcome, Runner, sys, tuple};
 
 /// Selection tables may differ in size.
 const INNER_MAP: u32 = 0x1000;
@@ -78,7 +78,7 @@ impl Kernel {
     /// # Errors
     /// As [`Self::new`].
     pub fn sized(hook: Hook, cpu: usize, level: u8, sizes: &[(&str, u32)]) -> Result<Self> {
-        let (client_side, backend_side) = build_namespace(cpu)?;
+        let (client_side, backend_side) = network::build_namespace(cpu)?;
         let ebpf = load_sized(level, sizes).context("loading the programs")?;
         let mut kernel = Self {
             ebpf,
@@ -604,67 +604,18 @@ fn run_tc(
     context: &[u8],
     summed: bool,
 ) -> Result<(u32, usize)> {
-    const TEST_RUN: libc::c_long = 10;
-    const CHECKSUM_COMPLETE: u32 = 1 << 2;
-    /// `test` of `union bpf_attr`.
-    #[repr(C)]
-    #[derive(Clone, Copy)]
-    struct TestRun {
-        program: u32,
-        action: u32,
-        size_in: u32,
-        size_out: u32,
-        data_in: u64,
-        data_out: u64,
-        repeat: u32,
-        duration: u32,
-        context_in_size: u32,
-        context_out_size: u32,
-        context_in: u64,
-        context_out: u64,
-        flags: u32,
-        cpu: u32,
-        batch_size: u32,
-        pad: u32,
-    }
-    let (target, room) = (out.as_mut_ptr(), out.len());
-    let run = |flags| {
-        let mut run = TestRun {
-            program: program as u32,
-            action: 0,
-            size_in: packet.len() as u32,
-            size_out: room as u32,
-            data_in: packet.as_ptr() as u64,
-            data_out: target as u64,
-            repeat: 1,
-            duration: 0,
-            context_in_size: context.len() as u32,
-            context_out_size: 0,
-            context_in: context.as_ptr() as u64,
-            context_out: 0,
-            flags,
-            cpu: 0,
-            batch_size: 0,
-            pad: 0,
-        };
-        // SAFETY: the sizes are those of the slices, which outlive the call.
-        let done =
-            unsafe { libc::syscall(libc::SYS_bpf, TEST_RUN, &mut run, size_of::<TestRun>()) };
-        if done == 0 {
-            Ok((run.action, run.size_out as usize))
-        } else {
-            Err(io::Error::last_os_error())
-        }
-    };
+    // That of before comes back nowhere.
+    let mut context = context.to_vec();
+    let mut run = |summed| sys::test_run(program, packet, out, &mut context, false, summed);
     if !summed {
-        return run(0).context("test run");
+        return run(false).context("test run");
     }
-    match run(CHECKSUM_COMPLETE) {
-        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => run(0).context("test run"),
+    match run(true) {
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => run(false).context("test run"),
         // Cutting a buffer takes its hardware checksum away, which the kernel then compares
         // nevertheless. Only answers are cut, and asking for one again changes nothing.
         Err(error) if error.raw_os_error() == Some(libc::EBADMSG) => {
-            let again = run(0).context("test run")?;
+            let again = run(false).context("test run")?;
             ensure!(again.1 != packet.len(), "the hardware checksum is wrong");
             Ok(again)
         }
@@ -688,103 +639,4 @@ fn cpus() -> Result<usize> {
 
 fn bytes<T: lb_common::abi::Pod, const N: usize>(value: &T) -> Result<[u8; N]> {
     as_bytes(value).try_into().context("size of a map's entry")
-}
-
-/// Makes the standard world's network in a new namespace of the calling thread, which is also
-/// pinned to one CPU, so that per-CPU state is one. Returns the two devices.
-fn build_namespace(cpu: usize) -> Result<(u32, u32)> {
-    // SAFETY: plain system calls on the calling thread.
-    unsafe {
-        let mut set: libc::cpu_set_t = std::mem::zeroed();
-        libc::CPU_SET(cpu, &mut set);
-        ensure!(
-            libc::sched_setaffinity(0, size_of_val(&set), &set) == 0,
-            "pinning to CPU {cpu}"
-        );
-        if libc::unshare(libc::CLONE_NEWNET) != 0 {
-            return Err(std::io::Error::last_os_error()).context("unshare: run this as root");
-        }
-    }
-    let client_side = colons(world::CLIENT_SIDE_MAC);
-    let backend_side = colons(world::BACKEND_SIDE_MAC);
-    ip("link set lo up")?;
-    ip(&format!(
-        "link add c0 address {client_side} type veth peer name c1"
-    ))?;
-    ip(&format!(
-        "link add b0 address {backend_side} type veth peer name b1"
-    ))?;
-    for name in ["all", "default", "c0", "b0"] {
-        std::fs::write(format!("/proc/sys/net/ipv4/conf/{name}/forwarding"), "1")?;
-        std::fs::write(format!("/proc/sys/net/ipv6/conf/{name}/forwarding"), "1")?;
-        std::fs::write(format!("/proc/sys/net/ipv6/conf/{name}/accept_dad"), "0")?;
-    }
-    for name in ["c0", "c1", "b0", "b1"] {
-        ip(&format!("link set {name} up"))?;
-    }
-    for v6 in [false, true] {
-        build_family(Addresses { v6 })?;
-    }
-    let index = |name: &std::ffi::CStr| {
-        // SAFETY: a terminated string.
-        unsafe { libc::if_nametoindex(name.as_ptr()) }
-    };
-    Ok((index(c"c0"), index(c"b0")))
-}
-
-/// Addresses, routes and neighbours of one family.
-fn build_family(a: Addresses) -> Result<()> {
-    let narrow = world::NARROW_MTU;
-    let shown = |(network, length): (IpAddr, u32)| format!("{network}/{length}");
-    let at_once = if a.v6 { "nodad" } else { "" };
-    for (own, network, device) in [
-        (a.node_to_clients(0), a.clients(), "c0"),
-        (a.node(0), a.backends(), "b0"),
-        (a.second_node(0), a.backends(), "b0"),
-    ] {
-        let (own, length) = (own.ip(), network.1);
-        ip(&format!("addr add {own}/{length} dev {device} {at_once}"))?;
-    }
-    let narrow_clients = shown(a.narrow_clients());
-    ip(&format!(
-        "route add {narrow_clients} dev c0 mtu lock {narrow}"
-    ))?;
-    ip(&format!("route add blackhole {}", shown(a.black_holes())))?;
-    let (router, [routed, narrow_route]) = (a.backend(1, 0).ip(), a.routes().map(shown));
-    ip(&format!("route add {routed} via {router} dev b0"))?;
-    ip(&format!(
-        "route add {narrow_route} via {router} dev b0 mtu lock {narrow}"
-    ))?;
-    for client in [a.client(0), a.neighbour_of_clients(0), a.narrow_client(0)] {
-        let to = colons(world::CLIENT_MAC);
-        ip(&format!(
-            "neigh replace {} lladdr {to} dev c0 nud permanent",
-            client.ip()
-        ))?;
-    }
-    for last in 1..64 {
-        let to = colons(world::BACKEND_MAC);
-        let backend = a.backend(last, 0).ip();
-        ip(&format!(
-            "neigh replace {backend} lladdr {to} dev b0 nud permanent"
-        ))?;
-    }
-    Ok(())
-}
-
-fn colons(mac: Mac) -> String {
-    mac.map(|byte| format!("{byte:02x}")).join(":")
-}
-
-fn ip(arguments: &str) -> Result<()> {
-    let output = Command::new("ip")
-        .args(arguments.split_whitespace())
-        .output()
-        .context("ip")?;
-    ensure!(
-        output.status.success(),
-        "ip {arguments}: {}",
-        String::from_utf8_lossy(&output.stderr).trim()
-    );
-    Ok(())
 }

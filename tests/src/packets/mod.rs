@@ -7,6 +7,7 @@ pub mod differ;
 pub mod flow_life;
 pub mod kernel;
 pub mod slice;
+mod sys;
 pub mod verifier;
 pub mod world;
 

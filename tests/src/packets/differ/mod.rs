@@ -11,7 +11,6 @@ mod make;
 mod mutate;
 mod pair;
 mod shrink;
-mod sys;
 mod twin;
 
 use std::time::Instant;

@@ -17,11 +17,11 @@ use super::super::{
     Action, Runner as _, Side,
     kernel::{Hook, Kernel},
     slice::Devices,
+    sys::{self, Raw, Room},
 };
 use super::{
     clock::{self, FULL, HZ},
     event::Event,
-    sys::{self, Raw, Room},
 };
 
 /// Room for established flows of a family: little, so that sequences fill it.
