@@ -170,5 +170,23 @@ fn copy(from: &Path, to: &Path, below: &Path, changes: &mut Vec<Change>) -> Outc
         }
         fs::write(&target, bytes).map_err(|error| failed(&target, error))?;
     }
+    remove_others(&directory, &to.join(below))
+}
+
+/// Removes from `copy` what is not in `directory` any more: a module that moved would be there twice.
+fn remove_others(directory: &Path, copy: &Path) -> Outcome {
+    let failed = |error: io::Error| format!("{}: {error}", copy.display());
+    for entry in fs::read_dir(copy).map_err(failed)? {
+        let entry = entry.map_err(failed)?;
+        let name = entry.file_name();
+        if directory.join(&name).exists() || LEFT_OUT.iter().any(|left_out| name == *left_out) {
+            continue;
+        }
+        let removed = match entry.file_type().map_err(failed)?.is_dir() {
+            true => fs::remove_dir_all(entry.path()),
+            false => fs::remove_file(entry.path()),
+        };
+        removed.map_err(failed)?;
+    }
     Ok(())
 }
