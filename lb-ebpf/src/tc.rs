@@ -24,6 +24,7 @@ use crate::context::bound;
 use crate::hold::{tc_hold4, tc_hold6, tc_release4, tc_release6};
 use crate::hook::{self, Hook, subprograms, walk};
 use crate::maps::{self, SelectionTable};
+use crate::xdp;
 
 /// Headers that the path reads: Ethernet, IPv6, TCP. Beyond them only IPv4 options lie.
 const HEADERS: u32 = 14 + 40 + 20;
@@ -422,10 +423,16 @@ macro_rules! walk_tc {
     };
 }
 
-/// Ingress of a device that has no XDP program of ours.
+/// Ingress of a device that has no XDP program of ours, or has had one until now.
 #[unsafe(no_mangle)]
 #[unsafe(link_section = "classifier")]
 extern "C" fn lbd_tc(context: *mut __sk_buff) -> i32 {
+    if xdp::may_be_noted(context) {
+        let action = tc_noted(context);
+        if action != TC_ACT_UNSPEC {
+            return action;
+        }
+    }
     if !prepare(context) {
         return TC_ACT_UNSPEC;
     }
@@ -435,6 +442,13 @@ extern "C" fn lbd_tc(context: *mut __sk_buff) -> i32 {
         |network: usize| tc_fast6(context, network as u32)
     );
     action as i32
+}
+
+/// [`xdp::noted`]
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn tc_noted(context: *mut __sk_buff) -> i32 {
+    xdp::noted(context)
 }
 
 /// Only for `BPF_PROG_TEST_RUN`: in place of each of the packet's first [`TABLE_IDS`] words goes the id of

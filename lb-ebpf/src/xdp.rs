@@ -160,7 +160,7 @@ impl Frame for XdpFrame {
     }
 }
 
-/// What `lbd_xdp` leaves in front of a packet for `lbd_handover`. As large as metadata may be
+/// What `lbd_xdp` leaves in front of a packet for TC. As large as metadata may be
 /// (`xdp_metalen_invalid` in the kernel's include/net/xdp.h, before Linux 6.3).
 #[repr(C)]
 struct Note {
@@ -348,9 +348,19 @@ extern "C" fn lbd_handover(context: *mut __sk_buff) -> i32 {
     }
 }
 
+/// Whether as much as a note is in front of the packet.
+#[inline(always)]
+pub(crate) fn may_be_noted(context: *mut __sk_buff) -> bool {
+    // SAFETY: the context is the kernel's.
+    unsafe {
+        let note = bound::<{ offset_of!(__sk_buff, data_meta) }, _>(context);
+        note + size_of::<Note>() <= bound::<{ offset_of!(__sk_buff, data) }, _>(context)
+    }
+}
+
 /// What a note says, [`TC_ACT_UNSPEC`] without one.
 #[inline(always)]
-fn noted(context: *mut __sk_buff) -> i32 {
+pub(crate) fn noted(context: *mut __sk_buff) -> i32 {
     // SAFETY: the context is the kernel's; the bounds are checked before the read.
     unsafe {
         let note = bound::<{ offset_of!(__sk_buff, data_meta) }, _>(context) as *mut Note;

@@ -18,8 +18,8 @@ use std::{
 };
 
 use lb_tests::{
-    clients::{Herd, Load, Protocol, any_port, summary},
-    daemon::{Config, Service},
+    clients::{Herd, Load, Protocol, any_port, ask_once, summary},
+    daemon::{BPFFS, Config, Service},
     eventually,
     host::Host,
     less,
@@ -50,6 +50,85 @@ fn tc_nobody_notices_an_upgrade() {
     nobody_notices("off");
 }
 
+/// Datagrams are not counted: a veth device throws away what waits in it when XDP comes or goes.
+#[test]
+fn nobody_notices_another_hook() {
+    const CONNECTIONS: u32 = 100_000;
+    let mut world =
+        World::new(Topology::default(), |n| config(n, "native", CONNECTIONS, 1)).unwrap();
+    let mut watched = Watched::start(&world);
+    for (xdp, how) in [
+        ("off", "tc"),
+        ("native", "xdp native"),
+        ("generic", "xdp generic"),
+        ("off", "tc"),
+        ("generic", "xdp generic"),
+        // The other ends of these veth devices have XDP.
+        ("auto", "xdp generic"),
+        ("native", "xdp native"),
+        ("auto", "xdp native"),
+    ] {
+        watched.step(&mut world, &format!("xdp: {xdp}"), &mut |world| {
+            let text = config(&world.network, xdp, CONNECTIONS, 1).render();
+            world.daemon.write_config(&text).unwrap();
+            world.daemon.stop().unwrap();
+            world.daemon.restart().unwrap();
+            let interfaces = world.daemon.status().unwrap().interfaces;
+            assert!(!interfaces.is_empty());
+            let as_asked = interfaces.iter().all(|(_, served)| served == how);
+            assert!(as_asked, "xdp: {xdp}: {interfaces:?}");
+        });
+    }
+    watched.end();
+}
+
+/// Has `lbd_tc` look at what comes in, in place of what lbd put there.
+const TC_IN_PLACE: &str = "
+for pin in lbd/programs/*; do
+  if bpftool prog show pinned $pin | grep -q 'name lbd_tc '; then program=$pin; fi
+done
+for device in client b1 b2 b3; do
+  link=lbd/links/$(cat /sys/class/net/$device/ifindex)-tc
+  if [ -e $link ]; then
+    bpftool link detach pinned $link
+    tc qdisc add dev $device clsact
+  else
+    tc filter del dev $device ingress
+  fi
+  tc filter add dev $device ingress bpf direct-action object-pinned $program
+done";
+
+/// While a device goes over to TC its XDP leaves packets there that have nowhere else to go: those to
+/// neighbours that nobody asked for yet.
+#[test]
+fn what_xdp_began_tc_ends() {
+    let world = World::new(Topology::default(), |n| config(n, "native", 1000, 1)).unwrap();
+    let Network { node, client, .. } = &world.network;
+    let shell = |script: &str| {
+        let done = node.execute("sh", &["-ec", script]).unwrap();
+        let errors = String::from_utf8_lossy(&done.stderr);
+        assert!(done.status.success(), "{script}: {errors}");
+    };
+    let repairs = || world.daemon.metric("lbd_repairs_total").unwrap();
+    // lbd mends it, every ten seconds.
+    let in_time = (0..5).any(|_| {
+        let before = repairs();
+        shell(&format!("cd {BPFFS}; {TC_IN_PLACE}"));
+        for _ in 0..20 {
+            for family in Family::BOTH {
+                shell("for device in client b1 b2 b3; do ip neigh flush dev $device; done");
+                let source = any_port(world.network.client_addresses(family)[0]);
+                let target = (world.network.vip(0, family), ECHO_PORT).into();
+                client.run(|| ask_once(Protocol::Udp, source, target, "hello").unwrap());
+            }
+        }
+        let is_untouched = repairs() == before;
+        assert!(eventually(Duration::from_secs(20), || repairs() > before));
+        is_untouched
+    });
+    assert!(in_time, "lbd was always faster");
+}
+
 /// TCP services with and without SNAT, and one for datagrams, on maps for so many connections.
 fn config(network: &Network, xdp: &'static str, connections: u32, weight: u16) -> Config {
     let mut config = Config::new(network, xdp);
@@ -75,6 +154,65 @@ struct Traffic {
     loads: Vec<Load>,
     herds: Vec<Running>,
     streams: Vec<Running>,
+}
+
+/// The traffic, and what was seen of it so far.
+struct Watched {
+    traffic: Traffic,
+    before: Tally,
+    resent: u64,
+}
+
+impl Watched {
+    fn start(world: &World) -> Self {
+        let traffic = Traffic::start(world);
+        Self {
+            before: traffic.tally(),
+            resent: stacks::counter(world, "Tcp:", "RetransSegs"),
+            traffic,
+        }
+    }
+
+    /// Does something that no connection may notice.
+    fn step(&mut self, world: &mut World, what: &str, act: &mut dyn FnMut(&mut World)) {
+        let began = Instant::now();
+        act(world);
+        let took = began.elapsed();
+        std::thread::sleep(PAUSE);
+        let after = self.traffic.tally();
+        let resent = stacks::counter(world, "Tcp:", "RetransSegs");
+        note(format!(
+            "{what} ({:.1} s): {} new connections, {} exchanges of {} open ones, {} datagrams; \
+             {} segments sent again; failed so far: {}, {} broken, {} datagrams unanswered",
+            took.as_secs_f64(),
+            after.connections - self.before.connections,
+            after.exchanges - self.before.exchanges,
+            4 * less(OPEN),
+            after.datagrams - self.before.datagrams,
+            resent - self.resent,
+            after.failures,
+            after.broken,
+            after.lost,
+        ));
+        assert_eq!(
+            (after.failures.as_str(), after.broken),
+            ("none", 0),
+            "{what}; backends and client: {}; the node: {}",
+            stacks::of_the_ends(world),
+            stacks::of_the_node(world)
+        );
+        (self.before, self.resent) = (after, resent);
+    }
+
+    /// Everything, with no connection failed.
+    fn end(mut self) -> Tally {
+        self.traffic.herds.iter_mut().for_each(Running::end);
+        self.traffic.streams.iter_mut().for_each(Running::end);
+        let total = self.traffic.tally();
+        note(format!("all in all: {total:?}"));
+        assert_eq!((total.failures.as_str(), total.broken), ("none", 0));
+        total
+    }
 }
 
 /// A thread that counts what it tries and what fails.
@@ -223,40 +361,10 @@ fn nobody_notices(xdp: &'static str) {
     const CONNECTIONS: u32 = 100_000;
     let topology = Topology::default();
     let mut world = World::new(topology, |n| config(n, xdp, CONNECTIONS, 1)).unwrap();
-    let mut traffic = Traffic::start(&world);
+    let mut watched = Watched::start(&world);
     let (now, next) = (world.daemon.program(), world.daemon.sibling("lbd-next"));
-
-    let mut before = traffic.tally();
-    let mut resent = stacks::counter(&world, "Tcp:", "RetransSegs");
     let mut step = |world: &mut World, what: &str, act: &mut dyn FnMut(&mut World)| {
-        let began = Instant::now();
-        act(world);
-        let took = began.elapsed();
-        std::thread::sleep(PAUSE);
-        let after = traffic.tally();
-        let resent_before = resent;
-        resent = stacks::counter(world, "Tcp:", "RetransSegs");
-        note(format!(
-            "{what} ({:.1} s): {} new connections, {} exchanges of {} open ones, {} datagrams; \
-             {} segments sent again; failed so far: {}, {} broken, {} datagrams unanswered",
-            took.as_secs_f64(),
-            after.connections - before.connections,
-            after.exchanges - before.exchanges,
-            4 * less(OPEN),
-            after.datagrams - before.datagrams,
-            resent - resent_before,
-            after.failures,
-            after.broken,
-            after.lost,
-        ));
-        assert_eq!(
-            (after.failures.as_str(), after.broken),
-            ("none", 0),
-            "{what}; backends and client: {}; the node: {}",
-            stacks::of_the_ends(world),
-            stacks::of_the_node(world)
-        );
-        before = after;
+        watched.step(world, what, act);
     };
 
     step(&mut world, "nothing", &mut |_| {});
@@ -307,11 +415,7 @@ fn nobody_notices(xdp: &'static str) {
         );
     }
 
-    traffic.herds.iter_mut().for_each(Running::end);
-    traffic.streams.iter_mut().for_each(Running::end);
-    let total = traffic.tally();
-    note(format!("all in all: {total:?}"));
-    assert_eq!((total.failures.as_str(), total.broken), ("none", 0));
+    let total = watched.end();
     // Hosts and cables that have no time drop datagrams themselves.
     let (overflown, fallen) = (stacks::overflown(&world), stacks::dropped_by_cables(&world));
     let told = format!(

@@ -7,6 +7,8 @@ use std::{
     fmt, fs, io,
     os::fd::AsFd,
     path::{Path, PathBuf},
+    thread,
+    time::Duration,
 };
 
 use anyhow::{Context, Result, bail};
@@ -33,6 +35,9 @@ use crate::model::XdpMode;
 
 /// The directory of pinned programs.
 pub(super) const PROGRAMS: &str = "programs";
+
+/// Longer than a packet that came before XDP did waits in a CPU's queue for TC (`netif_rx`).
+const QUEUED: Duration = Duration::from_millis(100);
 
 /// How a device is served.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -135,23 +140,64 @@ impl Hooks {
     ) -> Result<(Served, Vec<String>)> {
         // Somebody may have removed it.
         create_directory(&self.links.0)?;
-        let (served, at_xdp) = serve_xdp(&mut self.ebpf, &self.links, device, mode)?;
-        let name = match served {
-            Served::Native | Served::Generic => program::HANDOVER,
-            Served::Tc(_) => program::TC,
+        let against = match mode {
+            XdpMode::Auto => devices::against_xdp(device),
+            _ => None,
         };
-        let mut changes = Vec::from_iter(at_xdp);
-        for (name, side) in [(name, Side::Ingress), (program::EGRESS, Side::Egress)] {
-            let program = load::classifier(&mut self.ebpf, name)?;
-            let at_tc = if self.tcx {
-                serve_tcx(program, &self.links, device, side)?
-            } else {
-                clsact::serve(program, device, side, undo)?
-            };
-            changes.extend(at_tc.map(|what| format!("{what} with {name}")));
+        let mode = against.map_or(mode, |_| XdpMode::Off);
+        let tc = (program::TC, Side::Ingress);
+        // What XDP does not see while it changes, TC does.
+        let is_bridged = self.is_served(device)? && !keeps_xdp(&self.links, device, mode)?;
+        let bridge = match is_bridged {
+            true => self.serve_tc(device, tc, undo)?,
+            false => None,
+        };
+        let (mut served, at_xdp) = serve_xdp(&mut self.ebpf, &self.links, device, mode)?;
+        if let Some(reason) = against {
+            served = Served::Tc(Some(reason.to_owned()));
         }
+        let at_ingress = match served {
+            Served::Tc(_) => self.serve_tc(device, tc, undo)?.or(bridge),
+            Served::Native | Served::Generic => {
+                if is_bridged {
+                    thread::sleep(QUEUED);
+                }
+                let handover = (program::HANDOVER, Side::Ingress);
+                let change = self.serve_tc(device, handover, undo)?;
+                // If the bridge took its place it is back there.
+                change.filter(|_| bridge.is_none())
+            }
+        };
+        let at_egress = self.serve_tc(device, (program::EGRESS, Side::Egress), undo)?;
+        let changes = [at_xdp, at_ingress, at_egress];
         let told = |change| format!("{}: {change}", device.name);
-        Ok((served, changes.into_iter().map(told).collect()))
+        Ok((served, changes.into_iter().flatten().map(told).collect()))
+    }
+
+    /// Whether a program of ours looks at what comes in by the device.
+    fn is_served(&self, device: &Device) -> Result<bool> {
+        let linked = |hook| live_link(&self.links.path(device, hook), device);
+        Ok(linked("xdp")?.is_some()
+            || match self.tcx {
+                true => linked(Side::Ingress.link())?.is_some(),
+                false => !clsact::ours(device.index, Side::Ingress)?.is_empty(),
+            })
+    }
+
+    /// Has the program of that name run at this side of the device; says what it changed.
+    fn serve_tc(
+        &mut self,
+        device: &Device,
+        (name, side): (&str, Side),
+        undo: &mut Undo,
+    ) -> Result<Option<String>> {
+        let program = load::classifier(&mut self.ebpf, name)?;
+        let change = if self.tcx {
+            serve_tcx(program, &self.links, device, side)?
+        } else {
+            clsact::serve(program, device, side, undo)?
+        };
+        Ok(change.map(|what| format!("{what} with {name}")))
     }
 
     /// Detaches from every device but those in `keep`.
@@ -219,11 +265,6 @@ fn serve_xdp(
     mode: XdpMode,
 ) -> Result<(Served, Option<String>)> {
     let pin = links.path(device, "xdp");
-    if mode == XdpMode::Auto && device.hides_tags {
-        unpin(&pin)?;
-        let reason = "its VLANs' tags are taken off before XDP: `ethtool -K DEV rxvlan off`";
-        return Ok((Served::Tc(Some(reason.to_owned())), None));
-    }
     let own = live_link(&pin, device)?;
     if let (Some(link), Some(running)) = (own, device.xdp)
         && suits(mode, running)
@@ -245,7 +286,10 @@ fn serve_xdp(
     }
     unpin(&pin)?;
     let attempts = match mode {
-        XdpMode::Off => return Ok((Served::Tc(None), None)),
+        XdpMode::Off => {
+            let change = own.map(|_| "detached from xdp".to_owned());
+            return Ok((Served::Tc(None), change));
+        }
         XdpMode::Auto => &[
             (xdp::XdpMode::Driver, Served::Native),
             (xdp::XdpMode::Skb, Served::Generic),
@@ -377,6 +421,15 @@ impl Served {
 fn live_link(path: &Path, device: &Device) -> Result<Option<sys::LinkInfo>> {
     let link = sys::pinned_link(path).with_context(|| format!("opening {}", path.display()))?;
     Ok(link.filter(|link| link.ifindex == device.index))
+}
+
+/// Whether [`serve_xdp`] leaves the device's XDP attached as it is, or puts a program in its place.
+fn keeps_xdp(links: &Links, device: &Device, mode: XdpMode) -> Result<bool> {
+    let own = live_link(&links.path(device, "xdp"), device)?;
+    Ok(match (own, device.xdp) {
+        (Some(_), Some(running)) => suits(mode, running),
+        _ => false,
+    })
 }
 
 fn suits(mode: XdpMode, running: Running) -> bool {

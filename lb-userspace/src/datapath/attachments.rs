@@ -83,11 +83,7 @@ impl Attachments {
     /// What the packet path is to know of every device, right now.
     pub(super) fn device_words(&self) -> Result<BTreeMap<u32, u32>> {
         let native = |(_, outcome): &(String, Outcome)| *outcome == Ok(Served::Native);
-        let any_native = self.served.values().any(native);
-        let told = devices::redirect_targets();
-        let all = devices::list()?;
-        let direct = devices::direct(&all, told, any_native);
-        Ok(devices::words(&all, &direct))
+        device_words(self.served.values().any(native))
     }
 
     /// Name of each device, and how it is served.
@@ -132,6 +128,14 @@ impl Attachments {
         self.served = served;
         Ok(changes)
     }
+}
+
+/// What the packet path is to know of every device, right now, if native XDP is in use and if not.
+pub(super) fn device_words(any_native: bool) -> Result<BTreeMap<u32, u32>> {
+    let told = devices::redirect_targets();
+    let all = devices::list()?;
+    let direct = devices::direct(&all, told, any_native);
+    Ok(devices::words(&all, &direct))
 }
 
 fn warn_of(name: &str, outcome: &Outcome) {

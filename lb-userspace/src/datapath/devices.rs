@@ -21,11 +21,19 @@ pub(super) struct Device {
     ethernet: bool,
     /// Kind of a virtual device (`veth`, `vlan`, `bridge`…), `None` for hardware.
     kind: Option<String>,
-    /// Of a VLAN device: the device that it stands on.
-    under: Option<u32>,
+    /// Of a VLAN device the device that it stands on, of a veth device its other end.
+    other: Option<u32>,
+    /// The kernel's number, in this network namespace, of the one where `other` is, if it is elsewhere.
+    elsewhere: Option<u32>,
     pub(super) xdp: Option<Running>,
-    /// VLAN devices stand on it, and XDP would see their frames without the tags that tell them apart.
-    pub(super) hides_tags: bool,
+    /// VLAN devices stand on it.
+    carries_vlans: bool,
+}
+
+impl Device {
+    fn is(&self, kind: &str) -> bool {
+        self.kind.as_deref() == Some(kind)
+    }
 }
 
 /// The XDP program a device runs, whoever attached it.
@@ -42,12 +50,44 @@ pub(super) fn list() -> Result<Vec<Device>> {
         .and_then(|s| s.request(libc::RTM_GETLINK, libc::NLM_F_DUMP, &[0; 16]))
         .context("asking the kernel for its network devices")?;
     let mut devices: Vec<_> = answer.iter().filter_map(device).collect();
-    let under: BTreeSet<_> = devices.iter().filter_map(|device| device.under).collect();
-    for device in devices.iter_mut().filter(|d| under.contains(&d.index)) {
-        // A veth device hands over what its peer did not write out, whatever it is told itself.
-        device.hides_tags = device.kind.as_deref() == Some("veth") || takes_tags_off(device);
+    let vlans = devices
+        .iter()
+        .filter(|d| d.is("vlan") && d.elsewhere.is_none());
+    let under: BTreeSet<_> = vlans.filter_map(|vlan| vlan.other).collect();
+    for device in &mut devices {
+        device.carries_vlans = under.contains(&device.index);
     }
     Ok(devices)
+}
+
+/// Why a device is better served without XDP, if it is.
+pub(super) fn against_xdp(device: &Device) -> Option<&'static str> {
+    if device.is("veth") && !is_met_by_xdp(device) {
+        // `veth_xdp_flush` in the kernel's drivers/net/veth.c.
+        return Some("a veth device loses what XDP sends back unless its other end has XDP too");
+    }
+    // A veth device hands over what its other end did not write out, whatever it is told itself.
+    let hides_tags = device.carries_vlans && (device.is("veth") || takes_tags_off(device));
+    hides_tags.then_some("its VLANs' tags are taken off before XDP: `ethtool -K DEV rxvlan off`")
+}
+
+/// Whether the other end of a veth device has native XDP; where the kernel does not say it counts as
+/// having none.
+fn is_met_by_xdp(veth: &Device) -> bool {
+    let Some(index) = veth.other else {
+        return false;
+    };
+    // struct ifinfomsg
+    let mut body = [0, index, 0, 0].map(u32::to_ne_bytes).concat();
+    if let Some(namespace) = veth.elsewhere {
+        let namespace = namespace.to_ne_bytes();
+        put_attribute(&mut body, libc::IFLA_TARGET_NETNSID, &namespace);
+    }
+    let answer = Socket::open(libc::NETLINK_ROUTE)
+        .and_then(|socket| socket.request(libc::RTM_GETLINK, 0, &body))
+        .unwrap_or_default();
+    let other = answer.iter().find_map(device);
+    other.is_some_and(|other| other.xdp.is_some_and(|xdp| xdp.native))
 }
 
 /// Whether the driver puts VLAN tags beside frames. One that does not say counts as doing so: then TC
@@ -89,8 +129,7 @@ pub(super) fn select<'a>(
         Interfaces::Auto(_) => {
             let up = || devices.iter().filter(|d| d.up && !d.loopback);
             let is_uplink = |d: &&Device| default_route.contains(&d.index);
-            let is_port =
-                |d: &&Device| d.ethernet && matches!(d.kind.as_deref(), None | Some("veth"));
+            let is_port = |d: &&Device| d.ethernet && (d.kind.is_none() || d.is("veth"));
             let mut chosen: Vec<_> = devices
                 .iter()
                 .filter(|d| serving.contains(&d.index))
@@ -188,20 +227,19 @@ fn device(message: &Message) -> Option<Device> {
     let kind = attribute(tail, libc::IFLA_LINKINFO)
         .and_then(|info| attribute(info, libc::IFLA_INFO_KIND))
         .map(text);
-    let under = attribute(tail, libc::IFLA_LINK).and_then(|index| number(index, 0));
+    let word = |kind| attribute(tail, kind).and_then(|value| number(value, 0));
     Some(Device {
         index: number(body, 4)?,
         name: text(attribute(tail, libc::IFLA_IFNAME)?),
         up: flags & libc::IFF_UP as u32 != 0,
-        mtu: attribute(tail, libc::IFLA_MTU)
-            .and_then(|mtu| number(mtu, 0))
-            .unwrap_or_default(),
+        mtu: word(libc::IFLA_MTU).unwrap_or_default(),
         loopback: flags & libc::IFF_LOOPBACK as u32 != 0,
         ethernet: number::<u16>(body, 2)? == libc::ARPHRD_ETHER,
-        under: under.filter(|_| kind.as_deref() == Some("vlan")),
         kind,
+        other: word(libc::IFLA_LINK),
+        elsewhere: word(libc::IFLA_LINK_NETNSID),
         xdp: attribute(tail, libc::IFLA_XDP).and_then(running),
-        hides_tags: false,
+        carries_vlans: false,
     })
 }
 
@@ -268,9 +306,10 @@ mod tests {
             loopback: name == "lo",
             ethernet: true,
             kind: kind.map(str::to_owned),
-            under: None,
+            other: None,
+            elsewhere: None,
             xdp: None,
-            hides_tags: false,
+            carries_vlans: false,
         }
     }
 

@@ -19,7 +19,7 @@ use tracing::{info, warn};
 use super::{
     Capacity, Datapath, FlowScan, Listen, OBJECT, Route,
     attach::Hooks,
-    attachments::Attachments,
+    attachments::{self, Attachments},
     clock::Clock,
     flows::Age,
     layout::Layouts,
@@ -34,7 +34,7 @@ use super::{
     undo::Undo,
 };
 pub use super::{cleanup::cleanup, log::Level};
-use crate::model::{Limits, Node, Prefix, Protocol, SnatPool, Sources, Timeouts};
+use crate::model::{Limits, Node, Prefix, Protocol, SnatPool, Sources, Timeouts, XdpMode};
 
 /// Answers (RST, ICMP) per second and CPU: enough for people, too few to be a weapon.
 const REJECTS_PER_SECOND: u32 = 1000;
@@ -106,6 +106,10 @@ impl Kernel {
         }
         let maps = Maps::open(&pins, tables)?;
         let snat_ports = ports::snat();
+        if matches!(node.xdp, XdpMode::Auto | XdpMode::Native) {
+            // What comes into use now must not redirect where only generic XDP or TC could.
+            write_devices(&maps, attachments::device_words(true)?)?;
+        }
         write_config(&maps, hz, snat_ports)?;
         let switch = takeover.is_some().then(|| hooks.switch(&root.path));
         let switch = switch.transpose().unwrap_or_else(|error| {
@@ -141,20 +145,7 @@ impl Kernel {
 
     /// Tells the packet path what devices there are, and says whether that is news.
     fn refresh_devices(&self, attachments: &Attachments) -> Result<bool> {
-        let map = &self.maps.devices;
-        // What finds no room is served through the kernel.
-        let words = attachments.device_words()?;
-        let words: BTreeMap<_, _> = words.into_iter().take(map.capacity() as usize).collect();
-        let known: BTreeMap<_, _> = map.all()?.into_iter().collect();
-        for ifindex in known.keys().filter(|ifindex| !words.contains_key(ifindex)) {
-            map.remove(ifindex)?;
-        }
-        for (ifindex, word) in &words {
-            if known.get(ifindex) != Some(word) {
-                map.set(ifindex, word)?;
-            }
-        }
-        Ok(known != words)
+        write_devices(&self.maps, attachments.device_words()?)
     }
 
     fn lock_attachments(&self) -> MutexGuard<'_, Attachments> {
@@ -400,6 +391,23 @@ impl Datapath for Kernel {
     fn attachments(&self) -> Vec<(String, String)> {
         self.lock_attachments().describe()
     }
+}
+
+/// Says whether anything changed.
+fn write_devices(maps: &Maps, words: BTreeMap<u32, u32>) -> Result<bool> {
+    let map = &maps.devices;
+    // What finds no room is served through the kernel.
+    let words: BTreeMap<_, _> = words.into_iter().take(map.capacity() as usize).collect();
+    let known: BTreeMap<_, _> = map.all()?.into_iter().collect();
+    for ifindex in known.keys().filter(|ifindex| !words.contains_key(ifindex)) {
+        map.remove(ifindex)?;
+    }
+    for (ifindex, word) in &words {
+        if known.get(ifindex) != Some(word) {
+            map.set(ifindex, word)?;
+        }
+    }
+    Ok(known != words)
 }
 
 /// The epoch goes on from the former daemon's, so that next hops cached in its time are looked up

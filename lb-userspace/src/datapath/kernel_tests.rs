@@ -78,6 +78,31 @@ impl World {
     }
 }
 
+/// Somebody else's XDP program: any will do, so one of ours, attached without a link.
+struct Stranger {
+    program: u32,
+    pin: PathBuf,
+}
+
+impl World {
+    /// The program that runs on `one`.
+    fn stranger(&self) -> Stranger {
+        let program = self.link("one", "xdp").unwrap().prog_id;
+        let pin = self.node.bpffs.join("stranger");
+        sh(&format!("bpftool prog pin id {program} {}", pin.display()));
+        Stranger { program, pin }
+    }
+}
+
+impl Stranger {
+    fn attach(&self, device: &str) {
+        sh(&format!(
+            "ip link set dev {device} xdp pinned {}",
+            self.pin.display()
+        ));
+    }
+}
+
 /// The hooks of a device that have links, by the ends of their pins' names.
 fn linked_hooks() -> &'static [&'static str] {
     match sys::has_tcx() {
@@ -118,7 +143,7 @@ fn backend(generation: u32) -> Backend {
 #[test]
 fn a_restart_adopts_maps_and_replaces_programs_in_place() {
     isolated(|bpffs| {
-        let world = World::new(bpffs, &["one"], XdpMode::Auto);
+        let world = World::new(bpffs, &["one"], XdpMode::Native);
         let first = world.start();
         assert_eq!(attached(&first), pairs(&[("one", "xdp native")]));
         let config = first.config().unwrap();
@@ -212,7 +237,7 @@ fn tables_of_any_size_are_swapped() {
 #[test]
 fn a_detached_program_is_attached_again() {
     isolated(|bpffs| {
-        let world = World::new(bpffs, &["one"], XdpMode::Auto);
+        let world = World::new(bpffs, &["one"], XdpMode::Native);
         let kernel = world.start();
         for hook in linked_hooks() {
             let id = world.link("one", hook).unwrap().id;
@@ -233,7 +258,7 @@ fn a_detached_program_is_attached_again() {
 #[test]
 fn without_tcx_filters_do() {
     isolated(|bpffs| {
-        let world = World::new(bpffs, &["one"], XdpMode::Auto);
+        let world = World::new(bpffs, &["one"], XdpMode::Native);
         sh("tc qdisc add dev two clsact");
         let pins = bpffs.join("lbd");
         std::fs::create_dir_all(pins.join("1")).unwrap();
@@ -366,7 +391,7 @@ fn pin_of(world: &World, hook: &str) -> String {
 #[test]
 fn devices_come_and_go() {
     isolated(|bpffs| {
-        let world = World::new(bpffs, &["one", "two"], XdpMode::Auto);
+        let world = World::new(bpffs, &["one", "two"], XdpMode::Native);
         let kernel = world.start();
         ip_commands("link del two");
         kernel.repair_attachments().unwrap();
@@ -408,27 +433,21 @@ fn devices_come_and_go() {
 #[test]
 fn another_program_is_left_alone() {
     isolated(|bpffs| {
-        let world = World::new(bpffs, &["one"], XdpMode::Auto);
-        // Any XDP program will do for the stranger: one of ours, attached without a link.
+        let mut world = World::new(bpffs, &["one"], XdpMode::Native);
         drop(world.start());
-        let program = world.link("one", "xdp").unwrap().prog_id;
-        sh(&format!(
-            "bpftool prog pin id {program} {}/stranger",
-            bpffs.display()
-        ));
+        let stranger = world.stranger();
         cleanup(&world.node).unwrap();
-        sh(&format!(
-            "ip link set dev one xdp pinned {}/stranger",
-            bpffs.display()
-        ));
+        stranger.attach("one");
+        stranger.attach("far");
 
+        world.node.xdp = XdpMode::Auto;
         let kernel = world.start();
         let tc = "tc (another XDP program is attached)";
         assert_eq!(attached(&kernel), pairs(&[("one", tc)]));
         assert!(kernel.repair_attachments().unwrap().is_empty());
         let shown = sh("ip -d link show dev one");
         assert!(
-            shown.contains(&format!("prog/xdp id {program} ")),
+            shown.contains(&format!("prog/xdp id {} ", stranger.program)),
             "{shown}"
         );
 
@@ -442,10 +461,7 @@ fn another_program_is_left_alone() {
         drop(kernel);
 
         cleanup(&world.node).unwrap();
-        sh(&format!(
-            "ip link set dev one xdp pinned {}/stranger",
-            bpffs.display()
-        ));
+        stranger.attach("one");
         let strict = World {
             node: Node {
                 xdp: XdpMode::Native,
@@ -469,13 +485,45 @@ fn the_configured_mode_is_used() {
             (XdpMode::Generic, "xdp generic"),
             (XdpMode::Native, "xdp native"),
             (XdpMode::Off, "tc"),
-            (XdpMode::Auto, "xdp native"),
+            (XdpMode::Native, "xdp native"),
         ] {
             world.node.xdp = mode;
             let kernel = world.start();
             assert_eq!(attached(&kernel), pairs(&[("one", expected)]));
             assert_eq!(world.link("one", "xdp").is_some(), mode != XdpMode::Off);
         }
+    });
+}
+
+#[test]
+fn auto_takes_xdp_on_veth_only_where_the_other_end_has_it() {
+    isolated(|bpffs| {
+        let mut world = World::new(bpffs, &["one"], XdpMode::Native);
+        drop(world.start());
+        let stranger = world.stranger();
+        world.node.xdp = XdpMode::Auto;
+        let kernel = world.start();
+        let tc = "tc (a veth device loses what XDP sends back unless its other end has XDP too)";
+        assert_eq!(attached(&kernel), pairs(&[("one", tc)]));
+        assert!(kernel.repair_attachments().unwrap().is_empty());
+
+        stranger.attach("far");
+        let repaired = kernel.repair_attachments().unwrap();
+        let expected = [
+            "one: attached at xdp native",
+            "one: replaced the program at tc ingress with lbd_handover",
+        ];
+        assert_eq!(repaired, expected);
+        assert_eq!(attached(&kernel), pairs(&[("one", "xdp native")]));
+
+        ip_commands("link set dev far xdp off");
+        let repaired = kernel.repair_attachments().unwrap();
+        let expected = [
+            "one: detached from xdp",
+            "one: replaced the program at tc ingress with lbd_tc",
+        ];
+        assert_eq!(repaired, expected);
+        assert_eq!(attached(&kernel), pairs(&[("one", tc)]));
     });
 }
 
@@ -501,7 +549,7 @@ fn a_map_that_is_not_ours_is_refused() {
 #[test]
 fn cleanup_removes_everything_once() {
     isolated(|bpffs| {
-        let world = World::new(bpffs, &["one"], XdpMode::Auto);
+        let world = World::new(bpffs, &["one"], XdpMode::Native);
         sh("echo 0 > /proc/sys/net/ipv4/conf/one/forwarding");
         let elsewhere = TempDir::new();
         std::fs::create_dir(elsewhere.0.join("lbd")).unwrap();

@@ -91,7 +91,7 @@ impl Demo {
         let echo = Service::new("echo", Protocol::Tcp)
             .listen(&network, 0, ECHO_PORT)
             .backends(&network, ECHO_PORT, &WEIGHTS);
-        let config = Config::new(&network, "auto").service(web).service(echo);
+        let config = Config::new(&network, "native").service(web).service(echo);
         let text = config.render();
         let shown = text.split("  - name: echo").next().unwrap_or(&text);
         println!("\n# {CONFIG} (service `echo` left out here)\n{shown}");

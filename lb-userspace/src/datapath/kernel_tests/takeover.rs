@@ -164,7 +164,7 @@ fn check(kernel: &Kernel, bpffs: &Path) {
 #[test]
 fn maps_grow_and_keep_what_they_hold() {
     isolated(|bpffs| {
-        let mut world = World::new(bpffs, &["one"], XdpMode::Auto);
+        let mut world = World::new(bpffs, &["one"], XdpMode::Native);
         let kernel = world.start();
         fill(&kernel, bpffs);
         drop(kernel);
@@ -246,7 +246,7 @@ fn disguise(bpffs: &Path) {
 #[test]
 fn another_versions_maps_are_read_by_their_names() {
     isolated(|bpffs| {
-        let world = World::new(bpffs, &["one"], XdpMode::Auto);
+        let world = World::new(bpffs, &["one"], XdpMode::Native);
         let kernel = world.start();
         fill(&kernel, bpffs);
         drop(kernel);
@@ -283,7 +283,7 @@ fn another_versions_maps_are_read_by_their_names() {
 #[test]
 fn a_start_goes_on_where_another_died() {
     isolated(|bpffs| {
-        let mut world = World::new(bpffs, &["one"], XdpMode::Auto);
+        let mut world = World::new(bpffs, &["one"], XdpMode::Native);
         let kernel = world.start();
         fill(&kernel, bpffs);
         drop(kernel);
@@ -324,7 +324,7 @@ fn a_start_goes_on_where_another_died() {
 #[test]
 fn a_start_understands_what_died_between_two_steps() {
     isolated(|bpffs| {
-        let mut world = World::new(bpffs, &["one"], XdpMode::Auto);
+        let mut world = World::new(bpffs, &["one"], XdpMode::Native);
         let kernel = world.start();
         fill(&kernel, bpffs);
         drop(kernel);
