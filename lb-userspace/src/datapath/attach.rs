@@ -21,6 +21,7 @@ use aya::{
         xdp::{self, XdpLink},
     },
 };
+use tracing::warn;
 
 use super::{
     clsact,
@@ -141,37 +142,52 @@ impl Hooks {
         // Somebody may have removed it.
         create_directory(&self.links.0)?;
         let against = match mode {
-            XdpMode::Auto => devices::against_xdp(device),
-            _ => None,
+            XdpMode::Off => None,
+            XdpMode::Auto | XdpMode::Native => devices::against_xdp(device, true),
+            XdpMode::Generic => devices::against_xdp(device, false),
         };
-        let mode = against.map_or(mode, |_| XdpMode::Off);
-        let tc = (program::TC, Side::Ingress);
-        // What XDP does not see while it changes, TC does.
+        let unasked = against.filter(|_| mode == XdpMode::Auto);
+        let mode = unasked.map_or(mode, |_| XdpMode::Off);
+        let (mut served, [at_xdp, at_tc]) = self.serve_ingress(device, mode, undo)?;
+        if let Some(reason) = unasked {
+            served = Served::Tc(Some(reason.to_owned()));
+        } else if let Some(reason) = against.filter(|_| at_xdp.is_some()) {
+            warn!("{}: {reason}; `xdp: auto` would take TC", device.name);
+        }
+        let at_egress = self.serve_tc(device, (program::EGRESS, Side::Egress), undo)?;
+        let changes = [at_xdp, at_tc, at_egress].into_iter().flatten();
+        let told = |change| format!("{}: {change}", device.name);
+        Ok((served, changes.map(told).collect()))
+    }
+
+    /// Serves what comes in, and says what it changed at XDP and at TC. While XDP changes, what it does
+    /// not see is for TC.
+    fn serve_ingress(
+        &mut self,
+        device: &Device,
+        mode: XdpMode,
+        undo: &mut Undo,
+    ) -> Result<(Served, [Option<String>; 2])> {
+        let whole_path = (program::TC, Side::Ingress);
         let is_bridged = self.is_served(device)? && !keeps_xdp(&self.links, device, mode)?;
         let bridge = match is_bridged {
-            true => self.serve_tc(device, tc, undo)?,
+            true => self.serve_tc(device, whole_path, undo)?,
             false => None,
         };
-        let (mut served, at_xdp) = serve_xdp(&mut self.ebpf, &self.links, device, mode)?;
-        if let Some(reason) = against {
-            served = Served::Tc(Some(reason.to_owned()));
-        }
-        let at_ingress = match served {
-            Served::Tc(_) => self.serve_tc(device, tc, undo)?.or(bridge),
+        let (served, at_xdp) = serve_xdp(&mut self.ebpf, &self.links, device, mode)?;
+        let at_tc = match served {
+            Served::Tc(_) => self.serve_tc(device, whole_path, undo)?.or(bridge),
             Served::Native | Served::Generic => {
                 if is_bridged {
                     thread::sleep(QUEUED);
                 }
                 let handover = (program::HANDOVER, Side::Ingress);
                 let change = self.serve_tc(device, handover, undo)?;
-                // If the bridge took its place it is back there.
+                // It is back where it was if the bridge took its place.
                 change.filter(|_| bridge.is_none())
             }
         };
-        let at_egress = self.serve_tc(device, (program::EGRESS, Side::Egress), undo)?;
-        let changes = [at_xdp, at_ingress, at_egress];
-        let told = |change| format!("{}: {change}", device.name);
-        Ok((served, changes.into_iter().flatten().map(told).collect()))
+        Ok((served, [at_xdp, at_tc]))
     }
 
     /// Whether a program of ours looks at what comes in by the device.

@@ -60,9 +60,9 @@ pub(super) fn list() -> Result<Vec<Device>> {
     Ok(devices)
 }
 
-/// Why a device is better served without XDP, if it is.
-pub(super) fn against_xdp(device: &Device) -> Option<&'static str> {
-    if device.is("veth") && !is_met_by_xdp(device) {
+/// Why a device is better served without native or generic XDP, if it is.
+pub(super) fn against_xdp(device: &Device, native: bool) -> Option<&'static str> {
+    if native && device.is("veth") && !is_met_by_xdp(device) {
         // `veth_xdp_flush` in the kernel's drivers/net/veth.c.
         return Some("a veth device loses what XDP sends back unless its other end has XDP too");
     }
