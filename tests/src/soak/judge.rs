@@ -78,7 +78,8 @@ impl History {
             Fault::Server(place, trouble) => {
                 at(place)
                     && (may_bring_about(trouble, failed, resets) || outlasts(happened, failed))
-                    && self.met(happened, failed, trouble.is_noticed())
+                    && (self.met(happened, failed, trouble.is_noticed())
+                        || is_forgotten(happened, failed))
             }
             Fault::Drained(place, Some(deadline)) => {
                 let closed = happened.began + Duration::from_millis(deadline);
@@ -144,6 +145,16 @@ impl Trouble {
 
 fn overlap(began: Instant, ended: Option<Instant>, failed: &Failed) -> bool {
     failed.ended >= began && ended.is_none_or(|ended| failed.heard <= ended)
+}
+
+/// A host asks for a neighbour three times, a second apart, and in the end throws away what waits for
+/// the answer (`neigh_invalidate`, net/core/neighbour.c): also what came when the cable was back, and
+/// lbd knew of that.
+fn is_forgotten(happened: &Happened, failed: &Failed) -> bool {
+    matches!(happened.fault, Fault::Server(_, Trouble::CutOff))
+        && happened
+            .ended
+            .is_some_and(|ended| (ended..=ended + AFTERMATH).contains(&failed.began))
 }
 
 /// On a busy machine a pause may last longer than was planned, and than a client waits.
@@ -284,6 +295,22 @@ mod tests {
         let away = (ms(case.start, 9_000), ms(case.start, 12_000));
         case.history.headless.push(away);
         assert!(case.explains(&late), "there was no lbd to notice");
+    }
+
+    #[test]
+    fn neighbours_are_lost_for_longer_than_the_cable() {
+        let mut case = Case::of(Fault::Server(2, Trouble::CutOff));
+        let during = case.failed(Some(2), [13_900, 13_900, 16_900], Failure::Timeout);
+        assert!(!case.explains(&during), "lbd had time to notice");
+        let behind = case.failed(Some(2), [14_600, 14_600, 17_600], Failure::Timeout);
+        assert!(case.explains(&behind));
+        let late = case.failed(Some(2), [15_600, 15_600, 18_600], Failure::Timeout);
+        assert!(!case.explains(&late), "after");
+        case.history.faults[0].fault = Fault::Server(2, Trouble::Killed);
+        assert!(
+            !case.explains(&behind),
+            "nobody asks for a neighbour that is there"
+        );
     }
 
     #[test]
