@@ -32,15 +32,25 @@ pub struct Scene<R> {
     next_port: Cell<u16>,
 }
 
+/// The service, whose `discovery` is this YAML.
+pub fn web_service(network: &Network, discovery: impl Into<String>) -> Service {
+    Service::new("web", Protocol::Tcp)
+        .listen(network, 0, ECHO_PORT)
+        .discovery(discovery)
+}
+
 impl<R> Scene<R> {
     /// `registry` is started first; `discovery` is the service's, as YAML.
     pub fn new(registry: impl FnOnce(&Network) -> R, discovery: &str) -> Self {
         let network = Network::new(Topology::default()).unwrap();
-        let agents = start_all(&network.backends).unwrap();
         let registry = registry(&network);
-        let service = Service::new("web", Protocol::Tcp)
-            .listen(&network, 0, ECHO_PORT)
-            .discovery(discovery);
+        let service = web_service(&network, discovery);
+        Self::with(network, registry, service)
+    }
+
+    /// The same with a service that is like [`web_service`].
+    pub fn with(network: Network, registry: R, service: Service) -> Self {
+        let agents = start_all(&network.backends).unwrap();
         let config = Config::new(&network, "native").service(service);
         let daemon = Daemon::start(&network.node, &config).unwrap();
         Self {

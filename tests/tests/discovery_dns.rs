@@ -16,17 +16,18 @@ use std::{
 
 use hickory_proto::op::ResponseCode;
 use lb_tests::{
-    clients::{Burst, LongLived, Protocol, any_port, ask_once, burst, summary},
-    daemon::{CONFIG, Config, Daemon, Service},
+    clients::{Protocol, burst, summary},
+    daemon::{CONFIG, Daemon},
+    discovered::{self, web_service},
     dnsmasq::{Dnsmasq, Records, use_local_resolver},
     docs::Page,
     eventually,
     names::{Asked, Names, Replies, Zone},
     net::{Family, Network, Topology},
     note,
-    servers::{Agent, ECHO_PORT, HTTP_PORT, start_all},
+    servers::{ECHO_PORT, HTTP_PORT, start_all},
 };
-use lb_userspace::{api::types::BackendItem, discovery::SourceItem};
+use lb_userspace::api::types::BackendItem;
 
 const WEB: &str = "web.example.internal";
 const SRV: &str = "_echo._tcp.web.example.internal";
@@ -34,119 +35,25 @@ const LONG: Duration = Duration::from_secs(30);
 /// Asked again after a second, the TTL, and a server is soon given up.
 const QUICK: &str = "family: ipv4, min_ttl: 500ms, timeout: 1s, merge_window: 100ms";
 
-struct Scene {
-    // Dropped in this order.
-    daemon: Daemon,
-    _agents: Vec<Agent>,
-    network: Network,
-    next_port: std::cell::Cell<u16>,
+type Scene = discovered::Scene<()>;
+
+fn start(network: Network, dns: &str, health: Option<&'static str>) -> Scene {
+    let mut service = web_service(&network, format!("{{dns: {{{dns}, {QUICK}}}}}"));
+    if let Some(health) = health {
+        service.health = health;
+    }
+    Scene::with(network, (), service)
 }
 
-impl Scene {
-    fn new(network: Network, dns: &str, health: Option<&'static str>) -> Self {
-        let agents = start_all(&network.backends).unwrap();
-        let mut service = Service::new("web", Protocol::Tcp)
-            .listen(&network, 0, ECHO_PORT)
-            .discovery(format!("{{dns: {{{dns}, {QUICK}}}}}"));
-        if let Some(health) = health {
-            service.health = health;
-        }
-        let config = Config::new(&network, "native").service(service);
-        let daemon = Daemon::start(&network.node, &config).unwrap();
-        Self {
-            daemon,
-            _agents: agents,
-            network,
-            next_port: std::cell::Cell::new(10_000),
-        }
-    }
-
-    fn address(&self, host: usize) -> SocketAddr {
-        (self.network.backend(host, Family::V4), ECHO_PORT).into()
-    }
-
-    fn target(&self) -> SocketAddr {
-        (self.network.vip(0, Family::V4), ECHO_PORT).into()
-    }
-
-    fn burst(&self, count: usize) -> Burst {
-        let port = self.next_port.get();
-        self.next_port.set(port + 1000);
-        let sources = self.network.client_addresses(Family::V4);
-        let client = &self.network.client;
-        let result = burst(client, &sources, port, count, Protocol::Tcp, self.target());
-        assert_eq!(summary(&result.failures), "none");
-        result
-    }
-
-    /// Backends that a hundred new connections reach.
-    fn reached(&self) -> Vec<String> {
-        self.burst(100).by_backend.into_keys().collect()
-    }
-
-    /// Waits until a new connection reaches this host.
-    fn wait_reached(&self, host: usize) {
-        let wanted = format!("b{host}");
-        let reached = eventually(LONG, || {
-            let source = any_port(self.network.client_addresses(Family::V4)[0]);
-            let target = self.target();
-            let asked = || ask_once(Protocol::Tcp, source, target, "who");
-            let answer = self.network.client.run(asked);
-            answer.is_ok_and(|answer| answer.backend == wanted)
-        });
-        assert!(reached, "no connection reached {wanted}");
-    }
-
-    fn wait(&self, host: usize, condition: impl Fn(&BackendItem) -> bool) {
-        let address = self.address(host);
-        self.daemon
-            .wait_backend("web", address, LONG, condition)
-            .unwrap();
-    }
-
-    fn wait_source(&self, condition: impl Fn(&SourceItem) -> bool) -> SourceItem {
-        self.daemon.wait_source("web", LONG, condition).unwrap()
-    }
-
-    /// Waits until exactly these hosts are backends that take connections.
-    fn wait_pool(&self, hosts: &[usize]) {
-        let mut wanted: Vec<_> = hosts.iter().map(|host| self.address(*host)).collect();
-        wanted.sort();
-        let met = eventually(LONG, || {
-            let backends = self.daemon.backends().unwrap_or_default();
-            backends.iter().all(|b| b.effective_weight > 0) && addresses(&backends) == wanted
-        });
-        assert!(met, "{:#?}", self.daemon.backends());
-    }
-
-    fn known(&self) -> Vec<SocketAddr> {
-        addresses(&self.daemon.backends().unwrap())
-    }
-
-    /// A connection to this backend.
-    fn connection_to(&self, host: usize) -> LongLived {
-        for _ in 0..200 {
-            let source = any_port(self.network.client_addresses(Family::V4)[1]);
-            let client = &self.network.client;
-            let one = LongLived::open(client, Protocol::Tcp, source, self.target()).unwrap();
-            if one.backend() == format!("b{host}") {
-                return one;
-            }
-            one.close().unwrap();
-        }
-        panic!("no connection reached b{host}");
-    }
-
-    fn goes_on(&self, connection: &LongLived, when: &str) {
-        let goal = connection.exchanges() + 4;
-        let alive = eventually(LONG, || {
-            connection.exchanges() >= goal || !connection.is_alive()
-        });
-        assert!(
-            alive && connection.is_alive(),
-            "{when}: the connection broke"
-        );
-    }
+/// Waits until exactly these hosts are backends that take connections.
+fn wait_pool(scene: &Scene, hosts: &[usize]) {
+    let mut wanted: Vec<_> = hosts.iter().map(|host| scene.address(*host)).collect();
+    wanted.sort();
+    let met = eventually(LONG, || {
+        let backends = scene.daemon.backends().unwrap_or_default();
+        backends.iter().all(|b| b.effective_weight > 0) && addresses(&backends) == wanted
+    });
+    assert!(met, "{:#?}", scene.daemon.backends());
 }
 
 fn addresses(backends: &[BackendItem]) -> Vec<SocketAddr> {
@@ -199,24 +106,20 @@ fn an_address_comes_and_goes() {
     let network = network();
     let dnsmasq = Dnsmasq::start(&network.node, &web(&[1])).unwrap();
     let dns = by_name() + ", labels: {version: v1}";
-    let scene = Scene::new(network, &dns, None);
-    scene.wait_pool(&[1]);
+    let scene = start(network, &dns, None);
+    wait_pool(&scene, &[1]);
     let open = scene.connection_to(1);
     assert_eq!(scene.reached(), ["b1"]);
 
     dnsmasq.set_hosts(&web(&[1, 2])).unwrap();
-    let began = Instant::now();
-    scene.wait_reached(2);
-    note(format!(
-        "a second address under the name (TTL 1 s, health check): a connection reaches it {:.1?} later",
-        began.elapsed()
-    ));
+    // TTL 1 s, and a health check.
+    scene.wait_reached(2, "a second address under the name");
     scene.wait(2, |b| b.labels["version"] == "v1" && b.weight == 100);
     assert_eq!(scene.reached(), ["b1", "b2"]);
 
     dnsmasq.set_hosts(&web(&[2])).unwrap();
     let began = Instant::now();
-    scene.wait_pool(&[2]);
+    wait_pool(&scene, &[2]);
     note(format!(
         "the first address leaves: out of the pool {:.1?} later",
         began.elapsed()
@@ -231,8 +134,8 @@ fn srv_records_weigh_and_their_priorities_count() {
     let network = network();
     let records = services(&[(1, 1, 100), (2, 1, 300), (3, 2, 900)]);
     let mut dnsmasq = Dnsmasq::start(&network.node, &records).unwrap();
-    let scene = Scene::new(network, &by_srv(), None);
-    scene.wait_pool(&[1, 2]);
+    let scene = start(network, &by_srv(), None);
+    wait_pool(&scene, &[1, 2]);
     scene.wait(2, |b| b.effective_weight == 300);
     let share = scene.burst(800).share("b2");
     assert!(
@@ -253,7 +156,7 @@ fn srv_records_weigh_and_their_priorities_count() {
 
     // The whole group of priority 1 left: the next one stands in.
     dnsmasq.restart(&services(&[(3, 2, 900)])).unwrap();
-    scene.wait_pool(&[3]);
+    wait_pool(&scene, &[3]);
     assert_eq!(scene.reached(), ["b3"]);
 }
 
@@ -267,8 +170,8 @@ fn the_root_as_target_empties_the_pool() {
         .address(b1, 0, &ip(1));
     let names = network.node.run(|| Names::of(records)).unwrap();
     let dns = format!("srv: {SRV}, servers: [\"{}\"]", names.address());
-    let scene = Scene::new(network, &dns, None);
-    scene.wait_pool(&[1]);
+    let scene = start(network, &dns, None);
+    wait_pool(&scene, &[1]);
     let open = scene.connection_to(1);
     scene.wait(1, |b| b.weight == 100);
 
@@ -291,8 +194,8 @@ fn the_root_as_target_empties_the_pool() {
 fn a_server_that_dies_hangs_or_is_empty_takes_nothing_away() {
     let network = network();
     let mut dnsmasq = Dnsmasq::start(&network.node, &web(&[1, 2])).unwrap();
-    let mut scene = Scene::new(network, &by_name(), None);
-    scene.wait_pool(&[1, 2]);
+    let mut scene = start(network, &by_name(), None);
+    wait_pool(&scene, &[1, 2]);
     let open = [scene.connection_to(1), scene.connection_to(2)];
     let stays = |what: &str, words: &str| {
         let source = scene.wait_source(|s| {
@@ -322,7 +225,7 @@ fn a_server_that_dies_hangs_or_is_empty_takes_nothing_away() {
     ));
     assert_eq!(scene.reached(), ["b1", "b2"]);
     dnsmasq.restart(&web(&[1, 2, 3])).unwrap();
-    scene.wait_pool(&[1, 2, 3]);
+    wait_pool(&scene, &[1, 2, 3]);
     assert_eq!(scene.wait_source(|_| true).held, 0);
     for connection in open {
         scene.goes_on(&connection, "faults");
@@ -342,7 +245,7 @@ fn a_server_that_dies_hangs_or_is_empty_takes_nothing_away() {
     scene.daemon.restart().unwrap();
     let source = scene.wait_source(|s| s.state == "stale");
     assert_eq!(source.instances, 3);
-    scene.wait_pool(&[1, 2, 3]);
+    wait_pool(&scene, &[1, 2, 3]);
     assert_eq!(scene.reached(), ["b1", "b2", "b3"]);
     let sources = scene.daemon.ctl(&["get", "sources"]).unwrap();
     note(format!("restarted while the server is down:\n{sources}"));
@@ -368,8 +271,8 @@ fn a_server_that_answers_nonsense_takes_nothing_away() {
         "name: {WEB}, port: {ECHO_PORT}, servers: [\"{}\"]",
         names.address()
     );
-    let scene = Scene::new(network, &dns, None);
-    scene.wait_pool(&[1, 2]);
+    let scene = start(network, &dns, None);
+    wait_pool(&scene, &[1, 2]);
     for (what, words) in [
         ("SERVFAIL", "SERVFAIL"),
         ("REFUSED", "REFUSED"),
@@ -407,7 +310,7 @@ fn a_server_that_answers_nonsense_takes_nothing_away() {
         status.problems
     );
     names.set_zone(zone(&[1, 2, 3]));
-    scene.wait_pool(&[1, 2, 3]);
+    wait_pool(&scene, &[1, 2, 3]);
     scene.wait_source(|s| s.state == "synced");
     assert_eq!(scene.reached(), ["b1", "b2", "b3"]);
     assert_eq!(
@@ -431,7 +334,7 @@ fn a_truncated_answer_comes_by_tcp() {
         })
     };
     let dnsmasq = Dnsmasq::start(&network.node, &records(3)).unwrap();
-    let scene = Scene::new(network, &by_name(), Some("{type: none}"));
+    let scene = start(network, &by_name(), Some("{type: none}"));
     scene.wait_source(|s| s.instances == 3);
     dnsmasq.set_hosts(&records(COUNT)).unwrap();
     let source = scene.wait_source(|s| s.instances as usize == COUNT);

@@ -15,26 +15,21 @@ use std::{
 };
 
 use lb_tests::{
-    clients::{Burst, LongLived, Protocol, any_port, ask_once, burst, summary},
+    clients::{Protocol, burst, summary},
     daemon::{CONFIG, Config, Daemon, Service, replace_file},
+    discovered::{self, web_service},
     docs::Page,
     eventually,
     net::{Family, Network, Topology},
     note,
-    servers::{Agent, ECHO_PORT, HTTP_PORT, start_all},
+    servers::{ECHO_PORT, HTTP_PORT, start_all},
 };
-use lb_userspace::{api::types::BackendItem, model::BackendState};
+use lb_userspace::model::BackendState;
 
 const FILE: &str = "lbd/instances/web.yaml";
 const LONG: Duration = Duration::from_secs(15);
 
-struct Scene {
-    // Dropped in this order.
-    daemon: Daemon,
-    _agents: Vec<Agent>,
-    network: Network,
-    next_port: std::cell::Cell<u16>,
-}
+type Scene = discovered::Scene<()>;
 
 /// One line of the file: host of the network, and more keys.
 type Line<'a> = (usize, &'a str);
@@ -48,116 +43,33 @@ fn instances(lines: &[Line<'_>]) -> String {
 }
 
 fn service(network: &Network, keys: &str) -> Service {
-    Service::new("web", Protocol::Tcp)
-        .listen(network, 0, ECHO_PORT)
-        .discovery(format!("{{file: {{path: /run/{FILE}{keys}}}}}"))
+    web_service(network, format!("{{file: {{path: /run/{FILE}{keys}}}}}"))
 }
 
-impl Scene {
-    fn new(lines: &[Line<'_>], keys: &str) -> Self {
-        let network = Network::new(Topology::default()).unwrap();
-        let agents = start_all(&network.backends).unwrap();
-        replace_file(&network.node, FILE, &instances(lines)).unwrap();
-        let config = Config::new(&network, "native").service(service(&network, keys));
-        let daemon = Daemon::start(&network.node, &config).unwrap();
-        daemon.wait_all_healthy().unwrap();
-        Self {
-            daemon,
-            _agents: agents,
-            network,
-            next_port: std::cell::Cell::new(10_000),
-        }
-    }
+fn start(lines: &[Line<'_>], keys: &str) -> Scene {
+    let network = Network::new(Topology::default()).unwrap();
+    replace_file(&network.node, FILE, &instances(lines)).unwrap();
+    let service = service(&network, keys);
+    let scene = Scene::with(network, (), service);
+    scene.daemon.wait_all_healthy().unwrap();
+    scene
+}
 
-    fn write(&self, lines: &[Line<'_>]) {
-        self.daemon.replace_file(FILE, &instances(lines)).unwrap();
-    }
-
-    fn address(&self, host: usize) -> SocketAddr {
-        (self.network.backend(host, Family::V4), ECHO_PORT).into()
-    }
-
-    fn target(&self) -> SocketAddr {
-        (self.network.vip(0, Family::V4), ECHO_PORT).into()
-    }
-
-    fn burst(&self, count: usize) -> Burst {
-        let port = self.next_port.get();
-        self.next_port.set(port + 1000);
-        let sources = self.network.client_addresses(Family::V4);
-        let client = &self.network.client;
-        let result = burst(client, &sources, port, count, Protocol::Tcp, self.target());
-        assert_eq!(summary(&result.failures), "none");
-        result
-    }
-
-    /// Backends that a hundred new connections reach.
-    fn reached(&self) -> Vec<String> {
-        self.burst(100).by_backend.into_keys().collect()
-    }
-
-    fn wait(&self, host: usize, condition: impl Fn(&BackendItem) -> bool) {
-        let address = self.address(host);
-        self.daemon
-            .wait_backend("web", address, LONG, condition)
-            .unwrap();
-    }
-
-    fn known(&self) -> Vec<SocketAddr> {
-        self.daemon
-            .backends()
-            .unwrap()
-            .iter()
-            .map(|b| b.address)
-            .collect()
-    }
-
-    /// A connection to this backend.
-    fn connection_to(&self, host: usize) -> LongLived {
-        for _ in 0..200 {
-            let source = any_port(self.network.client_addresses(Family::V4)[1]);
-            let client = &self.network.client;
-            let one = LongLived::open(client, Protocol::Tcp, source, self.target()).unwrap();
-            if one.backend() == format!("b{host}") {
-                return one;
-            }
-            one.close().unwrap();
-        }
-        panic!("no connection reached b{host}");
-    }
-
-    fn goes_on(&self, connection: &LongLived, when: &str) {
-        let goal = connection.exchanges() + 4;
-        let alive = eventually(LONG, || {
-            connection.exchanges() >= goal || !connection.is_alive()
-        });
-        assert!(
-            alive && connection.is_alive(),
-            "{when}: the connection broke"
-        );
-    }
+fn write(scene: &Scene, lines: &[Line<'_>]) {
+    scene.daemon.replace_file(FILE, &instances(lines)).unwrap();
 }
 
 #[test]
 fn an_instance_comes_changes_drains_and_leaves() {
-    let scene = Scene::new(&[(1, "")], "");
+    let scene = start(&[(1, "")], "");
     let open = scene.connection_to(1);
     assert_eq!(scene.reached(), ["b1"]);
 
-    scene.write(&[(1, ""), (2, ", weight: 300, labels: {version: v2}")]);
-    let began = Instant::now();
-    let reached = eventually(LONG, || {
-        let source = any_port(scene.network.client_addresses(Family::V4)[0]);
-        let target = scene.target();
-        let asked = || ask_once(Protocol::Tcp, source, target, "who");
-        let answer = scene.network.client.run(asked).unwrap();
-        answer.backend == "b2"
-    });
-    assert!(reached, "no connection reached the new instance");
-    note(format!(
-        "an instance appears in the file: a connection reaches it {:.0?} later",
-        began.elapsed()
-    ));
+    write(
+        &scene,
+        &[(1, ""), (2, ", weight: 300, labels: {version: v2}")],
+    );
+    scene.wait_reached(2, "an instance appears in the file");
     scene.wait(2, |b| {
         b.weight == 300 && b.labels["version"] == "v2" && b.effective_weight == 300
     });
@@ -167,7 +79,7 @@ fn an_instance_comes_changes_drains_and_leaves() {
         "weights 100 and 300: {share}"
     );
 
-    scene.write(&[(1, ", weight: 300"), (2, ", weight: 100")]);
+    write(&scene, &[(1, ", weight: 300"), (2, ", weight: 100")]);
     scene.wait(2, |b| b.effective_weight == 100);
     let share = scene.burst(800).share("b2");
     assert!(
@@ -175,22 +87,21 @@ fn an_instance_comes_changes_drains_and_leaves() {
         "weights 300 and 100: {share}"
     );
 
-    scene.write(&[(1, ", state: drain"), (2, "")]);
+    write(&scene, &[(1, ", state: drain"), (2, "")]);
     scene.wait(1, |b| {
         b.state == BackendState::Draining && b.reasons[0] == "file: drain"
     });
     assert_eq!(scene.reached(), ["b2"]);
     scene.goes_on(&open, "drained");
 
-    scene.write(&[(1, ", state: down"), (2, "")]);
+    write(&scene, &[(1, ", state: down"), (2, "")]);
     scene.wait(1, |b| {
         b.state == BackendState::Unhealthy && b.reasons[0] == "file: down"
     });
     assert_eq!(scene.reached(), ["b2"]);
 
-    scene.write(&[(2, "")]);
-    let gone = scene.address(1);
-    assert!(eventually(LONG, || !scene.known().contains(&gone)));
+    write(&scene, &[(2, "")]);
+    scene.wait_gone(1);
     assert_eq!(scene.reached(), ["b2"]);
     scene.goes_on(&open, "removed");
     open.close().unwrap();
@@ -198,18 +109,17 @@ fn an_instance_comes_changes_drains_and_leaves() {
 
 #[test]
 fn what_lbctl_says_stands_above_and_outlives_an_absence() {
-    let scene = Scene::new(&[(1, ""), (2, "")], "");
+    let scene = start(&[(1, ""), (2, "")], "");
     let name = format!("web/{}", scene.address(1));
     scene.daemon.ctl(&["drain", &name]).unwrap();
     assert_eq!(scene.reached(), ["b2"]);
-    scene.write(&[(2, "")]);
-    let gone = scene.address(1);
-    assert!(eventually(LONG, || !scene.known().contains(&gone)));
+    write(&scene, &[(2, "")]);
+    scene.wait_gone(1);
     assert_eq!(
         scene.daemon.status().unwrap().problems,
         Vec::<String>::new()
     );
-    scene.write(&[(1, ", weight: 200"), (2, "")]);
+    write(&scene, &[(1, ", weight: 200"), (2, "")]);
     scene.wait(1, |b| b.weight == 200 && b.state == BackendState::Draining);
     assert_eq!(scene.reached(), ["b2"]);
     scene.daemon.ctl(&["unset", "all", &name]).unwrap();
@@ -234,7 +144,7 @@ fn what_lbctl_says_stands_above_and_outlives_an_absence() {
 /// Each fault of the file is told in words, and changes nothing.
 #[test]
 fn no_fault_of_the_file_takes_a_backend_away() {
-    let scene = Scene::new(&[(1, ""), (2, "")], "");
+    let scene = start(&[(1, ""), (2, "")], "");
     let open = [scene.connection_to(1), scene.connection_to(2)];
     let file = scene.network.node.run_path(FILE);
     let whole = instances(&[(1, ""), (2, ""), (3, "")]);
@@ -284,7 +194,7 @@ fn no_fault_of_the_file_takes_a_backend_away() {
         scene.goes_on(connection, "faults");
     }
     // It recovers by itself.
-    scene.write(&[(1, ""), (2, ""), (3, "")]);
+    write(&scene, &[(1, ""), (2, ""), (3, "")]);
     scene
         .daemon
         .wait_source("web", LONG, |s| s.state == "synced" && s.instances == 3)
@@ -311,12 +221,15 @@ fn no_fault_of_the_file_takes_a_backend_away() {
 /// Killed, and all that was in the kernel removed as by a restart of the node; the file is gone.
 #[test]
 fn a_daemon_that_starts_without_its_file_serves_what_it_knew() {
-    let mut scene = Scene::new(&[(1, ""), (2, ", weight: 300")], "");
-    scene.write(&[
-        (1, ""),
-        (2, ""),
-        (3, ", state: drain, labels: {version: v3}"),
-    ]);
+    let mut scene = start(&[(1, ""), (2, ", weight: 300")], "");
+    write(
+        &scene,
+        &[
+            (1, ""),
+            (2, ""),
+            (3, ", state: drain, labels: {version: v3}"),
+        ],
+    );
     scene.wait(3, |b| b.state == BackendState::Draining);
     scene.wait(2, |b| b.effective_weight == 100);
     // The last change is on disk a second later at the latest.
@@ -346,7 +259,7 @@ fn a_daemon_that_starts_without_its_file_serves_what_it_knew() {
         "lbctl get sources, restarted without the file:\n{sources}"
     ));
 
-    scene.write(&[(3, "")]);
+    write(&scene, &[(3, "")]);
     scene
         .daemon
         .wait_source("web", LONG, |s| s.state == "synced" && s.instances == 1)
@@ -358,7 +271,7 @@ fn a_daemon_that_starts_without_its_file_serves_what_it_knew() {
 /// One damaged file of what was known is told, and hurts nothing else.
 #[test]
 fn a_damaged_state_is_told_and_no_more() {
-    let mut scene = Scene::new(&[(1, "")], "");
+    let mut scene = start(&[(1, "")], "");
     scene.daemon.stop().unwrap();
     let directory = scene.network.node.run_path("lbd/state/discovery");
     let files: Vec<_> = fs::read_dir(&directory)
@@ -387,7 +300,7 @@ fn a_damaged_state_is_told_and_no_more() {
 
 #[test]
 fn a_reload_touches_only_sources_that_changed() {
-    let scene = Scene::new(&[(1, ""), (2, "")], "");
+    let scene = start(&[(1, ""), (2, "")], "");
     let reload = |services: Vec<Service>| {
         let mut config = Config::new(&scene.network, "native");
         config.services = services;
@@ -512,7 +425,7 @@ fn five_thousand_instances_in_a_second_are_few_passes() {
 
 #[test]
 fn a_flapping_instance_is_few_passes() {
-    let scene = Scene::new(&[(1, ""), (2, "")], "");
+    let scene = start(&[(1, ""), (2, "")], "");
     let mut config = Config::new(&scene.network, "native");
     let mut web = service(&scene.network, "");
     web.health = "{type: none}";
@@ -525,8 +438,8 @@ fn a_flapping_instance_is_few_passes() {
     const FLAPS: usize = 50;
     for flap in 1..=2 * FLAPS {
         match flap % 2 {
-            1 => scene.write(&[(1, "")]),
-            _ => scene.write(&[(1, ""), (2, "")]),
+            1 => write(&scene, &[(1, "")]),
+            _ => write(&scene, &[(1, ""), (2, "")]),
         }
         let next = began + Duration::from_millis(100) * flap as u32;
         std::thread::sleep(next.saturating_duration_since(Instant::now()));

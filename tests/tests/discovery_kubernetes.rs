@@ -7,25 +7,23 @@
 //!                            └── b3
 //! ```
 
-use std::{
-    net::SocketAddr,
-    time::{Duration, Instant},
-};
+use std::{net::SocketAddr, time::Duration};
 
 use lb_tests::{
-    clients::{Burst, LongLived, Protocol, any_port, ask_once, burst, summary},
+    clients::{Protocol, burst, summary},
     cluster::{Cluster, Pod, endpoint, service, slice},
-    daemon::{Config, Daemon, Service},
+    daemon::Daemon,
+    discovered,
     docs::Page,
     eventually,
     host::Host,
     net::{Family, Network, Topology},
     note,
     registry::Fault,
-    servers::{Agent, ECHO_PORT, HTTP_PORT, start_all},
+    servers::{ECHO_PORT, HTTP_PORT, start_all},
     tls::{Front, Pki},
 };
-use lb_userspace::{api::types::BackendItem, model::BackendState};
+use lb_userspace::model::BackendState;
 
 const LONG: Duration = Duration::from_secs(30);
 const SOURCE: &str = "server: \"http://127.0.0.1:6443\", namespace: shop, service: web, port: echo, watch_timeout: 1s";
@@ -34,14 +32,7 @@ fn local(port: u16) -> SocketAddr {
     ([127, 0, 0, 1], port).into()
 }
 
-struct Scene {
-    // Dropped in this order.
-    daemon: Daemon,
-    cluster: Cluster,
-    _agents: Vec<Agent>,
-    network: Network,
-    next_port: std::cell::Cell<u16>,
-}
+type Scene = discovered::Scene<Cluster>;
 
 /// A slice with one pod on a host of the network.
 fn pod(host: usize, state: Pod, weight: Option<u16>) -> serde_json::Value {
@@ -68,131 +59,37 @@ fn fill(cluster: &Cluster, hosts: &[usize]) {
     }
 }
 
-impl Scene {
-    fn new(hosts: &[usize], keys: &str) -> Self {
-        let network = Network::new(Topology::default()).unwrap();
-        let agents = start_all(&network.backends).unwrap();
-        let cluster = cluster(&network.node, hosts);
-        let web = Service::new("web", Protocol::Tcp)
-            .listen(&network, 0, ECHO_PORT)
-            .discovery(format!("{{kubernetes: {{{SOURCE}{keys}}}}}"));
-        let config = Config::new(&network, "native").service(web);
-        let daemon = Daemon::start(&network.node, &config).unwrap();
-        daemon
-            .wait_source("web", LONG, |s| s.instances as usize == hosts.len())
-            .unwrap();
-        daemon.wait_all_healthy().unwrap();
-        Self {
-            daemon,
-            cluster,
-            _agents: agents,
-            network,
-            next_port: std::cell::Cell::new(10_000),
-        }
-    }
+fn start(hosts: &[usize], keys: &str) -> Scene {
+    let scene = Scene::new(
+        |network| cluster(&network.node, hosts),
+        &format!("{{kubernetes: {{{SOURCE}{keys}}}}}"),
+    );
+    scene.wait_source(|s| s.instances as usize == hosts.len());
+    scene.daemon.wait_all_healthy().unwrap();
+    scene
+}
 
-    fn apply(&self, host: usize, state: Pod, weight: Option<u16>) {
-        self.cluster.apply(pod(host, state, weight));
-    }
+fn apply(scene: &Scene, host: usize, state: Pod, weight: Option<u16>) {
+    scene.registry.apply(pod(host, state, weight));
+}
 
-    fn leave(&self, host: usize) {
-        self.cluster
-            .delete("EndpointSlice", "shop", &format!("web-{host}"));
-    }
+fn leave(scene: &Scene, host: usize) {
+    let name = format!("web-{host}");
+    scene.registry.delete("EndpointSlice", "shop", &name);
+}
 
-    fn address(&self, host: usize) -> SocketAddr {
-        (self.network.backend(host, Family::V4), ECHO_PORT).into()
-    }
-
-    fn target(&self) -> SocketAddr {
-        (self.network.vip(0, Family::V4), ECHO_PORT).into()
-    }
-
-    fn burst(&self, count: usize) -> Burst {
-        let port = self.next_port.get();
-        self.next_port.set(port + 1000);
-        let sources = self.network.client_addresses(Family::V4);
-        let client = &self.network.client;
-        let result = burst(client, &sources, port, count, Protocol::Tcp, self.target());
-        assert_eq!(summary(&result.failures), "none");
-        result
-    }
-
-    /// Backends that a hundred new connections reach.
-    fn reached(&self) -> Vec<String> {
-        self.burst(100).by_backend.into_keys().collect()
-    }
-
-    fn reaches(&self, backend: &str) {
-        let reached = eventually(LONG, || {
-            let source = any_port(self.network.client_addresses(Family::V4)[0]);
-            let target = self.target();
-            let asked = || ask_once(Protocol::Tcp, source, target, "who");
-            let answer = self.network.client.run(asked).unwrap();
-            answer.backend == backend
-        });
-        assert!(reached, "no connection reached {backend}");
-    }
-
-    fn wait(&self, host: usize, condition: impl Fn(&BackendItem) -> bool) {
-        let address = self.address(host);
-        self.daemon
-            .wait_backend("web", address, LONG, condition)
-            .unwrap();
-    }
-
-    fn known(&self) -> Vec<SocketAddr> {
-        let backends = self.daemon.backends().unwrap();
-        backends.iter().map(|b| b.address).collect()
-    }
-
-    /// A connection to this backend.
-    fn connection_to(&self, host: usize) -> LongLived {
-        for _ in 0..200 {
-            let source = any_port(self.network.client_addresses(Family::V4)[1]);
-            let client = &self.network.client;
-            let one = LongLived::open(client, Protocol::Tcp, source, self.target()).unwrap();
-            if one.backend() == format!("b{host}") {
-                return one;
-            }
-            one.close().unwrap();
-        }
-        panic!("no connection reached b{host}");
-    }
-
-    fn goes_on(&self, connection: &LongLived, when: &str) {
-        let goal = connection.exchanges() + 4;
-        let alive = eventually(LONG, || {
-            connection.exchanges() >= goal || !connection.is_alive()
-        });
-        assert!(
-            alive && connection.is_alive(),
-            "{when}: the connection broke"
-        );
-    }
-
-    fn synced(&self, instances: u32) {
-        self.daemon
-            .wait_source("web", LONG, |s| {
-                s.state == "synced" && s.instances == instances && s.held == 0
-            })
-            .unwrap();
-    }
+fn synced(scene: &Scene, instances: u32) {
+    scene.wait_source(|s| s.state == "synced" && s.instances == instances && s.held == 0);
 }
 
 #[test]
 fn a_pod_comes_changes_drains_and_leaves() {
-    let scene = Scene::new(&[1], "");
+    let scene = start(&[1], "");
     let open = scene.connection_to(1);
     assert_eq!(scene.reached(), ["b1"]);
 
-    let began = Instant::now();
-    scene.apply(2, Pod::Ready, Some(300));
-    scene.reaches("b2");
-    note(format!(
-        "a pod appears in a slice: a connection reaches it {:.0?} later",
-        began.elapsed()
-    ));
+    apply(&scene, 2, Pod::Ready, Some(300));
+    scene.wait_reached(2, "a pod appears in a slice");
     scene.wait(2, |b| {
         b.weight == 300
             && b.effective_weight == 300
@@ -204,14 +101,14 @@ fn a_pod_comes_changes_drains_and_leaves() {
     let share = scene.burst(800).share("b2");
     assert!((0.68..0.82).contains(&share), "weights 100, 300: {share}");
 
-    scene.apply(1, Pod::Ready, Some(300));
-    scene.apply(2, Pod::Ready, None);
+    apply(&scene, 1, Pod::Ready, Some(300));
+    apply(&scene, 2, Pod::Ready, None);
     scene.wait(1, |b| b.effective_weight == 300);
     scene.wait(2, |b| b.effective_weight == 100);
     let share = scene.burst(800).share("b2");
     assert!((0.18..0.32).contains(&share), "weights 300, 100: {share}");
 
-    scene.apply(1, Pod::Leaving, None);
+    apply(&scene, 1, Pod::Leaving, None);
     scene.wait(1, |b| {
         b.state == BackendState::Draining && b.reasons[0] == "kubernetes: drain"
     });
@@ -219,18 +116,17 @@ fn a_pod_comes_changes_drains_and_leaves() {
     scene.goes_on(&open, "drained");
 
     // It would be none otherwise.
-    scene.apply(2, Pod::Unready, None);
+    apply(&scene, 2, Pod::Unready, None);
     scene.wait(2, |b| {
         b.state == BackendState::Unhealthy && b.reasons[0] == "kubernetes: down"
     });
     scene.wait(1, |b| b.state == BackendState::Healthy);
     assert_eq!(scene.reached(), ["b1"]);
 
-    scene.apply(2, Pod::Ready, None);
+    apply(&scene, 2, Pod::Ready, None);
     scene.wait(2, |b| b.state == BackendState::Healthy);
-    scene.leave(1);
-    let gone = scene.address(1);
-    assert!(eventually(LONG, || !scene.known().contains(&gone)));
+    leave(&scene, 1);
+    scene.wait_gone(1);
     assert_eq!(scene.reached(), ["b2"]);
     scene.goes_on(&open, "removed");
     open.close().unwrap();
@@ -241,7 +137,7 @@ fn a_pod_comes_changes_drains_and_leaves() {
 /// Each fault, the server's death and its return, also as one that lost everything.
 #[test]
 fn no_fault_of_the_server_takes_a_backend_away() {
-    let mut scene = Scene::new(&[1, 2], ", empty_hold: 8s");
+    let mut scene = start(&[1, 2], ", empty_hold: 8s");
     let open = [scene.connection_to(1), scene.connection_to(2)];
     let mut told = Vec::new();
     let mut hit = |scene: &Scene, what: &str| {
@@ -259,28 +155,27 @@ fn no_fault_of_the_server_takes_a_backend_away() {
         told.push(format!("{what}: {}", source.last_error.unwrap()));
     };
     for fault in Fault::QUICK.into_iter().chain([Fault::Hang]) {
-        scene.cluster.registry.set_fault(fault.clone());
-        scene.cluster.registry.drop_connections();
+        scene.registry.registry.set_fault(fault.clone());
+        scene.registry.registry.drop_connections();
         hit(&scene, &format!("{fault:?}"));
-        scene.cluster.registry.set_fault(None);
-        scene.synced(2);
+        scene.registry.registry.set_fault(None);
+        synced(&scene, 2);
     }
-    scene.cluster.registry.kill();
+    scene.registry.registry.kill();
     hit(&scene, "killed");
     // What happens meanwhile is there as soon as the server is.
-    scene.cluster.apply(pod(3, Pod::Ready, None));
-    scene.cluster.registry.restart().unwrap();
+    scene.registry.apply(pod(3, Pod::Ready, None));
+    scene.registry.registry.restart().unwrap();
     scene.wait(3, |b| b.state == BackendState::Healthy);
     assert_eq!(scene.reached(), ["b1", "b2", "b3"]);
-    scene.leave(3);
-    let gone = scene.address(3);
-    assert!(eventually(LONG, || !scene.known().contains(&gone)));
-    scene.synced(2);
+    leave(&scene, 3);
+    scene.wait_gone(3);
+    synced(&scene, 2);
 
     // Restarted with nothing in it: no Service, so no answer.
-    scene.cluster.registry.kill();
-    scene.cluster.forget();
-    scene.cluster.registry.restart().unwrap();
+    scene.registry.registry.kill();
+    scene.registry.forget();
+    scene.registry.registry.restart().unwrap();
     let source = scene
         .daemon
         .wait_source("web", LONG, |s| {
@@ -292,14 +187,16 @@ fn no_fault_of_the_server_takes_a_backend_away() {
     assert_eq!((source.instances, &*source.state), (2, "failing"));
     told.push(source.last_error.unwrap());
     // The Service, without endpoints yet: those that were known are held.
-    scene.cluster.apply(service("shop", "web", &[("echo", 80)]));
+    scene
+        .registry
+        .apply(service("shop", "web", &[("echo", 80)]));
     scene
         .daemon
         .wait_source("web", LONG, |s| s.instances == 2 && s.held == 2)
         .unwrap();
     assert_eq!(scene.reached(), ["b1", "b2"]);
-    fill(&scene.cluster, &[1, 2]);
-    scene.synced(2);
+    fill(&scene.registry, &[1, 2]);
+    synced(&scene, 2);
     assert_eq!(scene.reached(), ["b1", "b2"]);
     for words in told {
         note(format!("told: {words}"));
@@ -308,8 +205,8 @@ fn no_fault_of_the_server_takes_a_backend_away() {
         scene.goes_on(connection, "faults");
     }
     // None for good, which is meant in the end.
-    scene.leave(1);
-    scene.leave(2);
+    leave(&scene, 1);
+    leave(&scene, 2);
     assert!(eventually(LONG, || scene.known().is_empty()));
     for connection in open {
         scene.goes_on(&connection, "all gone");
@@ -320,13 +217,13 @@ fn no_fault_of_the_server_takes_a_backend_away() {
 /// Killed, and started while the API server is away.
 #[test]
 fn a_daemon_that_starts_without_its_server_serves_what_it_knew() {
-    let mut scene = Scene::new(&[1, 2], "");
-    scene.apply(3, Pod::Leaving, Some(7));
+    let mut scene = start(&[1, 2], "");
+    apply(&scene, 3, Pod::Leaving, Some(7));
     scene.wait(3, |b| b.state == BackendState::Draining);
     // The last change is on disk a second later at the latest.
     std::thread::sleep(Duration::from_millis(2500));
     scene.daemon.kill9();
-    scene.cluster.registry.kill();
+    scene.registry.registry.kill();
     scene.daemon.restart().unwrap();
     let source = scene
         .daemon
@@ -337,8 +234,8 @@ fn a_daemon_that_starts_without_its_server_serves_what_it_knew() {
     scene.wait(2, |b| b.effective_weight == 100);
     scene.wait(3, |b| b.weight == 7 && b.labels["version"] == "v3");
     assert_eq!(scene.reached(), ["b1", "b2"]);
-    scene.cluster.registry.restart().unwrap();
-    scene.apply(3, Pod::Ready, None);
+    scene.registry.registry.restart().unwrap();
+    apply(&scene, 3, Pod::Ready, None);
     scene.wait(3, |b| b.state == BackendState::Healthy);
     assert_eq!(scene.reached(), ["b1", "b2", "b3"]);
 }
