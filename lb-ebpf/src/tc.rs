@@ -423,7 +423,7 @@ macro_rules! walk_tc {
     };
 }
 
-/// Ingress of a device that has no XDP program of ours, or has had one until now.
+/// Ingress of a device that has no XDP program of ours, or whose XDP is being changed.
 #[unsafe(no_mangle)]
 #[unsafe(link_section = "classifier")]
 extern "C" fn lbd_tc(context: *mut __sk_buff) -> i32 {
