@@ -91,7 +91,12 @@ impl History {
             Fault::Link => {
                 let kind = may_bring_about(Trouble::CutOff, failed, resets)
                     || failed.how == How::Failed(Failure::Refused);
-                let ended = happened.ended.map(|ended| self.served(ended, BACK_WITHIN));
+                // Backends stay out until probes find them; packets go through before that.
+                let waited = failed.how == How::Failed(Failure::Timeout);
+                let ended = happened.ended.map(|ended| match waited {
+                    true => ended + AFTERMATH,
+                    false => self.served(ended, BACK_WITHIN),
+                });
                 kind && overlap(happened.began, ended, failed)
             }
             // Its TCP connections go on.
@@ -311,6 +316,18 @@ mod tests {
             !case.explains(&behind),
             "nobody asks for a neighbour that is there"
         );
+    }
+
+    #[test]
+    fn packets_pass_a_mended_link_before_backends_are_back() {
+        let case = Case::of(Fault::Link);
+        let times = [15_600, 15_600, 15_700];
+        assert!(case.explains(&case.failed(None, times, Failure::Refused)));
+        assert!(!case.explains(&case.failed(None, times, Failure::Timeout)));
+        let late = [17_000, 17_000, 17_100];
+        assert!(!case.explains(&case.failed(None, late, Failure::Refused)));
+        let before = [15_300, 15_300, 18_300];
+        assert!(case.explains(&case.failed(None, before, Failure::Timeout)));
     }
 
     #[test]

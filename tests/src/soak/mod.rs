@@ -77,6 +77,7 @@ pub fn run(options: Options, say: impl Fn(String) + Sync) -> anyhow::Result<()> 
         }
     }
     summary::print(&done, say);
+    broken.extend(done.iter().filter_map(Report::is_void));
     let unexplained: usize = done.iter().map(|report| report.unexplained.len()).sum();
     broken.extend(done.iter().flat_map(|report| {
         let leaks = report.leaks.iter();

@@ -7,6 +7,10 @@ use super::{
     traffic::{Failed, How, Record},
 };
 
+/// Failures that may be owed to a busy machine: so many, and one of so many connections.
+const MACHINE_MAY: usize = 10;
+const MACHINE_MAY_OF: usize = 5000;
+
 /// What one scene showed.
 pub(super) struct Report {
     pub(super) name: &'static str,
@@ -21,6 +25,17 @@ pub(super) struct Report {
 }
 
 impl Report {
+    /// Why the scene shows nothing, if so: whatever failed might be owed to lbd then.
+    pub(super) fn is_void(&self) -> Option<String> {
+        let most = MACHINE_MAY + self.record.connections as usize / MACHINE_MAY_OF;
+        (self.machine > most).then(|| {
+            format!(
+                "{}: {} failures, {most} at most may be owed to a busy machine; run it on a quieter one",
+                self.name, self.machine
+            )
+        })
+    }
+
     pub(super) fn new(
         name: &'static str,
         start: Instant,
