@@ -283,7 +283,7 @@ fn serve_xdp(
     let pin = links.path(device, "xdp");
     let own = live_link(&pin, device)?;
     if let (Some(link), Some(running)) = (own, device.xdp)
-        && suits(mode, running)
+        && suits(mode, running, device)
     {
         let served = if running.native {
             Served::Native
@@ -306,6 +306,7 @@ fn serve_xdp(
             let change = own.map(|_| "detached from xdp".to_owned());
             return Ok((Served::Tc(None), change));
         }
+        XdpMode::Auto if device.stands_on_others() => &[(xdp::XdpMode::Driver, Served::Native)],
         XdpMode::Auto => &[
             (xdp::XdpMode::Driver, Served::Native),
             (xdp::XdpMode::Skb, Served::Generic),
@@ -331,6 +332,9 @@ fn serve_xdp(
                 refusals.push(format!("{name}: {:#}", anyhow::Error::new(error)));
             }
         }
+    }
+    if mode == XdpMode::Auto && device.stands_on_others() {
+        refusals.push(devices::MERGED.to_owned());
     }
     let reason = if foreign {
         "another XDP program is attached".to_owned()
@@ -443,14 +447,14 @@ fn live_link(path: &Path, device: &Device) -> Result<Option<sys::LinkInfo>> {
 fn keeps_xdp(links: &Links, device: &Device, mode: XdpMode) -> Result<bool> {
     let own = live_link(&links.path(device, "xdp"), device)?;
     Ok(match (own, device.xdp) {
-        (Some(_), Some(running)) => suits(mode, running),
+        (Some(_), Some(running)) => suits(mode, running, device),
         _ => false,
     })
 }
 
-fn suits(mode: XdpMode, running: Running) -> bool {
+fn suits(mode: XdpMode, running: Running, device: &Device) -> bool {
     match mode {
-        XdpMode::Auto => true,
+        XdpMode::Auto => running.native || !device.stands_on_others(),
         XdpMode::Native => running.native,
         XdpMode::Generic => !running.native,
         XdpMode::Off => false,

@@ -34,6 +34,16 @@ impl Device {
     fn is(&self, kind: &str) -> bool {
         self.kind.as_deref() == Some(kind)
     }
+
+    /// Whether it gets its packets from other devices. Generic XDP switches off on its own device only
+    /// what merges segments (`netif_elide_gro`, include/linux/netdevice.h), so that it is shown there what
+    /// the devices below have merged: larger than the MTU, with half a checksum.
+    pub(super) fn stands_on_others(&self) -> bool {
+        const KINDS: [&str; 7] = [
+            "bond", "bridge", "ipvlan", "macvlan", "macvtap", "team", "vlan",
+        ];
+        KINDS.iter().any(|kind| self.is(kind))
+    }
 }
 
 /// The XDP program a device runs, whoever attached it.
@@ -60,11 +70,17 @@ pub(super) fn list() -> Result<Vec<Device>> {
     Ok(devices)
 }
 
+/// See [`Device::stands_on_others`].
+pub(super) const MERGED: &str = "generic XDP is shown what the devices below have merged";
+
 /// Why a device is better served without native or generic XDP, if it is.
 pub(super) fn against_xdp(device: &Device, native: bool) -> Option<&'static str> {
     if native && device.is("veth") && !is_met_by_xdp(device) {
         // `veth_xdp_flush` in the kernel's drivers/net/veth.c.
         return Some("a veth device loses what XDP sends back unless its other end has XDP too");
+    }
+    if !native && device.stands_on_others() {
+        return Some(MERGED);
     }
     // A veth device hands over what its other end did not write out, whatever it is told itself.
     let hides_tags = device.carries_vlans && (device.is("veth") || takes_tags_off(device));
@@ -195,6 +211,13 @@ pub(super) fn redirect_targets() -> Option<BTreeSet<u32>> {
     const A_IFINDEX: u16 = 1;
     const A_XDP_FEATURES: u16 = 3;
     const XDP_ACT_NDO_XMIT: u64 = 1 << 2;
+    const XDP_ACT_NDO_XMIT_SG: u64 = 1 << 6;
+    // Frames in several buffers are lost where the driver transmits none (`__xdp_enqueue`,
+    // kernel/bpf/devmap.c), and there is no telling which come.
+    let needed = match sys::program::has_xdp_frags() {
+        true => XDP_ACT_NDO_XMIT | XDP_ACT_NDO_XMIT_SG,
+        false => XDP_ACT_NDO_XMIT,
+    };
 
     let socket = Socket::open(libc::NETLINK_GENERIC).ok()?;
     let family = netdev_family(&socket)?;
@@ -205,7 +228,7 @@ pub(super) fn redirect_targets() -> Option<BTreeSet<u32>> {
         let tail = message.body.get(4..)?;
         let index = number::<u32>(attribute(tail, A_IFINDEX)?, 0)?;
         let features = number::<u64>(attribute(tail, A_XDP_FEATURES)?, 0)?;
-        (features & XDP_ACT_NDO_XMIT != 0).then_some(index)
+        (features & needed == needed).then_some(index)
     });
     Some(targets.collect())
 }

@@ -528,6 +528,27 @@ fn auto_takes_xdp_on_veth_only_where_the_other_end_has_it() {
 }
 
 #[test]
+fn auto_takes_no_generic_xdp_above_other_devices() {
+    isolated(|bpffs| {
+        ip_commands("link add br0 type bridge\nlink set br0 up");
+        let mut world = World::new(bpffs, &["br0"], XdpMode::Generic);
+        let kernel = world.start();
+        assert_eq!(attached(&kernel), pairs(&[("br0", "xdp generic")]));
+        drop(kernel);
+        world.node.xdp = XdpMode::Auto;
+        let kernel = world.start();
+        let attached = attached(&kernel);
+        let [(_, hook)] = attached.as_slice() else {
+            panic!("{attached:?}");
+        };
+        assert!(hook.starts_with("tc (xdp native: "), "{hook}");
+        assert!(hook.ends_with("the devices below have merged)"), "{hook}");
+        assert!(world.link("br0", "xdp").is_none());
+        assert!(kernel.repair_attachments().unwrap().is_empty());
+    });
+}
+
+#[test]
 fn a_map_that_is_not_ours_is_refused() {
     isolated(|bpffs| {
         let world = World::new(bpffs, &["one"], XdpMode::Off);
