@@ -3,9 +3,12 @@
 
 use std::collections::BTreeMap;
 
+use aya::{maps::MapType, sys::is_map_supported};
 use lb_tests::{
+    host::Host,
     note,
     packets::{kernel, verifier},
+    veth,
 };
 use lb_userspace::datapath;
 
@@ -41,12 +44,25 @@ const TOLERANCE: u32 = 5;
 /// One test, for it takes the process's file descriptors away for a while on old kernels.
 #[test]
 fn programs_load_and_stay_within_their_budgets() {
-    let features = datapath::features();
-    note(format!("vm: feature {}", hooks(features)));
+    for feature in features() {
+        note(format!("vm: feature {feature}"));
+    }
     let mut excess = Vec::new();
     for (taking_over, budgets) in [(false, BUDGETS), (true, UPGRADE_BUDGETS)] {
-        let counts = verifier::measure(0, taking_over).expect("the programs load");
         let suffix = if taking_over { "(upgrade)" } else { "" };
+        let counts = verifier::measure(0, taking_over);
+        let counts = counts.unwrap_or_else(|error| {
+            // In one line, and how the verifier's log ends: there it says why.
+            let text = format!("{error:#}").replace('\n', " | ");
+            let end = text.len().saturating_sub(400);
+            let why: String = text
+                .char_indices()
+                .filter(|(at, _)| *at < 200 || *at >= end)
+                .map(|(_, c)| c)
+                .collect();
+            note(format!("vm: rejected {suffix} {why}"));
+            panic!("{error:#}");
+        });
         for (program, count) in &counts {
             note(format!("vm: program {program}{suffix} {count}"));
             excess.extend(outdated(&format!("{program}{suffix}"), *count));
@@ -94,15 +110,28 @@ fn beyond(counts: &BTreeMap<String, u32>, budgets: &[(&str, u32)], percent: u32)
     counts.iter().filter_map(over).collect()
 }
 
-fn hooks(features: datapath::Features) -> String {
-    let tc = if features.tcx {
-        "TCX links"
-    } else {
-        "clsact filters instead of TCX links"
+/// What lbd finds in this kernel of what it would use, and what it takes instead.
+fn features() -> [String; 4] {
+    let datapath::Features { tcx, xdp_frags } = datapath::features();
+    let host = Host::new("features").expect("a namespace");
+    let has_links = veth::pass_everything(&host, "lo").is_ok();
+    let has_ring = is_map_supported(MapType::RingBuf).unwrap_or(false);
+    let found = |name: &str, has: bool, instead: &str| match has {
+        true => format!("{name}: used"),
+        false => format!("{name}: not there, {instead}"),
     };
-    let frags = match features.xdp_frags {
-        true => "XDP with frames in several buffers",
-        false => "XDP without frames in several buffers",
-    };
-    format!("{tc}; {frags}")
+    [
+        found("links of XDP programs", has_links, "lbd cannot attach"),
+        found(
+            "links of TC programs (TCX)",
+            tcx,
+            "filters of clsact instead",
+        ),
+        found("ring buffer", has_ring, "no logs of the packet path"),
+        found(
+            "native XDP for frames in several buffers",
+            xdp_frags,
+            "another hook where the MTU is beyond a page",
+        ),
+    ]
 }

@@ -5,7 +5,10 @@ use std::{
     io::{BufRead, BufReader, Write as _},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
-    sync::mpsc::{self, RecvTimeoutError},
+    sync::{
+        OnceLock,
+        mpsc::{self, RecvTimeoutError},
+    },
     thread,
     time::{Duration, Instant},
 };
@@ -16,6 +19,12 @@ const MEMORY: &str = "2500M";
 pub const PROCESSORS: usize = 2;
 /// Until `init` runs.
 const BOOT: Duration = Duration::from_secs(300);
+/// Of a machine that is not emulated.
+const KVM_BOOT: Duration = Duration::from_secs(30);
+const KVM: &str = "kvm";
+const TCG: &str = "tcg,thread=multi";
+/// What the first machine showed to work.
+static ACCELERATOR: OnceLock<String> = OnceLock::new();
 
 /// What became of it.
 pub struct Run {
@@ -37,11 +46,53 @@ pub fn boot(
     steps: &[Step],
     say: impl Fn(&str),
 ) -> Result<Run, String> {
+    if let Some(accelerator) = ACCELERATOR.get() {
+        return boot_by(accelerator, BOOT, kernel, initramfs, directory, steps, &say);
+    }
+    let asked = std::env::var("LBD_VM_ACCEL").ok();
+    let has_kvm = || {
+        File::options()
+            .read(true)
+            .write(true)
+            .open("/dev/kvm")
+            .is_ok()
+    };
+    if asked.is_none() && has_kvm() {
+        let run = boot_by(KVM, KVM_BOOT, kernel, initramfs, directory, steps, &say)?;
+        if !run.lines.is_empty() {
+            let _ = ACCELERATOR.set(KVM.to_owned());
+            return Ok(run);
+        }
+        eprintln!("vm: kvm boots no machine here, they are emulated");
+    }
+    let accelerator = asked.unwrap_or(TCG.to_owned());
+    let _ = ACCELERATOR.set(accelerator.clone());
+    boot_by(
+        &accelerator,
+        BOOT,
+        kernel,
+        initramfs,
+        directory,
+        steps,
+        &say,
+    )
+}
+
+/// With that accelerator, whose machines say something within `patience`.
+fn boot_by(
+    accelerator: &str,
+    patience: Duration,
+    kernel: &Kernel,
+    initramfs: &Path,
+    directory: &Path,
+    steps: &[Step],
+    say: &impl Fn(&str),
+) -> Result<Run, String> {
     let console = directory.join("console.log");
     let log = directory.join("tests.log");
     let mut log = File::create(&log).map_err(|error| format!("{}: {error}", log.display()))?;
     let began = Instant::now();
-    let mut machine = Machine::start(kernel, initramfs, &console)?;
+    let mut machine = Machine::start(accelerator, kernel, initramfs, &console)?;
     let lines = machine.lines();
     let limits: Duration = steps.iter().map(|step| step.limit).sum();
     let mut run = Run {
@@ -51,7 +102,7 @@ pub fn boot(
     };
     loop {
         let limit = if run.lines.is_empty() {
-            BOOT
+            patience
         } else {
             BOOT + limits
         };
@@ -82,12 +133,16 @@ pub fn boot(
 struct Machine(Child);
 
 impl Machine {
-    fn start(kernel: &Kernel, initramfs: &Path, console: &Path) -> Result<Self, String> {
-        let accelerator = std::env::var("LBD_VM_ACCEL").unwrap_or("tcg,thread=multi".to_owned());
+    fn start(
+        accelerator: &str,
+        kernel: &Kernel,
+        initramfs: &Path,
+        console: &Path,
+    ) -> Result<Self, String> {
         // No machine outlives this process.
         let mut qemu = Command::new("setpriv");
         qemu.args(["--pdeathsig", "KILL", "qemu-system-x86_64"]);
-        qemu.args(["-accel", &accelerator, "-cpu", "max,la57=off"]);
+        qemu.args(["-accel", accelerator, "-cpu", "max,la57=off"]);
         qemu.args(["-m", MEMORY, "-nic", "none"]);
         qemu.arg("-smp").arg(PROCESSORS.to_string());
         qemu.args(["-display", "none", "-monitor", "none", "-no-reboot"]);

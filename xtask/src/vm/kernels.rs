@@ -8,13 +8,19 @@ use std::{
 
 use crate::{Outcome, output, root, run, tree};
 
-/// Series, and the suite that has it. What is asked for by a shorter name (`7`) is its newest.
+/// Series, and the suite that has it. What is asked for by a shorter name (`7`) is its newest; `-cloud` behind it
+/// asks for Debian's smaller kernel of that series, for virtual machines.
 const SUITES: [(&str, &str); 4] = [
     ("5.10", "bullseye"),
     ("6.1", "bookworm"),
     ("6.12", "trixie"),
     ("7", "trixie-backports"),
 ];
+/// The smaller kernel that is tested when nobody says what.
+const SMALLER: &str = "6.1-cloud";
+const CLOUD: &str = "-cloud";
+/// A mirror that is away for a moment is no reason to leave a kernel out.
+const RETRIES: &str = "-oAcquire::Retries=3";
 const KEYS: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 
 /// A kernel of Debian, unpacked.
@@ -31,7 +37,8 @@ pub struct Kernel {
 
 /// What is tested when nobody says what.
 pub fn all_series() -> Vec<String> {
-    SUITES.map(|(series, _)| series.to_owned()).to_vec()
+    let series = SUITES.map(|(series, _)| series).into_iter();
+    series.chain([SMALLER]).map(str::to_owned).collect()
 }
 
 /// The newest kernel of a series.
@@ -61,7 +68,7 @@ pub fn fetch(series: &str) -> Result<Kernel, String> {
 
 fn suite_of(series: &str) -> Result<&'static str, String> {
     let is_of = |known: &str| {
-        let rest = series.strip_prefix(known);
+        let rest = series.trim_end_matches(CLOUD).strip_prefix(known);
         rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
     };
     let found = SUITES.iter().find(|(known, _)| is_of(known));
@@ -130,7 +137,7 @@ impl Apt {
             options: options.collect(),
             work: work.into(),
         };
-        output(apt.command("apt-get").arg("update"))?;
+        output(apt.command("apt-get").args(["update", RETRIES]))?;
         Ok(apt)
     }
 
@@ -165,7 +172,7 @@ impl Apt {
     }
 
     fn unpack(&self, package: &str, to: &Path) -> Result<(), String> {
-        output(self.command("apt-get").args(["download", package]))?;
+        output(self.command("apt-get").args(["download", RETRIES, package]))?;
         let prefix = format!("{package}_");
         let file = names(&self.work)
             .into_iter()
@@ -200,9 +207,14 @@ fn extract(package: &Path, to: &Path) -> Outcome {
 
 /// The numbers of a kernel's package, if it is of that series, and for this processor without more.
 fn version_of(package: &str, series: &str) -> Option<Vec<u32>> {
+    let (series, flavour) = match series.strip_suffix(CLOUD) {
+        Some(series) => (series, CLOUD),
+        None => (series, ""),
+    };
     let release = package
         .strip_prefix("linux-image-")?
-        .strip_suffix("-amd64")?;
+        .strip_suffix("-amd64")?
+        .strip_suffix(flavour)?;
     let rest = release.strip_prefix(series)?;
     if !rest.starts_with('.') {
         return None;
@@ -239,6 +251,9 @@ mod tests {
         assert!(old.is_some() && old < new);
         let backport = version_of("linux-image-7.2.12+deb13-amd64", "7");
         assert_eq!(backport, Some(vec![7, 2, 12]));
+        let cloud = version_of("linux-image-6.1.0-50-cloud-amd64", "6.1-cloud");
+        assert_eq!(cloud, Some(vec![6, 1, 0, 50]));
+        assert_eq!(version_of("linux-image-6.1.0-50-amd64", "6.1-cloud"), None);
         for other in [
             "linux-image-6.12.94+deb13-amd64",
             "linux-image-amd64",
@@ -254,6 +269,7 @@ mod tests {
     fn every_series_has_a_suite() {
         assert_eq!(suite_of("7.2"), Ok("trixie-backports"));
         assert_eq!(suite_of("6.12"), Ok("trixie"));
+        assert_eq!(suite_of("5.10-cloud"), Ok("bullseye"));
         assert_eq!(suite_of("6.1"), Ok("bookworm"));
         assert!(suite_of("6.11").is_err());
     }

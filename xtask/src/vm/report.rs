@@ -25,6 +25,8 @@ pub struct Report {
     pub programs: BTreeMap<String, u32>,
     /// What lbd uses there.
     pub features: Vec<String>,
+    /// Programs that the verifier refused, and why.
+    pub rejected: Vec<String>,
     pub notes: Vec<String>,
     pub failure: Option<String>,
     pub seconds: u64,
@@ -45,7 +47,7 @@ impl Report {
                 ["@@", "note", ..] => report.notes.push(line[8..].to_owned()),
                 ["@@", "begin", name] => {
                     let step = steps.iter().find(|step| step.name == *name);
-                    current = step.map(|step| (step.name, Outcome::default()));
+                    current = step.map(|step| (step.name, Outcome::of(step)));
                 }
                 ["@@", "end", _, status, seconds] => {
                     if let Some((name, mut outcome)) = current.take() {
@@ -65,7 +67,7 @@ impl Report {
         report
     }
 
-    /// `vm: program NAME COUNT` and `vm: feature TEXT`.
+    /// `vm: program NAME COUNT`, `vm: feature TEXT` and `vm: rejected TEXT`.
     fn read(&mut self, words: &[&str]) {
         match words {
             ["vm:", "program", name, count] => {
@@ -73,6 +75,7 @@ impl Report {
                 self.programs.insert((*name).to_owned(), count);
             }
             ["vm:", "feature", text @ ..] => self.features.push(text.join(" ")),
+            ["vm:", "rejected", text @ ..] => self.rejected.push(text.join(" ")),
             _ => {}
         }
     }
@@ -86,18 +89,32 @@ impl Report {
         for step in steps {
             self.steps.entry(step.name).or_insert_with(|| Outcome {
                 broken: Some("not begun".to_owned()),
-                ..Outcome::default()
+                ..Outcome::of(step)
             });
         }
     }
 
     pub fn is_good(&self) -> bool {
         let good = |o: &Outcome| o.broken.is_none() && o.failed.is_empty() && o.passed > 0;
-        self.failure.is_none() && !self.steps.is_empty() && self.steps.values().all(good)
+        self.failure.is_none()
+            && self.rejected.is_empty()
+            && !self.steps.is_empty()
+            && self.steps.values().all(good)
     }
 }
 
 impl Outcome {
+    /// Nothing yet but what the step leaves out.
+    fn of(step: &Step) -> Self {
+        let left_out = step.without.iter();
+        Self {
+            skipped: left_out
+                .map(|(test, why)| format!("{test}: {why}"))
+                .collect(),
+            ..Self::default()
+        }
+    }
+
     /// A line of libtest's, or one that a test wrote.
     fn read(&mut self, whole: &str) {
         let line = whole.trim();
@@ -159,7 +176,7 @@ mod tests {
         "@@ kernel 5.10.0-32-amd64",
         "@@ begin programs",
         "vm: program lbd_xdp 35000",
-        "vm: feature links: pinned",
+        "vm: feature ring buffer: used",
         "test result: ok. 2 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out",
         "@@ end programs 0 5",
         "@@ begin packets",
@@ -181,7 +198,7 @@ mod tests {
         assert!(report.is_good(), "{report:?}");
         assert_eq!(report.release, "5.10.0-32-amd64");
         assert_eq!(report.programs["lbd_xdp"], 35000);
-        assert_eq!(report.features, ["links: pinned"]);
+        assert_eq!(report.features, ["ring buffer: used"]);
         assert_eq!(report.steps["devices"].skipped.len(), 1);
         assert_eq!(report.steps["packets"].passed, 2);
     }
@@ -205,6 +222,17 @@ mod tests {
         assert_eq!(report.steps["packets"].failed, ["cases_on_xdp"]);
         assert!(report.steps["packets"].broken.is_none());
         assert!(!report.is_good());
+    }
+
+    #[test]
+    fn what_the_verifier_refuses_is_told() {
+        let mut lines = GOOD;
+        lines[2] = "vm: rejected program lbd_xdp: R1 invalid mem access";
+        assert_eq!(
+            report(&lines, None).rejected,
+            ["program lbd_xdp: R1 invalid mem access"]
+        );
+        assert!(!report(&lines, None).is_good());
     }
 
     #[test]
