@@ -59,7 +59,7 @@ impl Report {
                     if let Some((_, outcome)) = &mut current {
                         outcome.read(line);
                     }
-                    report.read(&words);
+                    report.read(line);
                 }
             }
         }
@@ -68,14 +68,19 @@ impl Report {
     }
 
     /// `vm: program NAME COUNT`, `vm: feature TEXT` and `vm: rejected TEXT`.
-    fn read(&mut self, words: &[&str]) {
-        match words {
-            ["vm:", "program", name, count] => {
+    fn read(&mut self, line: &str) {
+        // The first of them stands behind the test's name.
+        let Some((_, said)) = line.split_once("vm: ") else {
+            return;
+        };
+        let words: Vec<_> = said.split_whitespace().collect();
+        match words.as_slice() {
+            ["program", name, count] => {
                 let count = count.parse().unwrap_or_default();
                 self.programs.insert((*name).to_owned(), count);
             }
-            ["vm:", "feature", text @ ..] => self.features.push(text.join(" ")),
-            ["vm:", "rejected", text @ ..] => self.rejected.push(text.join(" ")),
+            ["feature", text @ ..] => self.features.push(text.join(" ")),
+            ["rejected", text @ ..] => self.rejected.push(text.join(" ")),
             _ => {}
         }
     }
@@ -176,7 +181,7 @@ mod tests {
         "@@ kernel 5.10.0-32-amd64",
         "@@ begin programs",
         "vm: program lbd_xdp 35000",
-        "vm: feature ring buffer: used",
+        "test programs_load ...     vm: feature ring buffer: used",
         "test result: ok. 2 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out",
         "@@ end programs 0 5",
         "@@ begin packets",
