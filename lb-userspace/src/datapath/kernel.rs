@@ -75,7 +75,7 @@ impl Kernel {
     pub fn start_with(node: &Node, options: Options) -> Result<Self> {
         preflight::require_privileges()?;
         preflight::require_bpffs(&node.bpffs)?;
-        preflight::create_directory(&node.state_dir)?;
+        preflight::create_state_directory(&node.state_dir)?;
         let root = preflight::PinRoot::claim(&node.bpffs)?;
         let mut limits = node.limits.clone();
         let mut takeover = Takeover::find(&root, &mut limits)?;
