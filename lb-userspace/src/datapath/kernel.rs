@@ -17,7 +17,7 @@ use lb_common::abi::{
 use tracing::{info, warn};
 
 use super::{
-    Capacity, Datapath, FlowScan, Listen, OBJECT, Route,
+    Attachment, Capacity, Datapath, FlowScan, Listen, OBJECT, Route,
     attach::Hooks,
     attachments::{self, Attachments},
     clock::Clock,
@@ -388,7 +388,7 @@ impl Datapath for Kernel {
         Ok(changed)
     }
 
-    fn attachments(&self) -> Vec<(String, String)> {
+    fn attachments(&self) -> Vec<(String, Attachment)> {
         self.lock_attachments().describe()
     }
 }
