@@ -10,9 +10,9 @@ use anyhow::{Context, bail, ensure};
 use k8s_openapi::api::{
     apps::v1::DaemonSet,
     core::v1::{ConfigMap, Container, Namespace, ServiceAccount},
-    rbac::v1::{ClusterRole, RoleBinding},
+    rbac::v1::{ClusterRole, ClusterRoleBinding, RoleBinding},
 };
-use lb_tests::{machine::target, note};
+use lb_tests::{docs::Page, machine::target, note};
 use lb_userspace::config;
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::Value;
@@ -50,6 +50,9 @@ fn validate(object: &Value) -> anyhow::Result<()> {
         (Some("apps/v1"), Some("DaemonSet")) => typed::<DaemonSet>(object),
         (Some("rbac.authorization.k8s.io/v1"), Some("ClusterRole")) => typed::<ClusterRole>(object),
         (Some("rbac.authorization.k8s.io/v1"), Some("RoleBinding")) => typed::<RoleBinding>(object),
+        (Some("rbac.authorization.k8s.io/v1"), Some("ClusterRoleBinding")) => {
+            typed::<ClusterRoleBinding>(object)
+        }
         other => bail!("no schema for {other:?}"),
     }
 }
@@ -142,8 +145,45 @@ fn the_base_is_of_the_api_s_schema() -> anyhow::Result<()> {
     for ((kind, name), object) in &base {
         validate(object).with_context(|| format!("{kind} {name}"))?;
     }
-    let example = std::fs::read_to_string(deploy().join("kubernetes/rolebinding.yaml"))?;
-    objects(&example)?.values().try_for_each(validate)
+    for name in ["rolebinding.yaml", "rbac-cluster.yaml", "cleanup.yaml"] {
+        beside(name)?.values().try_for_each(validate)?;
+    }
+    Ok(())
+}
+
+/// The documents of a file that is no part of the base.
+fn beside(name: &str) -> anyhow::Result<Objects> {
+    let path = deploy().join("kubernetes").join(name);
+    objects(&std::fs::read_to_string(path)?)
+}
+
+/// It has to reach all that the daemon's pod could change, on the same nodes and by the same rights.
+#[test]
+fn the_cleanup_s_pod_is_the_daemon_s() -> anyhow::Result<()> {
+    let pod = |objects: &Objects, name: &str| {
+        let set = &objects[&("DaemonSet".to_owned(), name.to_owned())];
+        set["spec"]["template"]["spec"].clone()
+    };
+    let mut daemon = pod(&base()?, "lbd");
+    let cleanup = pod(&beside("cleanup.yaml")?, "lbd-cleanup");
+    for part in ["hostNetwork", "nodeSelector", "tolerations"] {
+        assert_eq!(cleanup[part], daemon[part], "{part}");
+    }
+    // Whoever removes lbd may have removed its config first.
+    daemon["volumes"][0]["configMap"]["optional"] = true.into();
+    assert_eq!(cleanup["volumes"], daemon["volumes"]);
+    let (lbd, init) = (&daemon["containers"][0], &cleanup["initContainers"][0]);
+    for part in ["image", "securityContext", "volumeMounts"] {
+        assert_eq!(init[part], lbd[part], "{part}");
+    }
+    assert_eq!(init["args"], serde_json::json!(["--cleanup"]));
+    let of_daemon = lbd["env"].as_array().context("no env")?;
+    for variable in init["env"].as_array().context("no env")? {
+        assert!(of_daemon.contains(variable), "{variable}");
+    }
+    assert_eq!(init["env"][0]["name"], "LBD_PROC_SYS");
+    assert_eq!(cleanup["containers"][0]["image"], lbd["image"]);
+    Ok(())
 }
 
 #[test]
@@ -251,6 +291,38 @@ fn the_chart_renders_what_the_base_does() -> anyhow::Result<()> {
 }
 
 #[test]
+fn the_kustomization_of_the_documentation_sets_image_and_config() -> anyhow::Result<()> {
+    // Within the sources: a kustomization names others by relative paths only.
+    let name = format!("../target/kustomization-{}", std::process::id());
+    let directory = deploy().join(name);
+    std::fs::create_dir_all(&directory)?;
+    let example = Page::read("install.md")?
+        .example("kustomization")?
+        .replace("SOURCES", "../..");
+    std::fs::write(directory.join("kustomization.yaml"), example)?;
+    std::fs::write(directory.join("lbd.yaml"), "services: []\n")?;
+    let path = directory.canonicalize()?;
+    let output = tool("kubectl", &["kustomize", path.to_str().context("a name")?]);
+    std::fs::remove_dir_all(&directory)?;
+    let Some(output) = output else {
+        return Ok(());
+    };
+    let objects = rendered(output)?;
+    assert_eq!(
+        objects.keys().collect::<Vec<_>>(),
+        base()?.keys().collect::<Vec<_>>()
+    );
+    let image = container(&objects)?.image;
+    assert_eq!(image.as_deref(), Some("REGISTRY/lbd:VERSION"));
+    let map = &objects[&("ConfigMap".to_owned(), "lbd".to_owned())];
+    assert_eq!(
+        map["data"],
+        serde_json::json!({"lbd.yaml": "services: []\n"})
+    );
+    Ok(())
+}
+
+#[test]
 fn values_of_the_chart_reach_the_objects() -> anyhow::Result<()> {
     let values = "image.repository=example/lbd,image.tag=v7,imagePullSecrets={pull},adminPort=1234,\
                   discoveryNamespaces={shop},extraCapabilities={SYS_RESOURCE},\
@@ -289,6 +361,20 @@ fn values_of_the_chart_reach_the_objects() -> anyhow::Result<()> {
     let binding = &objects[&("RoleBinding".to_owned(), "lbd-discovery".to_owned())];
     assert_eq!(binding["metadata"]["namespace"], "shop");
     assert_eq!(binding["subjects"][0]["namespace"], "edge");
+    let in_all = ("ClusterRoleBinding".to_owned(), "lbd-discovery".to_owned());
+    assert!(!objects.contains_key(&in_all));
+
+    let arguments = [
+        "template",
+        "lbd",
+        "helm/lbd",
+        "--namespace",
+        "lbd",
+        "--set",
+        "discoveryAllNamespaces=true",
+    ];
+    let objects = rendered(tool("helm", &arguments).context("helm was there")?)?;
+    assert_eq!(objects[&in_all], beside("rbac-cluster.yaml")?[&in_all]);
 
     let odd = [
         "template",

@@ -219,6 +219,7 @@ fn runs_as_installed(machine: &Machine) -> anyhow::Result<()> {
     ] {
         machine.run(&format!("test -s /usr/share/man/{page}.gz"))?;
     }
+    pages_lead_to_pages(machine)?;
     let complained = machine.output("systemd-analyze verify --man=no lbd.service")?;
     // systemd before 253 has the other line of it.
     let words = String::from_utf8_lossy(&complained.stderr).into_owned();
@@ -230,6 +231,34 @@ fn runs_as_installed(machine: &Machine) -> anyhow::Result<()> {
     let score = "systemd-analyze security --no-pager --threshold=30 lbd.service";
     let said = machine.run(score)?;
     note(said.lines().last().unwrap_or_default());
+    Ok(())
+}
+
+/// Whatever a page of the package refers to is in the package, but for what is the repository's alone.
+fn pages_lead_to_pages(machine: &Machine) -> anyhow::Result<()> {
+    const REPOSITORY: [&str; 3] = ["deploy/", "ARCHITECTURE.md", "CONTRIBUTING.md"];
+    let pages = machine.run("find /usr/share/doc/lbd -name '*.md'")?;
+    let mut links = 0;
+    for page in pages.lines() {
+        let text = fs::read_to_string(machine.path(page.trim_start_matches('/')))?;
+        let targets = text.split("](").skip(1).filter_map(|rest| {
+            let target = rest.split([')', '#']).next()?;
+            let is_page = !target.is_empty() && !target.contains("://");
+            is_page.then_some(target)
+        });
+        for target in targets {
+            let name = target.trim_start_matches("../");
+            if REPOSITORY.iter().any(|part| name.starts_with(part)) {
+                continue;
+            }
+            let directory = page.rsplit_once('/').context("a directory")?.0;
+            machine
+                .run(&format!("test -s {directory}/{target}"))
+                .with_context(|| format!("{page} refers to {target}"))?;
+            links += 1;
+        }
+    }
+    ensure!(links > 20, "{links} links found in {pages}");
     Ok(())
 }
 

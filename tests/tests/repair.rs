@@ -144,6 +144,11 @@ fn a_device_that_is_made_anew_carries_its_connections_on() {
     world.network.unplug(2).unwrap();
     let is_noticed = eventually(LIMIT, || attached(&world) != before);
     assert!(is_noticed, "still {before:?}");
+    let shown = world.daemon.lbctl(&["status"]);
+    let text = String::from_utf8_lossy(&shown.stdout);
+    let problem = "device b2 (`node.interfaces`) is missing";
+    assert!(text.contains(problem), "{text}");
+    assert_eq!(shown.status.code(), Some(3), "{text}");
     world.network.replug(2).unwrap();
     let began = Instant::now();
     let is_back = eventually(LIMIT, || attached(&world) == before);
@@ -156,6 +161,8 @@ fn a_device_that_is_made_anew_carries_its_connections_on() {
     ));
     assert_eq!(open, "none");
     world.daemon.wait_all_healthy().unwrap();
+    let problems = world.daemon.status().unwrap().problems;
+    assert_eq!(problems, Vec::<String>::new());
     let network = &world.network;
     let result = burst(&network.client, &sources, 30_000, 60, Protocol::Tcp, target);
     assert_eq!(summary(&result.failures), "none");

@@ -11,6 +11,14 @@ use crate::{
     tree::{self, FILE, PROGRAM, Tree},
 };
 
+const PAGES: [&str; 6] = [
+    "README.md",
+    "SECURITY.md",
+    "docs/install.md",
+    "docs/kernels.md",
+    "docs/runbook.md",
+    "docs/upgrade.md",
+];
 const SCRIPTS: [&str; 3] = ["postinst", "prerm", "postrm"];
 const SHELLS: [(&str, &str, &str); 6] = [
     ("lbctl.bash", "bash-completion/completions", "lbctl"),
@@ -83,13 +91,22 @@ fn documents(tree: &Tree, version: &str) -> Outcome {
         let from = made.path(&format!("completions/{from}"));
         tree.copy(&from, &format!("usr/share/{directory}/{to}"), FILE)?;
     }
-    let docs = root().join("docs");
-    for name in ["install.md", "upgrade.md", "runbook.md"] {
-        tree.copy(&docs.join(name), &format!("usr/share/doc/lbd/{name}"), FILE)?;
-    }
+    pages(tree)?;
     changelog(tree, version)?;
     let copyright = root().join("deploy/deb/copyright");
     tree.copy(&copyright, "usr/share/doc/lbd/copyright", FILE)
+}
+
+/// What operators read, as it lies in the repository: the pages lead to each other.
+fn pages(tree: &Tree) -> Outcome {
+    let mut pages = Vec::from(PAGES.map(str::to_owned));
+    let sources = Tree(root().join("docs/discovery")).files()?;
+    pages.extend(sources.iter().map(|name| format!("docs/discovery/{name}")));
+    for page in pages {
+        let place = format!("usr/share/doc/lbd/{page}");
+        tree.copy(&root().join(&page), &place, FILE)?;
+    }
+    Ok(())
 }
 
 /// Debian wants one; the history is told elsewhere.

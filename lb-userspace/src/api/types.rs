@@ -190,7 +190,7 @@ pub struct ServiceItem {
     pub healthy_backends: u32,
     pub active_connections: u64,
     pub total_connections: u64,
-    /// `file` or `cli`.
+    /// `file`, `cli`, or `discovery:` and the kind of the source that found it.
     pub source: String,
 }
 
@@ -234,8 +234,20 @@ pub struct HealthItem {
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct OverrideItem {
     pub backend: BackendRef,
-    #[serde(rename = "override")]
+    #[serde(rename = "override", with = "OverrideFields")]
     pub value: Override,
+}
+
+/// How items spell an [`Override`]; the state file has names of its own.
+#[derive(Serialize, Deserialize)]
+#[serde(remote = "Override", rename_all = "camelCase")]
+struct OverrideFields {
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    weight: Option<WeightOverride>,
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    mode: Option<Mode>,
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    deadline_ms: Option<u64>,
 }
 
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]

@@ -64,12 +64,12 @@ pub(super) enum Verb {
         /// `-` for stdin
         file: PathBuf,
     },
-    /// Show what the daemon would change for this config file; exit code 1 if anything
+    /// Show what a reload would change if this were the daemon's config file; exit code 1 if anything
     Diff {
         /// `-` for stdin
         file: PathBuf,
     },
-    /// Add or replace the services of a config file, all or none
+    /// Add or replace services beside those of the daemon's config file, all or none
     Apply {
         /// `-` for stdin
         file: PathBuf,

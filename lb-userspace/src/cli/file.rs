@@ -58,7 +58,14 @@ pub(super) async fn apply(
     dry_run: bool,
     out: &mut dyn Write,
 ) -> Result<Exit, Failure> {
-    let (text, _) = read(file)?;
+    let (text, parsed) = read(file)?;
+    for (key, line) in parsed.settings {
+        let name = name(file);
+        eprintln!(
+            "{name}:{line}: warning: `{key}` is ignored, only services are applied; it belongs into \
+             the daemon's own config file"
+        );
+    }
     match daemon.call(Request::Apply { text, dry_run }).await? {
         Response::Done { message } => writeln!(out, "{message}")?,
         Response::Diff { changes } => {

@@ -11,7 +11,7 @@ use super::{
     report::Report,
     service,
     suggest::quoted,
-    tree::Node,
+    tree::{Data, Node},
     value::{Fields, address, choice, duration, list, number, one_or_many, text},
 };
 use crate::model::{
@@ -58,6 +58,18 @@ pub(super) fn config(root: Option<&Node>, report: &mut Report) -> Config {
         config.discovery = discovery::services::services(value, first, report);
     }
     config
+}
+
+/// What the file says of the daemon itself, and in which line.
+pub(super) fn settings(root: Option<&Node>) -> Vec<(&'static str, usize)> {
+    let Some(Data::Map(entries)) = root.map(|root| &*root.data) else {
+        return Vec::new();
+    };
+    let line = |key: &'static str| {
+        let entry = entries.iter().find(|entry| entry.key == key)?;
+        Some((key, entry.place.line))
+    };
+    ["node", "admin"].into_iter().filter_map(line).collect()
 }
 
 fn node(value: &Node, node: &mut NodeConfig, report: &mut Report) {

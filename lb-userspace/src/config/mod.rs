@@ -74,6 +74,8 @@ impl std::error::Error for Faults {}
 pub struct Parsed {
     pub config: Config,
     pub warnings: Vec<Finding>,
+    /// Which of `node` and `admin` the file has, and in which line.
+    pub settings: Vec<(&'static str, usize)>,
 }
 
 /// Parses a config file's text; `file` is its name in messages. All faults are reported.
@@ -85,7 +87,11 @@ pub fn parse(text: &str, file: &str) -> Result<Parsed, Faults> {
         judge(&config, &mut report);
     }
     match report.finish() {
-        Ok(warnings) => Ok(Parsed { config, warnings }),
+        Ok(warnings) => Ok(Parsed {
+            config,
+            warnings,
+            settings: decode::settings(root.as_ref()),
+        }),
         Err(findings) => Err(Faults {
             file: file.to_owned(),
             findings,

@@ -308,7 +308,8 @@ pub(super) fn differences(old: &Layers, new: &Layers) -> Vec<diff::Difference> {
     if new.differs_in_overrides_only(old) {
         return Vec::new();
     }
-    let mut out = diff::discovery(&old.file.discovery, &new.file.discovery);
+    let mut out = Vec::from_iter(diff::node(&old.file.node, &new.file.node));
+    out.extend(diff::discovery(&old.file.discovery, &new.file.discovery));
     let (old, new) = (merged(old), merged(new));
     let (old, new) = (old.iter().map(|s| &s.spec), new.iter().map(|s| &s.spec));
     out.extend(diff::services(old, new));

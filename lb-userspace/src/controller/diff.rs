@@ -3,13 +3,14 @@
 use std::{
     collections::{BTreeMap, HashSet},
     fmt,
+    net::IpAddr,
 };
 
 use crate::{
     discovery::{ServicesSpec, SourceSpec},
     model::{
         Admin, Admission, Affinity, BackendSpec, Config, Health, HealthCheck, Limits, Node,
-        ServiceSpec, duration_text,
+        ServiceSpec, SnatPool, Timeouts, duration_text,
     },
 };
 
@@ -98,6 +99,47 @@ pub(super) fn discovery(old: &[ServicesSpec], new: &[ServicesSpec]) -> Vec<Diffe
         .collect()
 }
 
+/// Settings of `node` that differ and come into force at once.
+pub(super) fn node(old: &Node, new: &Node) -> Option<Difference> {
+    let Node {
+        // These take a restart.
+        interfaces: _,
+        xdp: _,
+        state_dir: _,
+        bpffs: _,
+        limits: _,
+        timeouts,
+        snat,
+    } = old;
+    let Timeouts {
+        tcp_established,
+        tcp_closing,
+        tcp_closed,
+        udp,
+    } = timeouts;
+    let SnatPool { addresses, ports } = snat;
+    let mut fields = Fields::default();
+    let is = &new.timeouts;
+    for (name, was, is) in [
+        ("tcp_established", tcp_established, is.tcp_established),
+        ("tcp_closing", tcp_closing, is.tcp_closing),
+        ("tcp_closed", tcp_closed, is.tcp_closed),
+        ("udp", udp, is.udp),
+    ] {
+        let time = duration_text::format;
+        fields.add(&format!("timeouts.{name}"), time(*was), time(is));
+    }
+    let pool = |addresses: &[IpAddr]| {
+        let words: Vec<_> = addresses.iter().map(ToString::to_string).collect();
+        format!("[{}]", words.join(" "))
+    };
+    let range =
+        |ports: &Option<(u16, u16)>| or_none(&ports.map(|(first, last)| format!("{first}-{last}")));
+    fields.add("snat_addresses", pool(addresses), pool(&new.snat.addresses));
+    fields.add("snat_ports", range(ports), range(&new.snat.ports));
+    changed("node".to_owned(), fields.0)
+}
+
 /// Settings of `node` and `admin` that differ and need a restart.
 pub(super) fn settings(old: &Config, new: &Config) -> Vec<String> {
     let Node {
@@ -106,7 +148,7 @@ pub(super) fn settings(old: &Config, new: &Config) -> Vec<String> {
         state_dir,
         bpffs,
         limits,
-        // In force at once.
+        // In force at once: see `node`.
         timeouts: _,
         snat: _,
     } = &old.node;
@@ -426,6 +468,28 @@ mod tests {
         let one = service("web", "192.0.2.1:80", &["10.0.0.1:80", "10.0.0.2:80"]);
         let two = service("web", "192.0.2.1:80", &["10.0.0.2:80", "10.0.0.1:80"]);
         assert_eq!(words(&[one], &[two]), Vec::<String>::new());
+    }
+
+    #[test]
+    fn settings_of_the_node_that_need_none() {
+        let old = config([]).node;
+        let words = |new: &Node| node(&old, new).map(|difference| difference.to_string());
+        let mut new = old.clone();
+        new.xdp = XdpMode::Off;
+        assert_eq!(words(&new), None);
+        new.timeouts.udp = std::time::Duration::from_secs(30);
+        assert_eq!(words(&new).unwrap(), "~ node: timeouts.udp 2m → 30s");
+        new.timeouts.tcp_established = std::time::Duration::from_secs(60);
+        new.timeouts.tcp_closing = std::time::Duration::from_secs(2);
+        new.timeouts.tcp_closed = std::time::Duration::from_secs(1);
+        new.snat.addresses = vec![[192, 0, 2, 1].into(), [192, 0, 2, 2].into()];
+        new.snat.ports = Some((20_000, 29_999));
+        assert_eq!(
+            words(&new).unwrap(),
+            "~ node: timeouts.tcp_established 124m → 1m, timeouts.tcp_closing 4m → 2s, \
+             timeouts.tcp_closed 10s → 1s, timeouts.udp 2m → 30s, snat_addresses [] → [192.0.2.1 \
+             192.0.2.2], snat_ports none → 20000-29999"
+        );
     }
 
     #[test]

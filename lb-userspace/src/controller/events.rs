@@ -27,6 +27,8 @@ pub(super) enum Reason {
     SourceAdded,
     SourceChanged,
     SourceRemoved,
+    /// Settings of `node` came into force.
+    NodeChanged,
     /// Sources found, or miss, more backends than are told of one by one.
     Discovered,
     BackendHealthy,
@@ -107,6 +109,7 @@ impl Event {
                 Reason::SourceChanged,
                 Reason::SourceRemoved,
             ],
+            Some("node") => [Reason::NodeChanged; 3],
             _ => [
                 Reason::BackendAdded,
                 Reason::BackendChanged,

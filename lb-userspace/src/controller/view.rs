@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{
     api::types::{EventItem, StatusItem},
-    datapath::{Datapath, FlowScan},
+    datapath::{Attachment, Datapath, FlowScan},
     discovery::SourceItem,
     model::{Admin, BackendState, Config, Node},
     plan::{Admit, Placement},
@@ -85,18 +85,23 @@ impl View {
             .flat_map(|service| service.facts().map(|facts| effective(facts).state))
             .collect();
         let healthy = states.iter().filter(|s| **s == BackendState::Healthy);
+        let devices = datapath.attachments();
         let problems = self.problems.iter().cloned();
         StatusItem {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             ready: self.ready,
             problems: problems
+                .chain(devices.iter().filter_map(|(name, how)| unserved(name, how)))
                 .chain(self.services.iter().filter_map(|s| trouble(s)))
                 .chain(self.sources.iter().filter_map(SourceItem::trouble))
                 .collect(),
             uptime_seconds: self.started.elapsed().as_secs(),
             config_file: self.config_file.as_ref().map(|p| p.display().to_string()),
             last_reload: self.last_reload.clone(),
-            interfaces: datapath.attachments().into_iter().collect(),
+            interfaces: devices
+                .into_iter()
+                .map(|(name, how)| (name, how.to_string()))
+                .collect(),
             services: self.services.len() as u32,
             backends: states.len() as u32,
             healthy_backends: healthy.count() as u32,
@@ -116,6 +121,21 @@ impl View {
             }
         }
         probes
+    }
+}
+
+/// What is wrong with a device, if anything is.
+fn unserved(name: &str, how: &Attachment) -> Option<String> {
+    match how {
+        Attachment::Served(_) => None,
+        Attachment::Refused(reason) => Some(format!(
+            "device {name} is not served: {reason}; packets that come in there are not balanced; \
+             tried again every 10 s"
+        )),
+        Attachment::Missing => Some(format!(
+            "device {name} (`node.interfaces`) is missing: packets that come in there are not \
+             balanced; lbd serves it as soon as it is there, or take it off the list and restart lbd"
+        )),
     }
 }
 

@@ -101,7 +101,9 @@ pub fn run() -> ExitCode {
 
 fn check(file: &Path) -> ExitCode {
     match load(file) {
-        Ok(Parsed { config, warnings }) => {
+        Ok(Parsed {
+            config, warnings, ..
+        }) => {
             for warning in warnings {
                 let (line, column) = (warning.line, warning.column);
                 let message = warning.message;
@@ -141,7 +143,9 @@ fn cleanup(file: &Path) -> anyhow::Result<()> {
 
 fn start(file: &Path, DatapathLog(log_level): DatapathLog) -> anyhow::Result<()> {
     share_memory();
-    let Parsed { config, warnings } = load(file)?;
+    let Parsed {
+        config, warnings, ..
+    } = load(file)?;
     for warning in warnings {
         let (line, column) = (warning.line, warning.column);
         warn!("{}:{line}:{column}: {}", file.display(), warning.message);

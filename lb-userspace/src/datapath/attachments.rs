@@ -7,6 +7,7 @@ use aya::Ebpf;
 use tracing::{info, warn};
 
 use super::{
+    Attachment,
     attach::{Hooks, Served},
     devices::{self, Device},
     sysctl,
@@ -87,16 +88,16 @@ impl Attachments {
     }
 
     /// Name of each device, and how it is served.
-    pub(super) fn describe(&self) -> Vec<(String, String)> {
+    pub(super) fn describe(&self) -> Vec<(String, Attachment)> {
         let present = self.served.values().map(|(name, outcome)| {
             let how = match outcome {
-                Ok(served) => served.name(),
-                Err(error) => format!("not served: {error}"),
+                Ok(served) => Attachment::Served(served.name()),
+                Err(error) => Attachment::Refused(error.clone()),
             };
             (name.clone(), how)
         });
         let missing = self.missing.iter();
-        let missing = missing.map(|name| (name.clone(), "missing".to_owned()));
+        let missing = missing.map(|name| (name.clone(), Attachment::Missing));
         present.chain(missing).collect()
     }
 

@@ -17,7 +17,7 @@ use lb_common::abi::{
 use tracing::{info, warn};
 
 use super::{
-    Capacity, Datapath, FlowScan, Listen, OBJECT, Route,
+    Attachment, Capacity, Datapath, FlowScan, Listen, OBJECT, Route,
     attach::Hooks,
     attachments::{self, Attachments},
     clock::Clock,
@@ -75,7 +75,7 @@ impl Kernel {
     pub fn start_with(node: &Node, options: Options) -> Result<Self> {
         preflight::require_privileges()?;
         preflight::require_bpffs(&node.bpffs)?;
-        preflight::create_directory(&node.state_dir)?;
+        preflight::create_state_directory(&node.state_dir)?;
         let root = preflight::PinRoot::claim(&node.bpffs)?;
         let mut limits = node.limits.clone();
         let mut takeover = Takeover::find(&root, &mut limits)?;
@@ -388,7 +388,7 @@ impl Datapath for Kernel {
         Ok(changed)
     }
 
-    fn attachments(&self) -> Vec<(String, String)> {
+    fn attachments(&self) -> Vec<(String, Attachment)> {
         self.lock_attachments().describe()
     }
 }

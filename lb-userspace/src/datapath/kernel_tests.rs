@@ -12,7 +12,7 @@ use std::{
 use lb_common::abi::{ABI_VERSION, Backend, Config, Service, backend_state};
 
 use super::{
-    Datapath, Listen, OBJECT,
+    Attachment, Datapath, Listen, OBJECT,
     attach::Hooks,
     devices,
     kernel::{Kernel, cleanup},
@@ -117,7 +117,8 @@ fn pins(bpffs: &Path) -> PathBuf {
 }
 
 fn attached(kernel: &Kernel) -> Vec<(String, String)> {
-    kernel.attachments()
+    let words = |(name, how): (String, Attachment)| (name, how.to_string());
+    kernel.attachments().into_iter().map(words).collect()
 }
 
 fn pairs(expected: &[(&str, &str)]) -> Vec<(String, String)> {
@@ -474,6 +475,33 @@ fn another_program_is_left_alone() {
             refusal.contains("another XDP program is attached"),
             "{refusal}"
         );
+    });
+}
+
+#[test]
+fn a_device_that_another_program_took_is_refused_until_it_is_free() {
+    isolated(|bpffs| {
+        let world = World::new(bpffs, &["one", "two"], XdpMode::Native);
+        let kernel = world.start();
+        let stranger = world.stranger();
+        ip_commands(
+            "link del two
+             link add two type veth peer name farther
+             link set two up",
+        );
+        stranger.attach("two");
+        kernel.repair_attachments().unwrap();
+        let [(_, one), (name, Attachment::Refused(reason))] = &kernel.attachments()[..] else {
+            panic!("{:?}", kernel.attachments());
+        };
+        assert_eq!(*one, Attachment::Served("xdp native".to_owned()));
+        let is_told = reason.contains("two: another XDP program is attached");
+        assert!(name == "two" && is_told, "{name}: {reason}");
+
+        ip_commands("link set dev two xdp off");
+        kernel.repair_attachments().unwrap();
+        let served = pairs(&[("one", "xdp native"), ("two", "xdp native")]);
+        assert_eq!(attached(&kernel), served);
     });
 }
 

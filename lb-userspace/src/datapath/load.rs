@@ -248,6 +248,18 @@ fn explain(error: EbpfError, pins: &Path) -> Error {
              balanced connections), start lbd",
             pins.display()
         ),
+        EbpfError::MapError(MapError::CreateError { name, io_error })
+            if matches!(
+                io_error.raw_os_error(),
+                Some(libc::ENOMEM | libc::E2BIG | libc::EPERM)
+            ) =>
+        {
+            anyhow!(
+                "loading the maps: {name}: {io_error}; most likely there is no memory for it: lower \
+                 `node.limits`, or, before Linux 5.11, raise the limit of locked memory (systemd: \
+                 `LimitMEMLOCK=infinity`), which CAP_SYS_RESOURCE lets lbd do itself"
+            )
+        }
         other => Error::new(other).context("loading the maps"),
     }
 }
@@ -260,4 +272,34 @@ fn lift_memory_limit() {
     };
     // SAFETY: the pointer is to a `rlimit`. A refusal shows when a map cannot be created.
     unsafe { libc::setrlimit(libc::RLIMIT_MEMLOCK, &unlimited) };
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use super::*;
+
+    /// EPERM is what kernels before 5.11 say of locked memory.
+    #[test]
+    fn a_map_without_memory_is_told_with_the_remedy() {
+        let told = |errno| {
+            let error = EbpfError::MapError(MapError::CreateError {
+                name: "FLOWS4".to_owned(),
+                io_error: io::Error::from_raw_os_error(errno),
+            });
+            format!("{:#}", explain(error, Path::new("/pins")))
+        };
+        for errno in [libc::ENOMEM, libc::E2BIG, libc::EPERM] {
+            let told = told(errno);
+            let parts = [
+                "loading the maps: FLOWS4: ",
+                "`node.limits`",
+                "LimitMEMLOCK",
+            ];
+            assert!(parts.iter().all(|part| told.contains(part)), "{told}");
+        }
+        let other = told(libc::EINVAL);
+        assert!(!other.contains("node.limits"), "{other}");
+    }
 }

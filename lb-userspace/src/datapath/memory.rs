@@ -9,7 +9,7 @@ use std::{
 use anyhow::{bail, ensure};
 use lb_common::abi::{Admission, Backend, BackendCounters, Config, Drop, PORT_WORDS, Service};
 
-use super::{Capacity, Datapath, FlowScan, Listen, Route};
+use super::{Attachment, Capacity, Datapath, FlowScan, Listen, Route};
 use crate::model::{Prefix, SnatPool, Sources, Timeouts};
 
 /// The kernel's maps.
@@ -64,7 +64,7 @@ struct Inner {
     drops: Vec<u64>,
     routes: HashMap<IpAddr, Route>,
     repaired: Vec<String>,
-    attachments: Vec<(String, String)>,
+    attachments: Vec<(String, Attachment)>,
 }
 
 impl Memory {
@@ -102,7 +102,7 @@ impl Memory {
         self.lock().repaired = repaired;
     }
 
-    pub fn set_attachments(&self, attachments: Vec<(String, String)>) {
+    pub fn set_attachments(&self, attachments: Vec<(String, Attachment)>) {
         self.lock().attachments = attachments;
     }
 
@@ -367,7 +367,7 @@ impl Datapath for Memory {
         self.read("follow_devices", |_| Vec::new())
     }
 
-    fn attachments(&self) -> Vec<(String, String)> {
+    fn attachments(&self) -> Vec<(String, Attachment)> {
         self.lock().attachments.clone()
     }
 }

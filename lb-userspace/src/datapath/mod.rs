@@ -41,6 +41,7 @@ pub static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), 
 
 use std::{
     collections::BTreeMap,
+    fmt,
     net::{IpAddr, SocketAddr},
 };
 
@@ -152,8 +153,29 @@ pub trait Datapath: Send + Sync {
     /// what it changed. Quick where none did.
     fn follow_devices(&self) -> anyhow::Result<Vec<String>>;
 
-    /// One line per device: name and how the programs are attached, e.g. `("eth0", "xdp native")`.
-    fn attachments(&self) -> Vec<(String, String)>;
+    /// Each device that is served or should be, by its name.
+    fn attachments(&self) -> Vec<(String, Attachment)>;
+}
+
+/// How a device is served; displays as `xdp native`, `not served: …` or `missing`.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Attachment {
+    /// At the hook that the words name.
+    Served(String),
+    /// In words, why not.
+    Refused(String),
+    /// `node.interfaces` names it, and there is none.
+    Missing,
+}
+
+impl fmt::Display for Attachment {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Served(hook) => f.write_str(hook),
+            Self::Refused(reason) => write!(f, "not served: {reason}"),
+            Self::Missing => f.write_str("missing"),
+        }
+    }
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -10,7 +10,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 
 /// The directory of everything lbd pins, locked as long as this lives.
 ///
@@ -127,6 +127,16 @@ pub(super) fn create_directory(path: &Path) -> Result<()> {
     made.with_context(|| format!("creating {}", path.display()))
 }
 
+/// Creates `node.state_dir`.
+pub(super) fn create_state_directory(path: &Path) -> Result<()> {
+    create_directory(path).map_err(|error| {
+        anyhow!(
+            "node.state_dir: {error:#}; name a place where lbd may make it (systemd's unit lets it \
+             do so below /var/lib/lbd only, unless a drop-in says `ReadWritePaths=` of another)"
+        )
+    })
+}
+
 fn pin_root(bpffs: &Path) -> PathBuf {
     bpffs.join("lbd")
 }
@@ -146,6 +156,18 @@ mod tests {
             drop(first);
             assert!(PinRoot::claim_existing(bpffs).unwrap().is_some());
         });
+    }
+
+    #[test]
+    fn a_state_directory_that_cannot_be_is_refused_with_the_remedy() {
+        let place = TempDir::new();
+        create_state_directory(&place.0.join("state/of/lbd")).unwrap();
+        let file = place.0.join("file");
+        fs::write(&file, "").unwrap();
+        let refusal = create_state_directory(&file.join("lbd")).unwrap_err();
+        let refusal = format!("{refusal:#}");
+        let parts = ["node.state_dir: creating ", "file/lbd: ", "ReadWritePaths="];
+        assert!(parts.iter().all(|part| refusal.contains(part)), "{refusal}");
     }
 
     #[test]

@@ -4,7 +4,7 @@ use tokio::net::TcpListener;
 use super::*;
 use crate::{
     api::types::UnsetWhat,
-    datapath::{FlowScan, Route, memory::Write},
+    datapath::{Attachment, FlowScan, Route, memory::Write},
     model::{BackendState, Mode, Override},
     state::{State, Store},
 };
@@ -61,6 +61,32 @@ async fn health_decides_who_takes_connections() {
     assert_eq!(item.state, BackendState::Healthy);
     assert_eq!(item.reasons[0], "override: ready");
     assert_eq!(bed.memory.maps().backends[&0].state, backend_state::ACTIVE);
+}
+
+#[tokio::test]
+async fn a_device_that_is_not_served_is_a_problem() {
+    let bed = Bed::new();
+    let handle = bed.start([]).await;
+    let served = ("eth0".to_owned(), Attachment::Served("xdp native".into()));
+    bed.memory.set_attachments(vec![served.clone()]);
+    let shown = status(&handle).await;
+    assert_eq!(shown.problems, Vec::<String>::new());
+
+    let refused = Attachment::Refused("node.xdp: another program is attached".into());
+    bed.memory.set_attachments(vec![
+        served,
+        ("eth1".to_owned(), refused),
+        ("eth2".to_owned(), Attachment::Missing),
+    ]);
+    let shown = status(&handle).await;
+    let words: Vec<&str> = shown.interfaces.values().map(String::as_str).collect();
+    let reason = "not served: node.xdp: another program is attached";
+    assert_eq!(words, ["xdp native", reason, "missing"]);
+    let [refused, missing] = &shown.problems[..] else {
+        panic!("{:?}", shown.problems);
+    };
+    assert!(refused.starts_with(&format!("device eth1 is {reason}; ")));
+    assert!(missing.starts_with("device eth2 (`node.interfaces`) is missing: "));
 }
 
 #[tokio::test]

@@ -187,6 +187,28 @@ async fn reload_is_all_or_nothing() {
 }
 
 #[tokio::test]
+async fn settings_of_the_node_are_changes_too() {
+    let bed = Bed::new();
+    let handle = bed.start([web()]).await;
+    let mut changed = bed.config([web()]);
+    changed.node.timeouts.udp = Duration::from_secs(30);
+    changed.node.snat.ports = Some((20_000, 29_999));
+    let diff = Request::Diff {
+        text: config::render(&changed),
+    };
+    let words = "timeouts.udp 2m → 30s, snat_ports none → 20000-29999";
+    let changes = vec![format!("~ node: {words}")];
+    let answer = handle.call(diff.clone()).await;
+    assert_eq!(answer, Ok(Response::Diff { changes }));
+    write_config(&bed.file(), &changed);
+    let message = done(&handle, Request::Reload).await;
+    assert_eq!(message, "config file reloaded, 1 change");
+    assert_eq!(told(&handle).await, ["NodeChanged", "Reloaded"]);
+    let answer = handle.call(diff).await;
+    assert_eq!(answer, Ok(Response::Diff { changes: vec![] }));
+}
+
+#[tokio::test]
 async fn what_the_kernel_refuses_is_retried() {
     let bed = Bed::new();
     let handle = bed.start([web()]).await;

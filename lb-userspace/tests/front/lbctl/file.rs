@@ -108,6 +108,29 @@ async fn diff_and_apply_send_the_file_and_show_the_changes() {
 }
 
 #[tokio::test]
+async fn apply_says_what_it_ignores() {
+    let daemon = Daemon::start(|_| done("applied 1 service"));
+    let path = daemon.directory().join("lbd.yaml");
+    let file = path.display();
+    let admin = "admin: {http: \"127.0.0.1:9000\"}\n";
+    std::fs::write(&path, VALID.to_owned() + admin).unwrap();
+    for arguments in [format!("apply {file}"), format!("apply {file} --dry-run")] {
+        let output = lbctl(&daemon.socket, &arguments).await;
+        assert_eq!((code(&output), stdout(&output)), (0, "applied 1 service\n"));
+        let lines: Vec<&str> = stderr(&output).lines().collect();
+        let [node, admin] = lines[..] else {
+            panic!("{lines:?}");
+        };
+        assert!(node.starts_with(&format!("{file}:1: warning: `node` is ignored")));
+        assert!(admin.starts_with(&format!("{file}:8: warning: `admin` is ignored")));
+    }
+    let (_, services) = VALID.split_once('\n').unwrap();
+    std::fs::write(&path, services).unwrap();
+    let output = lbctl(&daemon.socket, &format!("apply {file}")).await;
+    assert_eq!(stderr(&output), "");
+}
+
+#[tokio::test]
 async fn no_difference_is_exit_code_0() {
     let daemon = Daemon::start(|_| Ok(Response::Diff { changes: vec![] }));
     let file = daemon.directory().join("lbd.yaml");

@@ -56,8 +56,8 @@ async fn overrides_and_events_as_tables() {
             backend: "web/[2001:db8::1]:80".parse().unwrap(),
             value: Override {
                 weight: Some(WeightOverride::Percent(50)),
-                mode: None,
-                deadline_ms: None,
+                mode: Some(Mode::Drain),
+                deadline_ms: Some(1_700_000_060_000),
             },
         }];
         match request {
@@ -71,7 +71,15 @@ async fn overrides_and_events_as_tables() {
     assert_eq!(
         stdout(&output),
         "BACKEND                WEIGHT   MODE\n\
-         web/[2001:db8::1]:80   50%      -\n"
+         web/[2001:db8::1]:80   50%      drain until 2023-11-14T22:14:20Z\n"
+    );
+    let output = lbctl(&daemon.socket, "get overrides -o json").await;
+    let json: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(
+        json["items"][0]["override"],
+        serde_json::json!({
+            "weight": {"percent": 50}, "mode": "drain", "deadlineMs": 1_700_000_060_000_u64,
+        })
     );
     let output = lbctl(&daemon.socket, "get events -o wide").await;
     assert_eq!(
