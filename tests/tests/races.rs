@@ -45,9 +45,7 @@ fn one_wins(hook: Hook) {
         ("source port, UDP", port::DNS_SNAT, true, &[slot::DNS_SNAT]),
     ] {
         kernel.reset();
-        kernel
-            .set_snat_ports(20_000, 40_000)
-            .expect("a pool of ports");
+        kernel.set_pool(20_000, 40_000);
         let counted = |kernel: &mut Kernel| -> u64 {
             let connections = slots
                 .iter()

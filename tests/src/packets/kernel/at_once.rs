@@ -90,16 +90,6 @@ impl Kernel {
         Ok((action, out))
     }
 
-    /// The pool of ports that backends see as source.
-    ///
-    /// # Errors
-    /// Where the kernel refuses a call.
-    pub fn set_snat_ports(&mut self, first: u16, count: u16) -> Result<()> {
-        self.config.snat_first = first;
-        self.config.snat_count = count;
-        self.write_config()
-    }
-
     /// What a backend's counters say, of all CPUs.
     ///
     /// # Errors
