@@ -158,12 +158,9 @@ fn build() -> Result<PathBuf, String> {
 pub(crate) fn compile(rustc: &str, arguments: &[String]) -> ExitCode {
     let mut command = Command::new(rustc);
     command.args(arguments);
-    let name = arguments.iter().skip_while(|arg| *arg != "--crate-name");
-    if name
-        .skip(1)
-        .take(1)
-        .any(|name| COUNTED.contains(&name.as_str()))
-    {
+    let mut words = arguments.iter().skip_while(|word| *word != "--crate-name");
+    let name = words.nth(1);
+    if name.is_some_and(|name| COUNTED.contains(&name.as_str())) {
         command.arg("-Cinstrument-coverage");
     }
     match command.status() {
