@@ -141,6 +141,40 @@ fn echo_replies_have_right_checksums_for_every_value() {
     }
 }
 
+/// No kernel's test run takes packets of that length.
+#[test]
+fn a_packet_too_long_for_an_outer_header_is_dropped() {
+    use lb_common::abi::Drop;
+    use lb_tests::packets::{build, world};
+    for v6 in [false, true] {
+        let a = Addresses { v6 };
+        let mut slice = Slice::default();
+        let mut send = |payload: usize| {
+            let to = a.vip(world::port::TUNNEL_LOCAL);
+            let packet = build::Packet::tcp(world::FROM_CLIENT, a.client(1000), to, build::SYN)
+                .with(|packet| packet.payload = vec![7; payload]);
+            let outcome = slice.run(true, &packet.bytes());
+            (outcome.action, outcome.counted)
+        };
+        let ip = if v6 { 40 } else { 20 };
+        let largest = 0xffff - ip - ip - 20;
+        assert_eq!(send(largest), (Action::Pass, vec![]));
+        assert_eq!(send(largest + 1), (Action::Drop, vec![Drop::TooBig]));
+    }
+}
+
+/// Nor a frame as short as that.
+#[test]
+fn a_frame_that_ends_in_its_first_header_passes() {
+    let mut slice = Slice::default();
+    for length in 0..14 {
+        let frame = vec![2; length];
+        let outcome = slice.run(true, &frame);
+        assert_eq!((outcome.action, outcome.packet), (Action::Pass, frame));
+        assert_eq!(outcome.counted, []);
+    }
+}
+
 /// Found by a random sequence: at every other jiffy the full table was forgotten until the next.
 #[test]
 fn a_full_table_refuses_the_next_client_in_the_same_jiffy() {

@@ -3,17 +3,20 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fmt, fs,
+    env, fmt, fs,
     path::{Path, PathBuf},
-    process::Command,
+    process::{Command, ExitCode},
 };
 
 use serde_json::Value;
 
 use crate::{Outcome, cargo, output, root, run};
 
-/// Crates whose code is counted: the path, and who makes it of its generic form.
-const COUNTED: [&str; 2] = ["lb-common", "lb-tests"];
+/// Crates whose code is counted: the path, who makes it of its generic form, and who runs that.
+const COUNTED: [&str; 3] = ["lb_common", "lb_tests", PROGRAM];
+
+/// Runs the case table (tests/src/bin).
+const PROGRAM: &str = "cases";
 
 /// The code in question.
 const SOURCES: &str = "lb-common/src/path";
@@ -91,13 +94,12 @@ pub(crate) fn check() -> Outcome {
 /// Runs the cases; gives how often each place was entered, as `llvm-cov export` tells it.
 fn count() -> Result<Value, String> {
     let tools = tools()?;
+    let directory = root().join("target/coverage");
+    fs::create_dir_all(&directory).map_err(|error| format!("{}: {error}", directory.display()))?;
     let program = build()?;
-    let directory = target();
     let raw = directory.join("cases.profraw");
     let data = directory.join("cases.profdata");
-    let mut cases = Command::new(&program);
-    cases.current_dir(root().join("tests"));
-    run(cases.arg("cases_on_slice").env("LLVM_PROFILE_FILE", &raw))?;
+    run(Command::new(&program).env("LLVM_PROFILE_FILE", &raw))?;
     let mut merge = Command::new(tools.join("llvm-profdata"));
     run(merge.args(["merge", "-sparse", "-o"]).arg(&data).arg(&raw))?;
     let mut export = Command::new(tools.join("llvm-cov"));
@@ -105,10 +107,6 @@ fn count() -> Result<Value, String> {
     export.arg("-instr-profile").arg(&data).arg(&program);
     export.arg("-sources").arg(root().join(SOURCES));
     serde_json::from_str(&output(&mut export)?).map_err(|error| format!("llvm-cov: {error}"))
-}
-
-fn target() -> PathBuf {
-    root().join("target/coverage")
 }
 
 /// LLVM's tools, in the version of the compiler.
@@ -136,47 +134,43 @@ fn tools() -> Result<PathBuf, String> {
     find().ok_or_else(|| format!("no llvm-cov below {}", libraries.display()))
 }
 
-/// The case table's test program, which counts.
+/// The program that runs the case table, which counts. Only what counts, and what lies above that, is
+/// compiled once more: this program is cargo's wrapper of rustc for the workspace's own crates.
 fn build() -> Result<PathBuf, String> {
-    let mut build = cargo(&["test", "--release", "-p", "lb-tests", "--no-run"]);
-    build.args([
-        "--test",
-        "packet_cases",
-        "-Zprofile-rustflags",
-        "--target-dir",
-    ]);
-    build.arg(target());
-    // A build script of theirs counts as well, and would leave that in the sources.
-    build.env("LLVM_PROFILE_FILE", target().join("build.profraw"));
-    // Flags for some crates only: the pinned toolchain, a stable one, may take them so.
-    build.env("RUSTC_BOOTSTRAP", "1");
-    for name in COUNTED {
-        let flags =
-            format!(r#"profile.release.package.{name}.rustflags=["-Cinstrument-coverage"]"#);
-        build.args(["--config", &flags]);
-        build.args([
-            "--config",
-            &format!("profile.release.package.{name}.opt-level=0"),
-        ]);
+    let own = env::current_exe().map_err(|error| format!("this program: {error}"))?;
+    let mut build = cargo(&["build", "--release", "-p", "lb-tests", "--bin", PROGRAM]);
+    build.env("RUSTC_WORKSPACE_WRAPPER", own);
+    // Their speed is not asked for.
+    for name in ["lb-common", "lb-tests", "lb-userspace"] {
+        let level = format!("profile.release.package.{name}.opt-level=0");
+        build.args(["--config", &level]);
     }
-    // Its speed is not asked for.
-    build.args([
-        "--config",
-        "profile.release.package.lb-userspace.opt-level=0",
-    ]);
-    println!("building the case table's test, with counters");
-    let done = build.output().map_err(|error| format!("cargo: {error}"))?;
-    let told = String::from_utf8_lossy(&done.stderr);
-    if !done.status.success() {
-        return Err(told.into_owned());
+    println!("building the case table's program, with counters");
+    run(&mut build)?;
+    // The next build puts another of that name there.
+    let counting = root().join("target/coverage").join(PROGRAM);
+    fs::copy(root().join("target/release").join(PROGRAM), &counting)
+        .map_err(|error| format!("{}: {error}", counting.display()))?;
+    Ok(counting)
+}
+
+/// Compiles as cargo says, with counters if it is one of the crates in question.
+pub(crate) fn compile(rustc: &str, arguments: &[String]) -> ExitCode {
+    let mut command = Command::new(rustc);
+    command.args(arguments);
+    let mut words = arguments.iter().skip_while(|word| *word != "--crate-name");
+    let name = words.nth(1);
+    if name.is_some_and(|name| COUNTED.contains(&name.as_str())) {
+        command.arg("-Cinstrument-coverage");
     }
-    let program = told.lines().find_map(|line| {
-        let (_, path) = line.split_once("Executable tests/packet_cases.rs (")?;
-        path.strip_suffix(')')
-    });
-    program
-        .map(|path| root().join(path))
-        .ok_or_else(|| format!("no test program:\n{told}"))
+    match command.status() {
+        Ok(status) if status.success() => ExitCode::SUCCESS,
+        Ok(_) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("xtask: {rustc}: {error}");
+            ExitCode::FAILURE
+        }
+    }
 }
 
 /// The places that were never entered, in order, and how many of each look alike.

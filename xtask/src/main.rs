@@ -12,7 +12,7 @@ mod vm;
 
 use std::{
     env,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Command, ExitCode},
 };
 
@@ -28,6 +28,9 @@ fn main() -> ExitCode {
     let mut arguments = env::args().skip(1);
     let task = arguments.next().unwrap_or_default();
     let rest: Vec<_> = arguments.collect();
+    if Path::new(&task).ends_with("rustc") {
+        return coverage::compile(&task, &rest);
+    }
     let outcome = match task.as_str() {
         "build" => build(&[]),
         "demo" => built("demo", &rest),
@@ -97,7 +100,9 @@ fn test(arguments: &[String]) -> Outcome {
     }
     let mut tested = run(tests.args(arguments));
     if arguments.is_empty() {
-        tested = tested.and_then(|()| vm::in_tests());
+        tested = tested
+            .and_then(|()| vm::in_tests())
+            .and_then(|()| coverage::check());
     }
     let mut left = leftovers::find(&root());
     left.retain(|item| !before.contains(item));

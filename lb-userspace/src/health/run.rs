@@ -1,6 +1,9 @@
 //! Acts on the schedule: one task that sleeps until the next probe is due, and one task for each
 //! probe under way.
 
+#[cfg(test)]
+mod tests;
+
 use std::{
     collections::{BTreeMap, HashMap},
     sync::{Arc, Mutex, MutexGuard, PoisonError},

@@ -7,7 +7,10 @@ mod extensions;
 mod foreign;
 mod fragments;
 mod icmp;
+mod liveness;
+mod narrow;
 mod refuse;
+mod sources;
 mod tcp;
 mod udp;
 
@@ -23,6 +26,8 @@ pub fn all() -> Vec<Case> {
     for v6 in [false, true] {
         table.addresses = Addresses { v6 };
         tcp::cases(&mut table);
+        sources::cases(&mut table);
+        liveness::cases(&mut table);
         udp::cases(&mut table);
         refuse::cases(&mut table);
         foreign::cases(&mut table);
@@ -31,6 +36,7 @@ pub fn all() -> Vec<Case> {
         extensions::cases(&mut table);
         fragments::cases(&mut table);
         direct::cases(&mut table);
+        narrow::cases(&mut table);
         admission::cases(&mut table);
     }
     table.cases

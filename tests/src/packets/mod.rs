@@ -49,6 +49,8 @@ pub enum Step {
     CloseSockets,
     /// SNAT takes these node addresses.
     Sources(Vec<IpAddr>),
+    /// SNAT takes so many ports from `first` on.
+    Pool { first: u16, count: u16 },
     /// A second and a bit passes.
     Second,
     /// The table of handshakes must have an entry of this tuple, and loses it.
@@ -117,6 +119,7 @@ pub trait Runner {
     fn listen(&mut self, local: SocketAddr, udp: bool);
     fn close_sockets(&mut self);
     fn set_sources(&mut self, sources: &[IpAddr]);
+    fn set_pool(&mut self, first: u16, count: u16);
     fn wait_second(&mut self);
     /// Whether there was an entry.
     fn evict(&mut self, src: SocketAddr, dst: SocketAddr, udp: bool) -> bool;
@@ -219,6 +222,7 @@ impl Step {
             Self::Listen { local, udp } => runner.listen(*local, *udp),
             Self::CloseSockets => runner.close_sockets(),
             Self::Sources(sources) => runner.set_sources(sources),
+            Self::Pool { first, count } => runner.set_pool(*first, *count),
             Self::Second => runner.wait_second(),
             Self::Evict { src, dst, udp } => {
                 // Not there, it is evicted already.

@@ -7,6 +7,8 @@
 //! VIPs are 192.0.2.10 and 2001:db8:1::10. 10.9.0.0/16 and 2001:db8:9::/48 are black holes.
 
 mod addresses;
+pub mod port;
+pub mod slot;
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -66,142 +68,6 @@ impl Listen {
             0
         }
     }
-}
-
-/// Ports of the world's services.
-pub mod port {
-    pub const WEB: u16 = 80;
-    pub const SNAT: u16 = 443;
-    pub const EMPTY_REJECT: u16 = 81;
-    pub const EMPTY_DROP: u16 = 82;
-    pub const DOWN: u16 = 83;
-    pub const DRAINING: u16 = 84;
-    pub const FOREIGN_SLOT: u16 = 85;
-    pub const UNRESOLVED: u16 = 86;
-    pub const BLACK_HOLE: u16 = 87;
-    pub const LOCAL: u16 = 88;
-    pub const HAIRPIN: u16 = 89;
-    pub const ROUND_ROBIN: u16 = 90;
-    pub const MAGLEV: u16 = 91;
-    pub const NO_TABLE: u16 = 92;
-    /// Half its table is down.
-    pub const HALF: u16 = 93;
-    /// The same backend as [`WEB`].
-    pub const WEB_AGAIN: u16 = 94;
-    /// Its backend's connections end when it is down.
-    pub const RESETTING: u16 = 95;
-    /// Lists of sources: whoever is not on one is refused.
-    pub const ALLOWED: u16 = 110;
-    /// The same lists: whoever is on none is let in.
-    pub const DENIED: u16 = 111;
-    /// One new connection a second.
-    pub const RATE: u16 = 112;
-    /// The same for each client.
-    pub const SOURCE_RATE: u16 = 113;
-    /// One connection at a time.
-    pub const LIMIT: u16 = 114;
-    pub const LIMIT_DROP: u16 = 115;
-    /// The first of two backends takes one connection at a time.
-    pub const BACKEND_LIMIT: u16 = 116;
-    /// Its only backend takes one connection at a time.
-    pub const BACKEND_FULL: u16 = 117;
-    /// Clients keep one of two backends for a second.
-    pub const AFFINITY: u16 = 118;
-    pub const AFFINITY_MAGLEV: u16 = 119;
-    /// UDP: as the one above, and one connection at a time.
-    pub const DNS_AFFINITY: u16 = 59;
-    pub const DNS_RATE: u16 = 60;
-    pub const DNS: u16 = 53;
-    pub const DNS_SNAT: u16 = 54;
-    pub const DNS_EMPTY: u16 = 55;
-    pub const DNS_DROP: u16 = 56;
-    pub const DNS_DOWN: u16 = 57;
-    pub const DNS_TWO: u16 = 58;
-    pub const DNS_L2: u16 = 61;
-    pub const DNS_TUNNEL: u16 = 62;
-    /// TCP through NAT to a backend behind a narrow way.
-    pub const NARROW: u16 = 100;
-    pub const L2: u16 = 101;
-    pub const TUNNEL: u16 = 102;
-    /// A tunnel of IPv6, whatever the client.
-    pub const CROSSED: u16 = 103;
-    /// A tunnel from addresses that are spread.
-    pub const SPREAD: u16 = 104;
-    pub const L2_ROUTED: u16 = 105;
-    pub const L2_LOCAL: u16 = 106;
-    pub const L2_UNRESOLVED: u16 = 107;
-    pub const TUNNEL_UNRESOLVED: u16 = 108;
-    pub const TUNNEL_NARROW: u16 = 109;
-    pub const L2_TWO: u16 = 120;
-    pub const NARROW_SNAT: u16 = 121;
-    pub const TUNNEL_BLACK_HOLE: u16 = 122;
-    /// Draws at random.
-    pub const RANDOM: u16 = 123;
-    /// One new connection a second, three at once.
-    pub const BURST: u16 = 124;
-    /// Its backend is a client of its own.
-    pub const ITSELF: u16 = 125;
-}
-
-/// Slots of IPv4 backends; IPv6 ones lie [`V6_SLOTS`] higher.
-pub mod slot {
-    pub const WEB: u32 = 1;
-    pub const SNAT: u32 = 2;
-    pub const DOWN: u32 = 3;
-    pub const DRAINING: u32 = 4;
-    pub const UNRESOLVED: u32 = 5;
-    pub const BLACK_HOLE: u32 = 6;
-    pub const LOCAL: u32 = 7;
-    pub const HAIRPIN: u32 = 8;
-    pub const ROUND_A: u32 = 9;
-    pub const ROUND_B: u32 = 10;
-    pub const MAGLEV_A: u32 = 11;
-    pub const MAGLEV_B: u32 = 12;
-    pub const DNS: u32 = 13;
-    pub const DNS_SNAT: u32 = 14;
-    pub const DNS_DOWN: u32 = 15;
-    pub const HALF_DOWN: u32 = 16;
-    pub const HALF_UP: u32 = 17;
-    pub const WEB_AGAIN: u32 = 18;
-    pub const DNS_TWO_A: u32 = 19;
-    pub const DNS_TWO_B: u32 = 20;
-    pub const DNS_L2: u32 = 21;
-    pub const DNS_TUNNEL: u32 = 22;
-    pub const NARROW: u32 = 23;
-    pub const L2: u32 = 24;
-    pub const TUNNEL: u32 = 25;
-    pub const CROSSED: u32 = 26;
-    pub const SPREAD: u32 = 27;
-    pub const L2_ROUTED: u32 = 28;
-    pub const L2_LOCAL: u32 = 29;
-    pub const L2_UNRESOLVED: u32 = 30;
-    pub const TUNNEL_UNRESOLVED: u32 = 31;
-    pub const TUNNEL_NARROW: u32 = 32;
-    pub const L2_TWO_A: u32 = 33;
-    pub const L2_TWO_B: u32 = 34;
-    pub const NARROW_SNAT: u32 = 35;
-    pub const TUNNEL_BLACK_HOLE: u32 = 36;
-    pub const RESETTING: u32 = 37;
-    pub const ALLOWED: u32 = 40;
-    pub const DENIED: u32 = 41;
-    pub const RATE: u32 = 42;
-    pub const SOURCE_RATE: u32 = 43;
-    pub const LIMIT: u32 = 44;
-    pub const LIMIT_DROP: u32 = 45;
-    pub const LIMITED: u32 = 46;
-    pub const UNLIMITED: u32 = 47;
-    pub const FULL: u32 = 48;
-    pub const AFFINITY_A: u32 = 49;
-    pub const AFFINITY_B: u32 = 50;
-    pub const AFFINITY_C: u32 = 51;
-    pub const AFFINITY_D: u32 = 52;
-    pub const DNS_AFFINITY_A: u32 = 53;
-    pub const DNS_AFFINITY_B: u32 = 54;
-    pub const DNS_RATE: u32 = 55;
-    pub const RANDOM: u32 = 56;
-    pub const BURST: u32 = 57;
-    pub const ITSELF: u32 = 58;
-    pub const COUNT: u32 = 256;
 }
 
 pub const V6_SLOTS: u32 = 128;
@@ -351,6 +217,7 @@ pub fn listens() -> Vec<Listen> {
         tunnel(tcp(port::TUNNEL_UNRESOLVED, &[slot::TUNNEL_UNRESOLVED])),
         tunnel(tcp(port::TUNNEL_NARROW, &[slot::TUNNEL_NARROW])),
         tunnel(tcp(port::TUNNEL_BLACK_HOLE, &[slot::TUNNEL_BLACK_HOLE])),
+        tunnel(tcp(port::TUNNEL_LOCAL, &[slot::TUNNEL_LOCAL])),
     ]
 }
 
@@ -543,6 +410,11 @@ pub fn backends(addresses: Addresses) -> Vec<(u32, Backend)> {
             slot::TUNNEL_BLACK_HOLE,
             port::TUNNEL_BLACK_HOLE,
             a.black_hole(port::TUNNEL_BLACK_HOLE),
+        )),
+        tunnel(entry(
+            slot::TUNNEL_LOCAL,
+            port::TUNNEL_LOCAL,
+            a.second_node(port::TUNNEL_LOCAL),
         )),
     ]
 }

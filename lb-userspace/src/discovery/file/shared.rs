@@ -1,6 +1,9 @@
 //! One inotify instance for all file sources: a node has few (128 a user by default), and other
 //! programs need them too.
 
+#[cfg(test)]
+mod tests;
+
 use std::{
     collections::{HashMap, HashSet},
     path::PathBuf,
@@ -26,7 +29,8 @@ struct Watched {
 
 struct Directory {
     identity: Identity,
-    subscriptions: usize,
+    /// Numbers of the subscriptions for whose sake it is watched.
+    subscriptions: HashSet<u64>,
 }
 
 #[derive(Default)]
@@ -98,11 +102,13 @@ impl Subscription {
         let left = self
             .directories
             .extract_if(|directory, identity| wanted.get(directory) != Some(identity));
-        for (directory, identity) in left {
-            watched.leave(&directory, identity);
+        for (directory, _) in left {
+            watched.leave(&directory, self.number);
         }
         for (directory, identity) in wanted {
-            if !self.directories.contains_key(&directory) && watched.enter(&directory, identity) {
+            if !self.directories.contains_key(&directory)
+                && watched.enter(&directory, identity, self.number)
+            {
                 self.directories.insert(directory, identity);
             }
         }
@@ -113,15 +119,16 @@ impl Drop for Subscription {
     fn drop(&mut self) {
         lock(&SUBSCRIBERS).by_number.remove(&self.number);
         let mut watched = lock(&WATCHED);
-        for (directory, identity) in self.directories.drain() {
-            watched.leave(&directory, identity);
+        for directory in self.directories.keys() {
+            watched.leave(directory, self.number);
         }
     }
 }
 
 impl Watched {
-    /// Whether it is watched now.
-    fn enter(&mut self, path: &PathBuf, identity: Identity) -> bool {
+    /// Whether it is watched now. Of two subscriptions that take different directories for the one of
+    /// this name one has looked too early; both hear of the one that is there.
+    fn enter(&mut self, path: &PathBuf, identity: Identity, subscription: u64) -> bool {
         let Some(watcher) = &mut self.watcher else {
             return false;
         };
@@ -134,9 +141,8 @@ impl Watched {
                     return false;
                 }
                 directory.identity = identity;
-                directory.subscriptions = 0;
             }
-            directory.subscriptions += 1;
+            directory.subscriptions.insert(subscription);
             return true;
         }
         if watcher.watch(path, RecursiveMode::NonRecursive).is_err() {
@@ -144,22 +150,18 @@ impl Watched {
         }
         let directory = Directory {
             identity,
-            subscriptions: 1,
+            subscriptions: HashSet::from([subscription]),
         };
         self.directories.insert(path.clone(), directory);
         true
     }
 
-    fn leave(&mut self, path: &PathBuf, identity: Identity) {
+    fn leave(&mut self, path: &PathBuf, subscription: u64) {
         let Some(directory) = self.directories.get_mut(path) else {
             return;
         };
-        // Those of the directory that was there before do not count any more.
-        if directory.identity != identity {
-            return;
-        }
-        directory.subscriptions -= 1;
-        if directory.subscriptions == 0 {
+        directory.subscriptions.remove(&subscription);
+        if directory.subscriptions.is_empty() {
             self.directories.remove(path);
             if let Some(watcher) = &mut self.watcher {
                 let _ = watcher.unwatch(path);

@@ -140,7 +140,7 @@ impl Watch {
 }
 
 /// The directories whose changes may change what is at `path`.
-fn directories(path: &Path) -> HashMap<PathBuf, Identity> {
+pub(super) fn directories(path: &Path) -> HashMap<PathBuf, Identity> {
     let mut found = HashMap::new();
     let mut add = |directory: &Path| {
         if let Ok(metadata) = fs::metadata(directory)

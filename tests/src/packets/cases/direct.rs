@@ -1,10 +1,14 @@
-//! Direct server return, and packets that are too big for their way.
+//! Direct server return.
 
-use super::{Connection, Table, passes, reset_of, unreachable_with};
+mod way;
+
+use self::way::{Outer, Way, inside, label, sent, ways};
+use super::narrow::answered;
+use super::{Connection, Table, passes, reset_of};
 use crate::packets::build::{ACK, FIN, PSH, Packet, RST, SYN, Transport};
-use crate::packets::world::{self, Addresses, MTU, NARROW_MTU, port, slot};
+use crate::packets::world::{self, MTU, NARROW_MTU, port};
 use crate::packets::{Expect, Step};
-use lb_common::abi::{Be16, Drop, FlowKey, V4, V6, backend_state, protocol};
+use lb_common::abi::{Drop, V4, V6, backend_state};
 use lb_common::path::Budget;
 use std::net::{IpAddr, SocketAddr};
 
@@ -21,170 +25,6 @@ pub(super) fn cases(table: &mut Table) {
     shapes(table);
     next_hops(table);
     spread(table);
-    narrow_nat(table);
-}
-
-/// One way of direct return: how packets of one client to one service leave.
-#[derive(Clone)]
-struct Way {
-    name: &'static str,
-    /// TCP and UDP through it.
-    tcp: Connection,
-    udp: Connection,
-    slot: u32,
-    udp_slot: u32,
-    outer: Option<Outer>,
-    /// Of the UDP service, whose backend may have another address.
-    udp_outer: Option<Outer>,
-}
-
-/// Addresses of the tunnel.
-#[derive(Clone, Copy)]
-struct Outer {
-    src: IpAddr,
-    dst: IpAddr,
-}
-
-impl Outer {
-    fn between(source: SocketAddr, backend: SocketAddr) -> Self {
-        Self {
-            src: source.ip(),
-            dst: backend.ip(),
-        }
-    }
-
-    fn overhead(self) -> usize {
-        if self.dst.is_ipv6() { 40 } else { 20 }
-    }
-}
-
-fn ways(table: &Table) -> Vec<Way> {
-    let a = table.addresses;
-    let v6 = Addresses { v6: true };
-    let to = |port| Connection::new(a.client(40_070), a.vip(port), a.vip(port));
-    let dns_l2 = to(port::DNS_L2).udp();
-    let dns_tunnel = to(port::DNS_TUNNEL).udp();
-    let dns_outer = Outer::between(a.node(0), a.backend(22, 0));
-    vec![
-        Way {
-            name: "l2",
-            tcp: to(port::L2),
-            udp: dns_l2,
-            slot: table.slot(slot::L2),
-            udp_slot: table.slot(slot::DNS_L2),
-            outer: None,
-            udp_outer: None,
-        },
-        Way {
-            name: "tunnel",
-            tcp: to(port::TUNNEL),
-            udp: dns_tunnel.clone(),
-            slot: table.slot(slot::TUNNEL),
-            udp_slot: table.slot(slot::DNS_TUNNEL),
-            outer: Some(Outer::between(a.node(0), a.routed(0))),
-            udp_outer: Some(dns_outer),
-        },
-        Way {
-            name: "ipv6_tunnel",
-            tcp: to(port::CROSSED),
-            udp: dns_tunnel,
-            slot: slot::CROSSED + world::V6_SLOTS,
-            udp_slot: table.slot(slot::DNS_TUNNEL),
-            outer: Some(Outer::between(v6.node(0), v6.backend(26, 0))),
-            udp_outer: Some(dns_outer),
-        },
-    ]
-}
-
-/// The low 32 bits in which flows' outer headers differ: the upper half of the flow's hash.
-fn label(packet: &Packet) -> u32 {
-    let protocol = match packet.transport {
-        Transport::Udp { .. } => protocol::UDP,
-        _ => protocol::TCP,
-    };
-    let (src_port, dst_port) = (Be16::new(packet.src.port()), Be16::new(packet.dst.port()));
-    let hash = match (packet.src.ip(), packet.dst.ip()) {
-        (IpAddr::V4(src), IpAddr::V4(dst)) => {
-            let (src, dst) = (V4::from(src), V4::from(dst));
-            lb_common::hash::five_tuple(&FlowKey::new(src, src_port, dst, dst_port, protocol))
-        }
-        (IpAddr::V6(src), IpAddr::V6(dst)) => {
-            let (src, dst) = (V6::from(src), V6::from(dst));
-            lb_common::hash::five_tuple(&FlowKey::new(src, src_port, dst, dst_port, protocol))
-        }
-        _ => panic!("both ends are of one family"),
-    };
-    (hash >> 32) as u32
-}
-
-/// `packet` as it leaves: one hop further, to the backend's MAC, perhaps in a tunnel.
-fn sent(packet: &Packet, outer: Option<Outer>) -> Vec<u8> {
-    let inner = packet.moved(world::TO_BACKEND, packet.src, packet.dst);
-    match outer {
-        None => inner.bytes(),
-        Some(outer) => inside(&inner, outer, label(packet)),
-    }
-}
-
-/// `inner` in the tunnel `outer`; what lies behind the packet (padding) stays there.
-fn inside(inner: &Packet, outer: Outer, label: u32) -> Vec<u8> {
-    let bytes = inner.bytes();
-    let ip = &bytes[14..bytes.len() - inner.trailer.len()];
-    let number = if inner.src.is_ipv6() { 41 } else { 4 };
-    let mut out = inner
-        .moved(
-            inner.macs,
-            SocketAddr::new(outer.src, 0),
-            SocketAddr::new(outer.dst, 0),
-        )
-        .with(|packet| {
-            packet.ttl = 64;
-            packet.id = 0;
-            packet.fragment = 0x4000;
-            packet.options = Vec::new();
-            packet.extensions = Vec::new();
-            packet.transport = Transport::Other(number);
-            packet.payload = ip.to_vec();
-            packet.total_length = None;
-        })
-        .bytes();
-    if outer.dst.is_ipv6() {
-        let [_, a, b, c] = (label & 0xf_ffff).to_be_bytes();
-        out[15] |= a;
-        out[16] = b;
-        out[17] = c;
-    }
-    out
-}
-
-impl Way {
-    fn forwards(&self, packet: Packet) -> Step {
-        let out = sent(&packet, self.outer);
-        Step::FromClient(packet.bytes(), Expect::Redirect(out))
-    }
-
-    fn asks(&self, packet: Packet) -> Step {
-        let out = sent(&packet, self.udp_outer);
-        Step::FromClient(packet.bytes(), Expect::Redirect(out))
-    }
-
-    /// SYN, and the client's acknowledgement of an answer that does not come by.
-    fn opened(&self) -> Vec<Step> {
-        let tcp = &self.tcp;
-        vec![
-            self.forwards(tcp.request(SYN)),
-            self.forwards(tcp.request(ACK)),
-        ]
-    }
-
-    fn forget(&self) -> Step {
-        let (src, dst) = (self.tcp.client, self.tcp.vip);
-        Step::Known {
-            src,
-            dst,
-            udp: false,
-        }
-    }
 }
 
 fn life(table: &mut Table, way: &Way) {
@@ -451,27 +291,17 @@ fn flood(table: &mut Table, way: &Way) {
     table.add(&format!("{name}_datagram_of_a_flood_is_entered"), steps);
 }
 
-/// `packet` is answered: it is too big for `mtu`.
-fn answered(packet: &Packet, mtu: usize) -> Step {
-    Step::FromClient(packet.bytes(), Expect::Transmit(too_big(packet, mtu)))
-}
-
-fn too_big(packet: &Packet, mtu: usize) -> Vec<u8> {
-    let (kind, code) = if packet.src.is_ipv6() { (2, 0) } else { (3, 4) };
-    unreachable_with(packet, kind, code, mtu as u32)
-}
-
 /// ICMP errors about what the backend sent the client go its flow's way, as they are.
 fn errors(table: &mut Table, way: &Way) {
     let (name, tcp, a) = (way.name, &way.tcp, table.addresses);
-    let about = |client: SocketAddr| {
+    let about = |client: SocketAddr, quoted: usize| {
         let reply = Packet::tcp(world::FROM_CLIENT, tcp.vip, client, ACK);
-        let reply = reply.with(|p| p.payload = vec![0x5a; 1000]);
+        let reply = reply.with(|p| p.payload = vec![0x5a; 1500]);
         let (kind, code) = if a.v6 { (2, 0) } else { (3, 4) };
         let router = a.neighbour_of_clients(0);
         Packet::tcp(world::FROM_CLIENT, router, tcp.vip, 0).with(|p| {
             p.transport = Transport::Icmp(kind, code, 1300);
-            p.payload = reply.bytes()[14..14 + reply.header_length() + 28].to_vec();
+            p.payload = reply.bytes()[14..14 + quoted].to_vec();
         })
     };
     let passed_on = |packet: &Packet| {
@@ -483,7 +313,7 @@ fn errors(table: &mut Table, way: &Way) {
         };
         Step::FromClient(packet.bytes(), Expect::Redirect(out))
     };
-    let error = about(tcp.client);
+    let error = about(tcp.client, 1000);
     let mut steps = way.opened();
     steps.push(passed_on(&error));
     steps.push(way.forwards(tcp.request(ACK)));
@@ -495,7 +325,7 @@ fn errors(table: &mut Table, way: &Way) {
         vec![way.forwards(tcp.request(SYN)), passed_on(&error)],
     );
     let mut steps = way.opened();
-    steps.push(passes(about(a.client(40_071))));
+    steps.push(passes(about(a.client(40_071), 1000)));
     steps.push(passes(error.clone().with(|p| p.ttl = 1)));
     table.add(&format!("{name}_foreign_error_passes"), steps);
     let mut steps = way.opened();
@@ -506,6 +336,16 @@ fn errors(table: &mut Table, way: &Way) {
     });
     steps.push(passes(error));
     table.add(&format!("{name}_error_of_a_removed_backend_passes"), steps);
+    // Nobody is told of an error's end.
+    let largest = MTU as usize - way.outer.map_or(0, Outer::overhead);
+    let of = |length: usize| about(tcp.client, length - if a.v6 { 48 } else { 28 });
+    let mut steps = way.opened();
+    steps.push(passed_on(&of(largest)));
+    steps.push(Step::FromClient(
+        of(largest + 1).bytes(),
+        Expect::Dropped(Drop::TooBig),
+    ));
+    table.add(&format!("{name}_error_too_big_is_dropped"), steps);
 }
 
 /// Fragments, and headers in front of the transport's.
@@ -530,6 +370,27 @@ fn fragments(table: &mut Table, way: &Way) {
     steps.extend(datagram(2));
     steps.push(way.asks(udp.request(0)));
     table.add(&format!("{name}_fragments"), steps);
+    // Of a datagram's fragments only the first is answered.
+    let largest = MTU as usize - way.udp_outer.map_or(0, Outer::overhead);
+    let headers = if table.addresses.v6 { 48 } else { 20 };
+    let fits = (largest - headers) & !7;
+    let long = udp.request(0).with(|p| p.payload = vec![0x66; 5000]);
+    let parts = long.fragments(1, &[fits, fits, fits + 8]);
+    let moved = long.moved(world::TO_BACKEND, long.src, long.dst);
+    let moved = moved.fragments(1, &[fits, fits, fits + 8]);
+    let mut steps: Vec<Step> = (parts.iter().zip(&moved))
+        .map(|(part, moved)| {
+            let out = match way.udp_outer {
+                None => moved.bytes(),
+                Some(outer) => inside(moved, outer, label(&long)),
+            };
+            Step::FromClient(part.bytes(), Expect::Redirect(out))
+        })
+        .collect();
+    if let Step::FromClient(_, expect) = &mut steps[2] {
+        *expect = Expect::Dropped(Drop::TooBig);
+    }
+    table.add(&format!("{name}_later_fragment_too_big_is_dropped"), steps);
     // One datagram in however many fragments shows nothing of who sent it.
     let mut steps = datagram(1);
     steps.push(Step::Known {
@@ -632,6 +493,15 @@ fn next_hops(table: &mut Table) {
         "tunnel_unresolved_neighbour",
         vec![Step::FromClient(packet.bytes(), Expect::Resolve(out))],
     );
+    // Its outer packet is the kernel's to take in; the hop to there was this one.
+    let packet = to(port::TUNNEL_LOCAL);
+    let inner = packet.moved(packet.macs, packet.src, packet.dst);
+    let outer = Outer::between(a.node(0), a.second_node(0));
+    let out = inside(&inner, outer, label(&packet));
+    table.add(
+        "tunnel_that_ends_on_the_node",
+        vec![Step::FromClient(packet.bytes(), Expect::Stack(out))],
+    );
     // A way narrower than its device.
     let connection = Connection::new(
         a.client(40_090),
@@ -697,72 +567,4 @@ fn spread(table: &mut Table) {
     }
     assert!(sources.len() >= 15, "{} sources of 16 flows", sources.len());
     table.add("tunnel_sources_are_spread", steps);
-}
-
-/// NAT over a way that is narrower than the packets.
-fn narrow_nat(table: &mut Table) {
-    let a = table.addresses;
-    let headers = if a.v6 { 60 } else { 40 };
-    let mtu = NARROW_MTU as usize;
-    let sized =
-        |packet: Packet, length: usize| packet.with(|p| p.payload = vec![9; length - headers]);
-    let plain = Connection::new(a.client(40_001), a.vip(port::NARROW), a.narrow(8080));
-    let snat = Connection::new(a.client(40_001), a.vip(port::NARROW_SNAT), a.narrow(8081))
-        .seen_as(a.node(world::SNAT_PORT));
-    for (name, nat) in [("nat", &plain), ("snat", &snat)] {
-        let mut steps = nat.opened();
-        steps.push(nat.forwards(sized(nat.request(ACK), mtu)));
-        steps.push(answered(&sized(nat.request(ACK), mtu + 1), mtu));
-        steps.push(nat.forwards(nat.request(ACK)));
-        table.add_narrow(&format!("{name}_too_big_is_answered"), steps);
-    }
-    table.add_narrow(
-        "nat_first_packet_too_big_is_answered",
-        vec![
-            answered(&sized(plain.request(SYN), mtu + 1), mtu),
-            plain.forwards(plain.request(SYN)),
-        ],
-    );
-    // Replies: the backend is told, about the packet that it sent.
-    for (name, service, backend, source) in [
-        ("nat", port::WEB, a.backend(1, 8080), None),
-        (
-            "snat",
-            port::SNAT,
-            a.backend(2, 8443),
-            Some(a.node(world::SNAT_PORT)),
-        ),
-    ] {
-        let client = a.narrow_client(40_001);
-        let mut connection = Connection::new(client, a.vip(service), backend);
-        if let Some(source) = source {
-            connection = connection.seen_as(source);
-        }
-        let back = |packet: Packet, length| sized(packet, length);
-        let mut steps = connection.opened();
-        steps.push(connection.returns(back(connection.reply(ACK), mtu)));
-        let long = back(connection.reply(ACK), mtu + 1);
-        let told = Expect::Transmit(too_big(&long, mtu));
-        steps.push(Step::FromBackend(long.bytes(), told));
-        steps.push(connection.returns(connection.reply(ACK)));
-        table.add_narrow(&format!("{name}_reply_too_big_is_answered"), steps);
-    }
-    if a.v6 {
-        return;
-    }
-    // What may be fragmented is left to the kernel, translated, with its TTL.
-    let divisible = |packet: Packet| sized(packet, mtu + 1).with(|p| p.fragment = 0);
-    let packet = divisible(plain.request(ACK));
-    let out = packet
-        .moved(packet.macs, plain.source, plain.backend)
-        .with(|p| p.ttl += 1)
-        .bytes();
-    let mut steps = plain.opened();
-    steps.push(Step::FromClient(packet.bytes(), Expect::Stack(out)));
-    steps.push(plain.forwards(plain.request(ACK)));
-    table.add_narrow("nat_divisible_goes_to_the_kernel", steps);
-    // Not what would come from an address of the node's.
-    let mut steps = snat.opened();
-    steps.push(answered(&divisible(snat.request(ACK)), mtu));
-    table.add_narrow("snat_divisible_is_answered", steps);
 }

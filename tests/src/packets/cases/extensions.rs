@@ -179,6 +179,23 @@ fn left_alone(table: &mut Table, web: &Connection) {
         "extended_packet_that_ends_in_its_headers",
         other(|p| p.total_length = Some(4)),
     );
+    // Whole as the header tells it, which ends within the ports, or the TCP header.
+    for length in [2, 10] {
+        let mut bytes = behind(web.request(SYN), &hop_by_hop)
+            .with(|p| p.total_length = Some(8 + length))
+            .bytes();
+        bytes.truncate(14 + 40 + 8 + usize::from(length));
+        table.add(
+            &format!("extended_packet_with_{length}_bytes_of_tcp"),
+            vec![Step::FromClient(bytes, Expect::Pass)],
+        );
+    }
+    let mut bytes = behind(web.request(SYN), &hop_by_hop).bytes();
+    bytes[14 + 40 + 8 + 12] = 0x40;
+    table.add(
+        "extended_packet_with_data_offset_too_small",
+        vec![Step::FromClient(bytes, Expect::Pass)],
+    );
     let whole = behind(web.request(SYN), &hop_by_hop).bytes();
     for length in (14 + 40..whole.len()).step_by(3) {
         table.add(

@@ -39,6 +39,7 @@ pub(super) fn cases(table: &mut Table) {
     protocols(table, &web);
     tags(table, &web);
     truncated(table, &web);
+    cut_tags(table, &web);
     contradictions(table, &web);
 }
 
@@ -99,6 +100,20 @@ fn truncated(table: &mut Table, web: &Connection) {
             &format!("truncated_to_{length}_bytes"),
             vec![Step::FromClient(packet, Expect::Pass)],
         );
+    }
+}
+
+/// Frames that end within the tag behind another.
+fn cut_tags(table: &mut Table, web: &Connection) {
+    for (name, tags) in [
+        ("a", vec![(0x8100, 100)]),
+        ("the_second", vec![(0x88a8, 100), (0x8100, 200)]),
+    ] {
+        let start = 14 + 4 * (tags.len() - 1);
+        let whole = web.request(SYN).with(|packet| packet.tags = tags).bytes();
+        let steps = (start..start + 4)
+            .map(|length| Step::FromClient(whole[..length].to_vec(), Expect::Pass));
+        table.add(&format!("frame_that_ends_in_{name}_tag"), steps.collect());
     }
 }
 

@@ -215,6 +215,13 @@ fn hostile(table: &mut Table) {
         steps.extend(overlap.into_iter().skip(1).map(tiny));
         table.add(&format!("tcp_overlap_at_{}", start * 8), steps);
     }
+    if !table.addresses.v6 {
+        // The header says that the packet ends within it.
+        let bytes = long(web.request(SYN), 100).fragments(ID, &[40])[0].clone();
+        let short = bytes.with(|p| p.total_length = Some(12));
+        let steps = vec![Step::FromClient(short.bytes(), Expect::Pass)];
+        table.add("tcp_fragment_with_total_length_too_small", steps);
+    }
     // Elsewhere tiny fragments are none of our business.
     let foreign = Connection::new(a.client(40_001), a.node(port::WEB), a.backend(1, 8080));
     let steps = requests(&foreign, &long(foreign.request(SYN), 100), ID, &[8]);

@@ -73,7 +73,7 @@ fn event(step: Step) -> Option<Event> {
             },
         }),
         // A socket is the kernel's alone; what is known the comparison of states tells.
-        Step::Listen { .. } | Step::CloseSockets | Step::Stale => None,
+        Step::Listen { .. } | Step::CloseSockets | Step::Stale | Step::Pool { .. } => None,
         Step::Known { .. } | Step::Unknown { .. } => None,
     }
 }

@@ -13,7 +13,7 @@ use connection::{State, Tuple};
 pub use event::{Ack, Answer, Event, History, Sent};
 use model::{Future, Model};
 
-use super::{Side, slice::Slice, world};
+use super::{Runner as _, Side, slice::Slice, world};
 use event::{Scene, packet_of_backend, packet_of_client};
 
 /// Runs a history; gives what was reached in it, in the model's words.
@@ -87,7 +87,6 @@ impl Life {
                 Ok(())
             }
             Event::Epoch => {
-                use super::Runner as _;
                 self.slice.next_epoch();
                 Ok(())
             }

@@ -1,6 +1,7 @@
-//! The same packet on two CPUs at the same time.
+//! Packets on two CPUs at the same time.
 
 use std::{
+    mem::offset_of,
     os::fd::{AsFd as _, AsRawFd as _},
     sync::atomic::{AtomicUsize, Ordering},
     thread,
@@ -11,9 +12,12 @@ use aya::{
     maps::{Array, HashMap as BpfHashMap, PerCpuArray},
     programs::{SchedClassifier, TestRun as _, TestRunOptions, Xdp},
 };
-use lb_common::abi::{BackendCounters, from_bytes, map};
+use lb_common::abi::{BackendCounters, Flow, V4, V6, from_bytes, map};
 
 use super::{Hook, Kernel, cpus, run_tc};
+
+/// Where an entry's state stands, by family.
+const STATES: [usize; 2] = [offset_of!(Flow<V4>, state), offset_of!(Flow<V6>, state)];
 
 /// What a program did: its action and the packet as it left it.
 pub type Done = (u32, Vec<u8>);
@@ -25,9 +29,20 @@ impl Kernel {
     /// # Errors
     /// With less than two CPUs, or where the kernel refuses a call.
     pub fn run_at_once(&self, from_client: bool, packets: &[Vec<u8>]) -> Result<Vec<[Done; 2]>> {
+        self.run_pairs([(from_client, packets); 2])
+    }
+
+    /// Runs the first packets on the first CPU and, each at the same time, the second packets on the
+    /// second; of clients or of backends.
+    ///
+    /// # Errors
+    /// As [`Self::run_at_once`].
+    pub fn run_pairs(&self, sides: [(bool, &[Vec<u8>]); 2]) -> Result<Vec<[Done; 2]>> {
         ensure!(cpus()? >= 2, "this takes two CPUs");
+        ensure!(sides[0].1.len() == sides[1].1.len(), "one has no pair");
         let arrived = AtomicUsize::new(0);
         let all_on = |cpu: usize| -> Result<Vec<Done>> {
+            let (from_client, packets) = sides[cpu];
             pin_to(cpu)?;
             let mut done = Vec::with_capacity(packets.len());
             for (round, packet) in packets.iter().enumerate() {
@@ -47,6 +62,7 @@ impl Kernel {
             Ok(done)
         };
         // Threads begin in the namespace of this one.
+        let all_on = &all_on;
         let [a, b] = thread::scope(|scope| {
             let threads = [0, 1].map(|cpu| scope.spawn(move || all_on(cpu)));
             threads.map(|thread| thread.join().expect("no panic"))
@@ -90,16 +106,6 @@ impl Kernel {
         Ok((action, out))
     }
 
-    /// The pool of ports that backends see as source.
-    ///
-    /// # Errors
-    /// Where the kernel refuses a call.
-    pub fn set_snat_ports(&mut self, first: u16, count: u16) -> Result<()> {
-        self.config.snat_first = first;
-        self.config.snat_count = count;
-        self.write_config()
-    }
-
     /// What a backend's counters say, of all CPUs.
     ///
     /// # Errors
@@ -127,16 +133,41 @@ impl Kernel {
         Ok(opened.wrapping_sub(closed))
     }
 
-    /// Entries of IPv4 connections, of both directions: those that are being opened, those that are open.
+    /// Entries of a family's connections, of both directions: those that are being opened, those that
+    /// are open.
     ///
     /// # Errors
     /// Where the kernel refuses a call.
-    pub fn entries(&mut self) -> Result<[usize; 2]> {
-        let mut count = |name| -> Result<usize> {
-            let map = self.map::<BpfHashMap<_, [u8; 16], [u8; 64]>>(name)?;
-            Ok(map.keys().collect::<Result<Vec<_>, _>>()?.len())
+    pub fn entries(&mut self, v6: bool) -> Result<[usize; 2]> {
+        let handshakes = match v6 {
+            true => self.states_in::<40, 88>(map::HANDSHAKES6, STATES[1])?,
+            false => self.states_in::<16, 64>(map::HANDSHAKES4, STATES[0])?,
         };
-        Ok([count(map::HANDSHAKES4)?, count(map::FLOWS4)?])
+        Ok([handshakes.len(), self.states(v6)?.len()])
+    }
+
+    /// [`flow_state`](lb_common::abi::flow_state) of a family's open connections, of both directions.
+    ///
+    /// # Errors
+    /// Where the kernel refuses a call.
+    pub fn states(&mut self, v6: bool) -> Result<Vec<u32>> {
+        match v6 {
+            true => self.states_in::<40, 88>(map::FLOWS6, STATES[1]),
+            false => self.states_in::<16, 64>(map::FLOWS4, STATES[0]),
+        }
+    }
+
+    fn states_in<const K: usize, const V: usize>(
+        &mut self,
+        name: &str,
+        offset: usize,
+    ) -> Result<Vec<u32>> {
+        let map = self.map::<BpfHashMap<_, [u8; K], [u8; V]>>(name)?;
+        let states = map.iter().map(|entry| {
+            let (_, value) = entry?;
+            Ok(u32::from_ne_bytes(value[offset..offset + 4].try_into()?))
+        });
+        states.collect()
     }
 }
 

@@ -522,7 +522,8 @@ macro_rules! family_tables {
                 let sources = self.sources.iter();
                 let source = sources
                     .filter(|ip| ip.is_ipv6() == <$family>::IS_V6)
-                    .nth(number as usize)?;
+                    .nth(number as usize)
+                    .filter(|source| !source.is_unspecified())?;
                 Some(<$family>::from_words(&world::words(*source)))
             }
 

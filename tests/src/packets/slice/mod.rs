@@ -155,12 +155,6 @@ impl Slice {
         self.memory.set_table(port, v6, slots);
     }
 
-    /// SNAT takes `count` ports from `first` on.
-    pub fn set_pool(&mut self, first: u16, count: u16) {
-        self.memory.config.snat_first = first;
-        self.memory.config.snat_count = count;
-    }
-
     /// The daemon removes an entry, wherever it stands.
     pub fn forget(&mut self, src: SocketAddr, dst: SocketAddr, udp: bool) {
         match src.is_ipv6() {
@@ -221,6 +215,11 @@ impl Runner for Slice {
     fn set_sources(&mut self, sources: &[IpAddr]) {
         self.memory.sources = sources.to_vec();
         self.memory.config.sources = world::source_counts(sources);
+    }
+
+    fn set_pool(&mut self, first: u16, count: u16) {
+        self.memory.config.snat_first = first;
+        self.memory.config.snat_count = count;
     }
 
     fn wait_second(&mut self) {
