@@ -8,6 +8,7 @@
 //! [`for_each_kind`].
 
 mod backoff;
+mod bounds;
 pub mod consul;
 pub mod dns;
 pub mod etcd;

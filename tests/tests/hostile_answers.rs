@@ -1,0 +1,127 @@
+//! Registries that speak their protocol and mean harm: whatever they answer, the daemon lives, its memory
+//! has a bound, and somebody is told.
+
+use std::{
+    io::{self, Read, Write},
+    net::{SocketAddr, TcpListener, TcpStream},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+use lb_tests::{
+    clients::Protocol,
+    daemon::{Config, Daemon, Service},
+    net::{Network, Topology},
+    note,
+};
+
+/// What one source may take for what it is told.
+const ROOM: u64 = 768 << 20;
+/// How long each harm lasts.
+const EACH: Duration = Duration::from_secs(6);
+/// Longest time until a source fails.
+const LONG: Duration = Duration::from_secs(120);
+
+/// Serves peers for as long as the test lives; gives the number of those that came.
+fn serve(
+    network: &Network,
+    port: u16,
+    harm: impl Fn(&mut TcpStream) -> io::Result<()> + Send + Sync + 'static,
+) -> Arc<AtomicUsize> {
+    let bound = network.node.run(|| TcpListener::bind(("127.0.0.1", port)));
+    let listener = bound.unwrap();
+    let (count, harm) = (Arc::new(AtomicUsize::new(0)), Arc::new(harm));
+    let came = count.clone();
+    thread::spawn(move || {
+        for mut peer in listener.incoming().flatten() {
+            came.fetch_add(1, Ordering::Relaxed);
+            let harm = harm.clone();
+            thread::spawn(move || {
+                let _ = peer.set_read_timeout(Some(Duration::from_secs(10)));
+                let _ = peer.set_write_timeout(Some(Duration::from_secs(30)));
+                harm(&mut peer)
+            });
+        }
+    });
+    count
+}
+
+/// Runs lbd with one source and looks on, until it failed; gives why.
+fn suffer(network: &Network, source: &str) -> String {
+    let service = Service::new("web", Protocol::Tcp).listen(network, 0, 80);
+    let config = Config::new(network, "native").service(service.discovery(source.to_owned()));
+    let daemon = Daemon::start(&network.node, &config).unwrap();
+    let before = daemon.resident_bytes().unwrap();
+    let began = Instant::now();
+    let (mut peak, mut slowest) = (0, Duration::ZERO);
+    let mut told = None;
+    while began.elapsed() < EACH || (told.is_none() && began.elapsed() < LONG) {
+        peak = peak.max(daemon.resident_bytes().unwrap());
+        let asked = Instant::now();
+        daemon.status().unwrap();
+        slowest = slowest.max(asked.elapsed());
+        told = daemon.sources().unwrap().remove(0).last_error;
+        thread::sleep(Duration::from_millis(50));
+    }
+    let told = told.unwrap_or_default();
+    note(format!(
+        "{source}: {} MiB, at most {} MiB, `lbctl status` within {slowest:.0?}: {told}",
+        before >> 20,
+        peak >> 20
+    ));
+    assert!(peak < before + ROOM, "{} MiB", peak >> 20);
+    assert!(slowest < Duration::from_secs(10), "{slowest:?}");
+    told
+}
+
+fn packet(peer: &mut TcpStream, body: &[u8]) -> io::Result<()> {
+    peer.write_all(&(body.len() as u32).to_be_bytes())?;
+    peer.write_all(body)
+}
+
+fn request(peer: &mut TcpStream) -> io::Result<Vec<u8>> {
+    let mut length = [0; 4];
+    peer.read_exact(&mut length)?;
+    let mut body = vec![0; u32::from_be_bytes(length) as usize];
+    peer.read_exact(&mut body)?;
+    Ok(body)
+}
+
+/// A server of ZooKeeper that answers everything, and lists with `list`.
+fn zookeeper(peer: &mut TcpStream, list: &[u8]) -> io::Result<()> {
+    request(peer)?;
+    let session = [
+        &[0; 4][..],
+        &10_000_u32.to_be_bytes(),
+        &1_u64.to_be_bytes(),
+        &16_u32.to_be_bytes(),
+        &[0; 17],
+    ];
+    packet(peer, &session.concat())?;
+    loop {
+        let asked = request(peer)?;
+        let body = match asked[4..8] {
+            [0, 0, 0, 8] => list,
+            _ => &[],
+        };
+        packet(peer, &[&asked[..4], &[0; 12], body].concat())?;
+    }
+}
+
+#[test]
+fn zookeeper_counts_more_than_it_sends() {
+    let network = Network::new(Topology::default()).unwrap();
+    let came = serve(&network, 2181, |peer| {
+        zookeeper(peer, &i32::MAX.to_be_bytes())
+    });
+    let told = suffer(
+        &network,
+        "{zookeeper: {servers: [\"127.0.0.1:2181\"], path: /a}}",
+    );
+    assert!(told.contains("a list of 2147483647 nodes"), "{told}");
+    assert!(came.load(Ordering::Relaxed) > 1);
+}
