@@ -125,3 +125,95 @@ fn zookeeper_counts_more_than_it_sends() {
     assert!(told.contains("a list of 2147483647 nodes"), "{told}");
     assert!(came.load(Ordering::Relaxed) > 1);
 }
+
+const CLUSTER: &str = "{kubernetes: {server: \"http://127.0.0.1:6443\", namespace: a, service: b}}";
+
+/// An API server: `answer` is given the target of each request, and writes the whole answer.
+fn cluster(
+    peer: &mut TcpStream,
+    answer: impl Fn(&str, &mut TcpStream) -> io::Result<()>,
+) -> io::Result<()> {
+    loop {
+        let mut head = Vec::new();
+        while !head.ends_with(b"\r\n\r\n") {
+            let mut byte = [0];
+            peer.read_exact(&mut byte)?;
+            head.push(byte[0]);
+        }
+        let head = String::from_utf8_lossy(&head).into_owned();
+        answer(head.split(' ').nth(1).unwrap_or_default(), peer)?;
+    }
+}
+
+fn list(peer: &mut TcpStream, target: &str, next: &str, items: &str) -> io::Result<()> {
+    let kind = match target.contains("endpointslices") {
+        true => "EndpointSliceList",
+        false => "ServiceList",
+    };
+    let body = format!(
+        "{{\"kind\":\"{kind}\",\"metadata\":{{\"resourceVersion\":\"1\",\"continue\":\"{next}\"}},\
+         \"items\":[{items}]}}"
+    );
+    let head = format!(
+        "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n",
+        body.len()
+    );
+    peer.write_all(head.as_bytes())?;
+    peer.write_all(body.as_bytes())
+}
+
+#[test]
+fn kubernetes_sends_a_page_of_nothing() {
+    let network = Network::new(Topology::default()).unwrap();
+    let nothing = "{},".repeat(10 << 20) + "{}";
+    serve(&network, 6443, move |peer| {
+        cluster(peer, |target, peer| list(peer, target, "", &nothing))
+    });
+    let told = suffer(&network, CLUSTER);
+    assert!(told.contains("at most 1500000 are read"), "{told}");
+}
+
+#[test]
+fn kubernetes_has_always_another_page() {
+    let network = Network::new(Topology::default()).unwrap();
+    serve(&network, 6443, move |peer| {
+        cluster(peer, |target, peer| list(peer, target, "more", ""))
+    });
+    let told = suffer(&network, CLUSTER);
+    assert!(told.contains("more than 4000 pages"), "{told}");
+}
+
+#[test]
+fn kubernetes_tells_of_ever_more_slices() {
+    let network = Network::new(Topology::default()).unwrap();
+    serve(&network, 6443, move |peer| {
+        cluster(peer, |target, peer| {
+            let is_service = !target.contains("endpointslices");
+            if !target.contains("watch=") {
+                let service = "{\"metadata\":{\"name\":\"b\",\"resourceVersion\":\"1\"},\
+                               \"spec\":{\"ports\":[{\"port\":80}]}}";
+                return list(peer, target, "", if is_service { service } else { "" });
+            }
+            peer.write_all(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n")?;
+            if is_service {
+                thread::sleep(LONG);
+                return Ok(());
+            }
+            let endpoints = "{\"addresses\":[\"10.0.0.1\"]},".repeat(9_999);
+            for n in 1_u64.. {
+                let line = format!(
+                    "{{\"type\":\"ADDED\",\"object\":{{\"metadata\":{{\"name\":\"s{n}\",\
+                     \"resourceVersion\":\"{n}\"}},\"addressType\":\"IPv4\",\
+                     \"endpoints\":[{endpoints}{{\"addresses\":[]}}]}}}}\n"
+                );
+                write!(peer, "{:x}\r\n{line}\r\n", line.len())?;
+            }
+            Ok(())
+        })
+    });
+    let told = suffer(&network, CLUSTER);
+    assert!(
+        told.contains("endpointslices take more than 256 MiB"),
+        "{told}"
+    );
+}

@@ -1,7 +1,7 @@
 //! Requests to the API server: lists in pages, and watches. The `kube` crate knows where the server
 //! is and who lbd is; what comes back is read here, with an end in time and size.
 
-use std::{path::PathBuf, time::Duration};
+use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use http_body_util::BodyExt;
 use hyper::{
@@ -18,6 +18,7 @@ use kube::{
     },
 };
 use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore},
     task::spawn_blocking,
     time::{Instant, timeout_at},
 };
@@ -26,9 +27,14 @@ use super::{
     Access,
     wire::{self, Event, Object, Page, Status, shown},
 };
-use crate::discovery::{
-    Class, Failure, Secret,
-    http::{BaseUrl, Tls},
+use crate::{
+    discovery::{
+        Class, Failure, Secret,
+        bounds::Room,
+        http::{BaseUrl, Tls},
+        rules::MAX_INSTANCES,
+    },
+    json,
 };
 
 /// Largest page, in bytes: [`PAGE`] slices of the most endpoints that a slice may have.
@@ -37,10 +43,14 @@ const MAX_PAGE: usize = 32 << 20;
 const MAX_EVENT: usize = 8 << 20;
 /// Objects a page.
 const PAGE: u32 = 50;
-/// Most objects of a list.
-const MAX_OBJECTS: usize = 100_000;
+/// Most pages of a list. A server may send pages with few objects, or none, where it sifts out most.
+const MAX_PAGES: usize = 2 * MAX_INSTANCES / PAGE as usize;
 /// Time until a page is there.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// Time until all pages of a list are there. A server's pages are too old after five minutes.
+const ALL: Duration = Duration::from_secs(300);
+/// Events that were read and not taken yet, of both watches: as [`json::text_weight`] has it, in bytes.
+const MAX_WAITING: u32 = 32 << 20;
 /// Time until the client is made, which reads files and may run the kubeconfig's program.
 const PREPARE: Duration = Duration::from_secs(15);
 /// Time beyond its own end after which a watch is silent for ever.
@@ -64,6 +74,8 @@ pub(super) struct Api {
     token: Option<Secret>,
     /// For messages: `https://10.0.0.1:6443`.
     name: String,
+    /// For events on their way to the source.
+    waiting: Arc<Semaphore>,
 }
 
 /// All objects there are.
@@ -106,6 +118,7 @@ impl Api {
                 client,
                 token,
                 name: name.trim_end_matches('/').to_owned(),
+                waiting: Arc::new(Semaphore::new(MAX_WAITING as usize)),
             })
         });
         let made = timeout_at(Instant::now() + PREPARE, made).await;
@@ -131,8 +144,10 @@ impl Api {
     async fn pages<K: Object>(&self, query: &Query) -> Result<Option<Listed<K>>, Failure> {
         let what = self.what::<K>(query);
         let mut items = Vec::new();
+        let mut room = Room::new(K::URL_PATH_SEGMENT);
         let mut token = None;
-        loop {
+        let all = Instant::now() + ALL;
+        for _ in 0..MAX_PAGES {
             let mut parameters = ListParams {
                 label_selector: query.labels.clone(),
                 field_selector: query.fields.clone(),
@@ -141,7 +156,7 @@ impl Api {
             parameters.limit = Some(PAGE);
             parameters.continue_token = token.clone();
             let request = Request::new(path::<K>(query)).list(&parameters);
-            let end = Instant::now() + PATIENCE;
+            let end = all.min(Instant::now() + PATIENCE);
             let body = match self.send(request, end, &what).await? {
                 Answer::Body(body) => body,
                 Answer::Expired if token.is_some() => return Ok(None),
@@ -154,10 +169,9 @@ impl Api {
                 .await
                 .map_err(|f| f.context(&what))?;
             let page: Page<K> = wire::page(&bytes).map_err(|f| f.context(&what))?;
-            items.extend(page.items);
-            if items.len() > MAX_OBJECTS {
-                let many = format!("more than {MAX_OBJECTS} objects");
-                return Err(Failure::new(Class::Malformed, many).context(what));
+            for item in page.items {
+                room = room.with(item.weight()).map_err(|f| f.context(&what))?;
+                items.push(item);
             }
             token = page.next;
             if token.is_none() {
@@ -167,6 +181,8 @@ impl Api {
                 }));
             }
         }
+        let many = format!("a list of more than {MAX_PAGES} pages; does the server count them?");
+        Err(Failure::new(Class::Malformed, many).context(what))
     }
 
     /// Opens a watch that tells what happened behind `version`. The server ends it after
@@ -194,6 +210,7 @@ impl Api {
                 buffer: Vec::new(),
                 searched: 0,
                 end: now + duration + GRACE,
+                waiting: self.waiting.clone(),
             }),
             Answer::Expired => None,
         })
@@ -319,20 +336,37 @@ pub(super) struct Watch {
     /// Bytes of the buffer known to hold no newline.
     searched: usize,
     end: Instant,
+    waiting: Arc<Semaphore>,
 }
 
+/// Room that an event takes until it is dropped.
+pub(super) type Waiting = OwnedSemaphorePermit;
+
 impl Watch {
-    /// The next event; `None` at the end that the server made.
+    /// The next event; `None` at the end that the server made. Waits while too much was read that the
+    /// source did not come to.
     ///
     /// # Errors
     /// If the connection breaks, the server does not end the watch when it should, or sends what is no
     /// event.
-    pub(super) async fn next<K: Object>(&mut self) -> Result<Option<Event<K>>, Failure> {
-        let event = self.line().await.and_then(|line| match line {
-            Some(line) => wire::event(&line).map(Some),
-            None => Ok(None),
-        });
+    pub(super) async fn next<K: Object>(&mut self) -> Result<Option<(Event<K>, Waiting)>, Failure> {
+        let event = self.event().await;
         event.map_err(|failure| failure.context(&self.what))
+    }
+
+    async fn event<K: Object>(&mut self) -> Result<Option<(Event<K>, Waiting)>, Failure> {
+        let Some(line) = self.line().await? else {
+            return Ok(None);
+        };
+        let weight = u32::try_from(json::text_weight(&line, wire::VALUE)).unwrap_or(u32::MAX);
+        let waiting = self
+            .waiting
+            .clone()
+            .acquire_many_owned(weight.min(MAX_WAITING));
+        let waiting = waiting
+            .await
+            .map_err(|_| Failure::new(Class::Internal, "the watch's room is closed"))?;
+        Ok(Some((wire::event(&line)?, waiting)))
     }
 
     async fn line(&mut self) -> Result<Option<Vec<u8>>, Failure> {
