@@ -5,6 +5,8 @@
 //! compacted, and a cluster restored from a backup may be older than what is known.
 
 mod client;
+#[cfg(test)]
+mod hostile;
 pub mod known;
 pub mod parse;
 #[cfg(test)]
@@ -149,14 +151,16 @@ impl Etcd {
                         is_created = true;
                         check_age(member, &message, from)?;
                     }
-                    for event in message.events() {
-                        is_changed |= event.kv().is_some_and(|pair| self.known.change(&Pair {
+                    for pair in message.events().iter().filter_map(|event| event.kv()) {
+                        let changed = self.known.change(&Pair {
                             key: pair.key(),
                             // A deletion resets the version; a key that is there has one.
                             value: (pair.version() > 0).then(|| pair.value()),
                             mod_revision: pair.mod_revision(),
-                        }));
-                        from = from.max(event.kv().map_or(0, |pair| pair.mod_revision()));
+                        });
+                        is_changed |= changed
+                            .map_err(|failure| failure.context(member.below(&self.config.prefix)))?;
+                        from = from.max(pair.mod_revision());
                     }
                 }
                 () = feed.turn(), if is_changed => {
