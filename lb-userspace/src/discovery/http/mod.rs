@@ -2,6 +2,7 @@
 //! every answer with an end in size.
 
 mod answer;
+mod lines;
 #[cfg(test)]
 mod tests;
 mod tls;
@@ -33,6 +34,7 @@ use tokio_rustls::TlsConnector;
 
 pub use self::{
     answer::{Answer, Stream},
+    lines::Lines,
     tls::Tls,
     url::{BaseUrl, escaped},
 };

@@ -31,7 +31,7 @@ use crate::{
     discovery::{
         Class, Failure, Secret,
         bounds::Room,
-        http::{BaseUrl, Tls},
+        http::{BaseUrl, Lines, Tls},
         rules::MAX_INSTANCES,
     },
     json,
@@ -207,8 +207,7 @@ impl Api {
             Answer::Body(body) => Some(Watch {
                 what,
                 body,
-                buffer: Vec::new(),
-                searched: 0,
+                lines: Lines::default(),
                 end: now + duration + GRACE,
                 waiting: self.waiting.clone(),
             }),
@@ -332,9 +331,7 @@ fn server(url: &BaseUrl, tls: &Tls) -> Result<kube::Config, Failure> {
 pub(super) struct Watch {
     what: String,
     body: Body,
-    buffer: Vec<u8>,
-    /// Bytes of the buffer known to hold no newline.
-    searched: usize,
+    lines: Lines,
     end: Instant,
     waiting: Arc<Semaphore>,
 }
@@ -371,20 +368,12 @@ impl Watch {
 
     async fn line(&mut self) -> Result<Option<Vec<u8>>, Failure> {
         loop {
-            while let Some(at) = self.buffer[self.searched..]
-                .iter()
-                .position(|b| *b == b'\n')
-            {
-                let tail = self.buffer.split_off(self.searched + at + 1);
-                let mut line = std::mem::replace(&mut self.buffer, tail);
-                line.pop();
-                self.searched = 0;
+            while let Some(line) = self.lines.line() {
                 if !line.trim_ascii().is_empty() {
-                    return Ok(Some(line));
+                    return Ok(Some(line.to_vec()));
                 }
             }
-            self.searched = self.buffer.len();
-            if self.buffer.len() > MAX_EVENT {
+            if self.lines.waiting() > MAX_EVENT {
                 let what = format!("an event of more than {} MiB", MAX_EVENT >> 20);
                 return Err(Failure::new(Class::Malformed, what));
             }
@@ -399,7 +388,7 @@ impl Watch {
                 None => return Ok(None),
                 Some(Ok(frame)) => {
                     if let Some(data) = frame.data_ref() {
-                        self.buffer.extend_from_slice(data);
+                        self.lines.push(data);
                     }
                 }
                 Some(Err(error)) => return Err(broken(&error)),
