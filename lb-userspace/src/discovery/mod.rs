@@ -25,6 +25,7 @@ pub mod saved;
 mod secret;
 mod source;
 mod spec;
+mod text;
 pub mod zookeeper;
 
 use std::{
