@@ -52,6 +52,11 @@ fn serve(
 
 /// Runs lbd with one source and looks on, until it failed; gives why.
 fn suffer(network: &Network, source: &str) -> String {
+    look_on(network, source, LONG)
+}
+
+/// The same, for so long at most.
+fn look_on(network: &Network, source: &str, most: Duration) -> String {
     let service = Service::new("web", Protocol::Tcp).listen(network, 0, 80);
     let config = Config::new(network, "native").service(service.discovery(source.to_owned()));
     let daemon = Daemon::start(&network.node, &config).unwrap();
@@ -59,7 +64,7 @@ fn suffer(network: &Network, source: &str) -> String {
     let began = Instant::now();
     let (mut peak, mut slowest) = (0, Duration::ZERO);
     let mut told = None;
-    while began.elapsed() < EACH || (told.is_none() && began.elapsed() < LONG) {
+    while began.elapsed() < EACH || (told.is_none() && began.elapsed() < most) {
         peak = peak.max(daemon.resident_bytes().unwrap());
         let asked = Instant::now();
         daemon.status().unwrap();
@@ -181,6 +186,36 @@ fn kubernetes_has_always_another_page() {
     });
     let told = suffer(&network, CLUSTER);
     assert!(told.contains("more than 4000 pages"), "{told}");
+}
+
+#[test]
+fn kubernetes_expires_after_every_event() {
+    let network = Network::new(Topology::default()).unwrap();
+    let lists = Arc::new(AtomicUsize::new(0));
+    let count = lists.clone();
+    serve(&network, 6443, move |peer| {
+        cluster(peer, |target, peer| {
+            if !target.contains("watch=") {
+                count.fetch_add(1, Ordering::Relaxed);
+                let service = "{\"metadata\":{\"name\":\"b\",\"resourceVersion\":\"1\"},\
+                               \"spec\":{\"ports\":[{\"port\":80}]}}";
+                let is_service = !target.contains("endpointslices");
+                return list(peer, target, "", if is_service { service } else { "" });
+            }
+            let text = "{\"type\":\"ADDED\",\"object\":{\"metadata\":{\"name\":\"x\",\
+                        \"resourceVersion\":\"2\"},\"addressType\":\"IPv4\",\"endpoints\":[]}}\n\
+                        {\"type\":\"ERROR\",\"object\":{\"code\":410}}\n";
+            let length = text.len();
+            write!(
+                peer,
+                "HTTP/1.1 200 OK\r\ncontent-length: {length}\r\n\r\n{text}"
+            )
+        })
+    });
+    look_on(&network, CLUSTER, EACH);
+    // Of both kinds, after 0.5 to 1 s, then twice as long, and so on.
+    let lists = lists.load(Ordering::Relaxed);
+    assert!((4..=16).contains(&lists), "{lists}");
 }
 
 #[test]

@@ -1,11 +1,8 @@
 //! Members that speak gRPC and mean harm.
 
-use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
-    time::Duration,
+use std::sync::{
+    Arc,
+    atomic::{AtomicUsize, Ordering},
 };
 
 use hyper::{
@@ -19,13 +16,15 @@ use tokio::{
 };
 
 use super::*;
-use crate::discovery::Settings;
+use crate::discovery::{Report, Settings};
 
 /// Of a response, that the cluster is at revision 5.
 const HEADER: &[u8] = &[0x0a, 2, 0x18, 5];
 /// A key of which nothing is said.
 const KEY: &[u8] = &[0x12, 0];
 const CREATED: &[u8] = &[0x18, 1];
+/// Canceled, because revision 9 is the first there is.
+const COMPACTED: &[u8] = &[0x20, 1, 0x28, 9];
 const EVENT: &[u8] = &[0x5a, 0];
 
 struct Member {
@@ -131,4 +130,22 @@ async fn keys_without_end_come_to_one() {
     let told = ends(source).await;
     assert!(told.contains("more than 100000 keys"), "{told}");
     assert_eq!(member.reads.load(Ordering::Relaxed), 101);
+}
+
+#[tokio::test]
+async fn compaction_without_end_is_told_and_waited_for() {
+    let watch = [[HEADER, CREATED].concat(), [HEADER, COMPACTED].concat()];
+    let (mut source, member) = Member::start(HEADER.to_vec(), &watch).await;
+    let (mut feed, mut reports) = Feed::open(&Settings::default());
+    let session = source.session(&mut feed);
+    assert!(timeout(Duration::from_secs(4), session).await.is_err());
+    let reads = member.reads.load(Ordering::Relaxed);
+    assert!((2..=5).contains(&reads), "{reads}");
+    let mut told = Vec::new();
+    while let Ok(report) = reports.try_recv() {
+        if let Report::Failure(failure) = report {
+            told.push(failure.message);
+        }
+    }
+    assert!(told[0].contains("compacted 2 times"), "{told:?}");
 }

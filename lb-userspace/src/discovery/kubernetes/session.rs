@@ -14,10 +14,7 @@ use super::{
     api::{Api, Query, Waiting},
     wire::{Event, Object},
 };
-use crate::{
-    discovery::{Backoff, Class, Failure, Feed, bounds::Bounded},
-    json,
-};
+use crate::discovery::{Backoff, Class, Failure, Feed, bounds::Bounded};
 
 /// Watches that lasted this long did some good, even if nothing happened.
 const GOOD: Duration = Duration::from_secs(5);
@@ -105,7 +102,7 @@ impl<K: Object> Store<K> {
         let Some(key) = key(&item) else {
             return Ok(());
         };
-        let weight = json::weight(&item);
+        let weight = item.weight();
         self.0.insert(key, item, weight)
     }
 
@@ -189,6 +186,7 @@ impl Follow {
             .run(),
         );
         objects.begin(services.items, slices.items)?;
+        let began = Instant::now();
         objects.tell(feed);
         // Each snapshot puts the feed's own clock off.
         let listed = feed.clone();
@@ -211,7 +209,7 @@ impl Follow {
                     if untold {
                         objects.tell(feed);
                     }
-                    return self.ended(ended, feed).await;
+                    return self.ended(ended, began.elapsed(), feed).await;
                 }
                 None => return Err(Failure::new(Class::Internal, "a watch's task ended")),
             }
@@ -223,6 +221,7 @@ impl Follow {
     async fn ended<A: Clone + Send + 'static>(
         &mut self,
         ended: Ended,
+        lasted: Duration,
         feed: &mut Feed<A>,
     ) -> Result<(), Failure> {
         let good = match ended {
@@ -244,6 +243,9 @@ impl Follow {
         };
         if good {
             self.breaks = 0;
+        }
+        // One event is of use, but a server that has all listed for each must not set the pace.
+        if good && lasted >= GOOD {
             self.backoff.reset();
             return Ok(());
         }
