@@ -19,6 +19,7 @@ mod instance;
 mod item;
 pub mod kubernetes;
 mod offer;
+mod resolve;
 pub mod rules;
 mod run;
 pub mod saved;

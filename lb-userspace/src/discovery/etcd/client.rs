@@ -3,7 +3,7 @@
 //! The client library would balance requests over several endpoints, and then nobody could tell
 //! which of them does not answer, nor compare the revisions of two answers.
 
-use std::{fs, future::Future, path::Path, time::Duration};
+use std::{fs, future::Future, io::ErrorKind, path::Path, time::Duration};
 
 use etcd_client::{
     Certificate, Client, ConnectOptions, Error, GetOptions, Identity, KeyValue, KvClient,
@@ -15,6 +15,7 @@ use super::{Config, known::Known};
 use crate::discovery::{
     Class, Failure,
     http::{BaseUrl, Tls},
+    resolve,
     rules::MAX_INSTANCES,
 };
 
@@ -69,6 +70,12 @@ impl Member {
         if let (Some(user), Some(password)) = (&config.user, password) {
             options = options.with_user(user, password.expose());
         }
+        // The client has a resolver of its own, which is asked only for names that are known.
+        let known = timeout(CONNECT, resolve::addresses(&url.host, url.port)).await;
+        let known = known.unwrap_or_else(|_| Err(ErrorKind::TimedOut.into()));
+        known.map_err(|error| {
+            Failure::new(Class::Unreachable, format!("{url}: no address: {error}"))
+        })?;
         let connect = Client::connect([url.to_string()], Some(options));
         let client = within(url, "no connection", connect).await?;
         Ok(Self {

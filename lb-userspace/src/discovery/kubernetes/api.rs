@@ -1,7 +1,12 @@
 //! Requests to the API server: lists in pages, and watches. The `kube` crate knows where the server
 //! is and who lbd is; what comes back is read here, with an end in time and size.
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    collections::HashMap,
+    path::PathBuf,
+    sync::{Arc, LazyLock, Mutex, PoisonError},
+    time::Duration,
+};
 
 use http_body_util::BodyExt;
 use hyper::{
@@ -32,6 +37,7 @@ use crate::{
         Class, Failure, Secret,
         bounds::Room,
         http::{BaseUrl, Lines, Tls},
+        resolve,
         rules::MAX_INSTANCES,
     },
     json,
@@ -53,6 +59,9 @@ const ALL: Duration = Duration::from_secs(300);
 const MAX_WAITING: u32 = 32 << 20;
 /// Time until the client is made, which reads files and may run the kubeconfig's program.
 const PREPARE: Duration = Duration::from_secs(15);
+/// Programs of one kubeconfig at a time: of several sources that have it, and of one whose program
+/// hangs.
+const PROGRAMS: usize = 4;
 /// Time beyond its own end after which a watch is silent for ever.
 const GRACE: Duration = Duration::from_secs(5);
 /// Lists begun anew because their pages became too old.
@@ -97,36 +106,53 @@ impl Api {
     /// # Errors
     /// If the kubeconfig, the service account or a certificate cannot be used.
     pub(super) async fn connect(access: &Access) -> Result<Self, Failure> {
-        let access = access.clone();
+        Self::connect_within(access, PREPARE).await
+    }
+
+    async fn connect_within(access: &Access, patience: Duration) -> Result<Self, Failure> {
+        let end = Instant::now() + patience;
+        let late = |what: &str| {
+            let what = format!("the credentials were not there within {patience:.0?}{what}");
+            Failure::new(Class::Timeout, what)
+        };
+        let turn = timeout_at(end, turn(access)).await.map_err(|_| {
+            late("; the kubeconfig's programs that were started before still run: end them, or see why")
+        })?;
+        let made = timeout_at(end, Self::make(access.clone(), turn)).await;
+        made.map_err(|_| late(""))?
+    }
+
+    async fn make(access: Access, turn: Option<OwnedSemaphorePermit>) -> Result<Self, Failure> {
+        let panicked = |_| Failure::new(Class::Internal, "making the client panicked");
         let token = match &access {
             Access::Server { token, .. } => token.clone(),
             _ => None,
         };
         let handle = tokio::runtime::Handle::current();
-        // Reads files, and a kubeconfig may name a program to ask for a token.
+        // Reads files.
+        let read = spawn_blocking(move || handle.block_on(config(&access)));
+        let mut config = read.await.map_err(panicked)??;
+        known(&config).await?;
+        // Sources have their own rules for asking again.
+        config.default_retry = false;
+        config.connect_timeout = Some(Duration::from_secs(5));
+        config.read_timeout = None;
+        let name = config.cluster_url.to_string();
+        let handle = tokio::runtime::Handle::current();
+        // A kubeconfig may name a program to ask for a token.
         let made = spawn_blocking(move || {
-            let mut config = handle.block_on(config(&access))?;
-            // Sources have their own rules for asking again.
-            config.default_retry = false;
-            config.connect_timeout = Some(Duration::from_secs(5));
-            config.read_timeout = None;
-            let name = config.cluster_url.to_string();
+            // Until the program ended, whoever gave up waiting for it.
+            let _turn = turn;
             let _guard = handle.enter();
-            let client = kube::Client::try_from(config)
-                .map_err(|error| Failure::new(Class::Config, words(&error)))?;
-            Ok(Self {
-                client,
-                token,
-                name: name.trim_end_matches('/').to_owned(),
-                waiting: Arc::new(Semaphore::new(MAX_WAITING as usize)),
-            })
+            kube::Client::try_from(config)
         });
-        let made = timeout_at(Instant::now() + PREPARE, made).await;
-        let made = made.map_err(|_| {
-            let what = format!("the credentials were not there within {PREPARE:.0?}");
-            Failure::new(Class::Timeout, what)
-        })?;
-        made.unwrap_or_else(|_| Err(Failure::new(Class::Internal, "making the client panicked")))
+        let made = made.await.map_err(panicked)?;
+        Ok(Self {
+            client: made.map_err(|error| Failure::new(Class::Config, words(&error)))?,
+            token,
+            name: name.trim_end_matches('/').to_owned(),
+            waiting: Arc::new(Semaphore::new(MAX_WAITING as usize)),
+        })
     }
 
     /// Lists all, page by page, as of now.
@@ -276,6 +302,40 @@ fn path<K: Object>(query: &Query) -> String {
         Some(namespace) => format!("{group}/{version}/namespaces/{namespace}/{kinds}"),
         None => format!("{group}/{version}/{kinds}"),
     }
+}
+
+/// A turn to read a kubeconfig, and to run the program it may name: one that hangs is neither ended nor
+/// left behind again and again.
+async fn turn(access: &Access) -> Option<OwnedSemaphorePermit> {
+    static TURNS: LazyLock<Mutex<HashMap<PathBuf, Arc<Semaphore>>>> = LazyLock::new(Mutex::default);
+
+    let Access::Kubeconfig { path, .. } = access else {
+        return None;
+    };
+    let turns = {
+        let mut turns = TURNS.lock().unwrap_or_else(PoisonError::into_inner);
+        let turns = turns.entry(path.clone());
+        turns
+            .or_insert_with(|| Arc::new(Semaphore::new(PROGRAMS)))
+            .clone()
+    };
+    turns.acquire_owned().await.ok()
+}
+
+/// Asks for the server's address, so that the client's own resolver is asked only for names that are
+/// known.
+async fn known(config: &kube::Config) -> Result<(), Failure> {
+    let url = &config.cluster_url;
+    if let (Some(host), None) = (url.host(), &config.proxy_url) {
+        let known = resolve::addresses(host, 0).await;
+        known.map_err(|error| {
+            Failure::new(
+                Class::Unreachable,
+                format!("{host} has no address: {error}"),
+            )
+        })?;
+    }
+    Ok(())
 }
 
 async fn config(access: &Access) -> Result<kube::Config, Failure> {
@@ -482,4 +542,40 @@ fn words(error: &(dyn std::error::Error + 'static)) -> String {
         cause = error.source();
     }
     shown(text.as_bytes())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, os::unix::fs::PermissionsExt as _};
+
+    use super::*;
+    use crate::testing::Directory;
+
+    #[tokio::test]
+    async fn a_program_that_hangs_is_not_started_for_ever() {
+        let directory = Directory::new("hangs");
+        let [program, log, path] = ["token", "log", "kubeconfig"].map(|n| directory.path().join(n));
+        let script = format!("#!/bin/sh\necho >> {}\nsleep 3\n", log.display());
+        fs::write(&program, script).unwrap();
+        fs::set_permissions(&program, fs::Permissions::from_mode(0o700)).unwrap();
+        let text = format!(
+            "apiVersion: v1\nkind: Config\ncurrent-context: a\n\
+             clusters: [{{name: a, cluster: {{server: \"http://127.0.0.1:1\"}}}}]\n\
+             contexts: [{{name: a, context: {{cluster: a, user: a}}}}]\n\
+             users: [{{name: a, user: {{exec: {{apiVersion: client.authentication.k8s.io/v1, \
+             command: {}, interactiveMode: Never}}}}}}]\n",
+            program.display()
+        );
+        fs::write(&path, text).unwrap();
+        let context = None;
+        let access = Access::Kubeconfig { path, context };
+        let mut last = String::new();
+        for _ in 0..10 {
+            let made = Api::connect_within(&access, Duration::from_millis(200)).await;
+            last = made.err().unwrap().message;
+        }
+        assert!(last.contains("still run"), "{last}");
+        let started = fs::read_to_string(&log).unwrap().lines().count();
+        assert_eq!(started, PROGRAMS);
+    }
 }

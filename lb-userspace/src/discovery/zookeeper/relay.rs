@@ -17,7 +17,7 @@ use tokio::{
     task::AbortHandle,
 };
 
-use crate::discovery::rules::MAX_INSTANCES;
+use crate::discovery::{resolve, rules::MAX_INSTANCES};
 
 /// Longest packet of a server, in bytes: the names of as many instances as a source may have.
 const MAX_PACKET: u32 = 16 << 20;
@@ -57,7 +57,7 @@ struct Seen {
 impl Relay {
     /// Connects to `server`, a name or an address with a port.
     pub(super) async fn begin(server: &str) -> io::Result<Self> {
-        let far = TcpStream::connect(server).await?;
+        let far = connect(server).await?;
         far.set_nodelay(true)?;
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
         let address = listener.local_addr()?;
@@ -113,6 +113,14 @@ impl Drop for Relay {
     fn drop(&mut self) {
         self.task.abort();
     }
+}
+
+async fn connect(server: &str) -> io::Result<TcpStream> {
+    let parts = server.rsplit_once(':');
+    let parts = parts.and_then(|(host, port)| Some((host, port.parse().ok()?)));
+    let (host, port) = parts.ok_or(io::ErrorKind::InvalidInput)?;
+    let addresses = resolve::addresses(host, port).await?;
+    TcpStream::connect(&addresses[..]).await
 }
 
 fn fault(what: impl Into<String>) -> io::Error {
