@@ -328,6 +328,24 @@ fn a_compacted_watch_begins_anew() {
     assert_eq!(scene.reached(), ["b1", "b3"]);
 }
 
+/// More than lbd reads in one message: it asks for fewer keys at a time.
+#[test]
+fn large_values_come_in_small_pages() {
+    let mut scene = Scene::new(&[1], "");
+    scene.daemon.stop().unwrap();
+    // Labels so large are dropped, the values are sound.
+    let filling = format!(", \"labels\": {{\"x\": \"{}\"}}", "x".repeat(100_000));
+    for n in 0..40 {
+        let key = format!("services/web/large{n}");
+        scene.etcd.put(&key, &value(2, &filling)).unwrap();
+    }
+    scene.put(3, "");
+    scene.daemon.launch().unwrap();
+    scene.daemon.wait_ready().unwrap();
+    scene.wait_reached("b3");
+    scene.recovers(3);
+}
+
 #[test]
 fn a_daemon_that_starts_without_etcd_serves_what_it_knew() {
     let mut scene = Scene::new(&[1, 2], "");

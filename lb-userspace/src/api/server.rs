@@ -10,11 +10,13 @@ use super::types::{Fault, FaultCode, Request, Response};
 use crate::{
     controller::Handle,
     http::{self, Limits, Reply, Route, Site},
+    json,
 };
 
 pub const PATH: &str = "/v1/call";
 
-/// Values in a request: six for each backend of the largest service, and some.
+/// Values in a request: six for each backend of the largest service, and some. Each takes up to forty
+/// times its length in memory while serde looks for the verb.
 const MAX_VALUES: usize = 200_000;
 
 /// Carries out requests.
@@ -55,29 +57,13 @@ impl<S: Service> Site for Api<S> {
 
 /// Errors say what a request looks like, or which verb, field or value is wrong.
 fn parse(body: &[u8]) -> Result<Request, String> {
-    if values(body) > MAX_VALUES {
+    if json::values(body) > MAX_VALUES {
         return Err(format!("the body holds more than {MAX_VALUES} values"));
     }
     serde_json::from_slice(body).map_err(|error| match verb(body) {
         Some(verb) => format!("verb `{verb}`: {error}"),
         None => format!(r#"{error}; expected an object such as {{"verb":"status"}}"#),
     })
-}
-
-/// Upper bound of the values in a JSON text, of which each takes up to forty times its length in
-/// memory while serde looks for the verb.
-fn values(json: &[u8]) -> usize {
-    let (mut values, mut in_string, mut escaped) = (1, false, false);
-    for byte in json {
-        match byte {
-            _ if escaped => escaped = false,
-            b'\\' if in_string => escaped = true,
-            b'"' => in_string = !in_string,
-            b'[' | b'{' | b',' if !in_string => values += 1,
-            _ => {}
-        }
-    }
-    values
 }
 
 /// The verb of a request that may be wrong otherwise, short enough for a message.
@@ -103,12 +89,6 @@ fn status(code: FaultCode) -> StatusCode {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn what_stands_in_a_string_is_no_value() {
-        assert_eq!(values(br#"{"a":[1,2],"b":{}}"#), 6);
-        assert_eq!(values(br#"{"text":"[1,2,{\",,,"}"#), 2);
-    }
 
     #[test]
     fn a_body_of_nothing_but_values_is_refused() {

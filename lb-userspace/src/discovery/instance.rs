@@ -34,6 +34,15 @@ impl Instance {
             state: InstanceState::Up,
         }
     }
+
+    /// Without the labels that no backend can have: a registry's labels are not the operator's fault,
+    /// and what does not fit is not to be held either.
+    #[must_use]
+    pub(super) fn fitting(mut self) -> Self {
+        self.labels
+            .retain(|key, value| crate::config::label_fault(key, value).is_none());
+        self
+    }
 }
 
 /// What the registry says of an instance, whatever lbd's own probes find. From best to worst.
@@ -92,12 +101,11 @@ impl<I> From<Vec<I>> for Snapshot<I> {
     }
 }
 
-/// Takes out of an instance what no backend can have. A registry's labels are not the operator's
-/// fault: those that do not fit are dropped.
+/// Takes out of an instance what no backend can have.
 ///
 /// # Errors
 /// Why it cannot be a backend at all, in words.
-pub(super) fn admissible(mut instance: Instance) -> Result<Instance, String> {
+pub(super) fn admissible(instance: Instance) -> Result<Instance, String> {
     let Instance { id, address, .. } = &instance;
     if id.len() > MAX_ID || id.contains(char::is_control) {
         let id: String = id.escape_debug().take(60).collect();
@@ -108,10 +116,7 @@ pub(super) fn admissible(mut instance: Instance) -> Result<Instance, String> {
     if let Some(fault) = crate::config::backend_fault(*address) {
         return Err(format!("`{id}`: {address} {fault}"));
     }
-    instance
-        .labels
-        .retain(|key, value| crate::config::label_fault(key, value).is_none());
-    Ok(instance)
+    Ok(instance.fitting())
 }
 
 #[cfg(test)]

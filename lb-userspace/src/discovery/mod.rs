@@ -8,6 +8,7 @@
 //! [`for_each_kind`].
 
 mod backoff;
+mod bounds;
 pub mod consul;
 pub mod dns;
 pub mod etcd;
@@ -18,12 +19,14 @@ mod instance;
 mod item;
 pub mod kubernetes;
 mod offer;
+mod resolve;
 pub mod rules;
 mod run;
 pub mod saved;
 mod secret;
 mod source;
 mod spec;
+mod text;
 pub mod zookeeper;
 
 use std::{

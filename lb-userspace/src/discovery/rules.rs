@@ -19,13 +19,15 @@ use std::{
     time::Instant,
 };
 
-use super::{Class, Failure, Instance, Offer, Report, Settings, Snapshot};
+use super::{Class, Failure, Instance, Offer, Report, Settings, Snapshot, text::one_line};
 
 /// Most instances, or services, of one source; an answer with more is not believed.
 pub const MAX_INSTANCES: usize = 100_000;
 
 /// Sentences kept of what was left out of an answer.
 const MAX_NOTES: usize = 10;
+/// Characters of each.
+const MAX_NOTE: usize = 200;
 
 /// A moment, by both clocks.
 #[derive(Clone, Copy, Debug)]
@@ -377,10 +379,11 @@ fn sift<I: Item>(snapshot: Snapshot<I>) -> Result<Sound<I>, Failure> {
     Ok((sound, brief(notes)))
 }
 
-/// Each note once, and not all of many.
-fn brief(mut notes: Vec<String>) -> Vec<String> {
+/// Each note once, on a line of its own, and not all of many nor of a long one.
+fn brief(notes: Vec<String>) -> Vec<String> {
     let mut seen = HashSet::new();
-    notes.retain(|note| seen.insert(note.clone()));
+    let notes = notes.into_iter().map(|note| one_line(note, MAX_NOTE));
+    let mut notes: Vec<String> = notes.filter(|note| seen.insert(note.clone())).collect();
     let more = notes.len().saturating_sub(MAX_NOTES);
     notes.truncate(MAX_NOTES);
     if more > 0 {

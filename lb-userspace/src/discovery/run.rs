@@ -297,21 +297,23 @@ impl Hub {
         let was_failing = source.machine.is_failing();
         let left_out = source.machine.left_out();
         source.machine.report(report, now());
-        match (was_failing, source.machine.is_failing()) {
-            (false, true) => {
-                if let Some((failure, _)) = source.machine.last_failure() {
-                    tracing::warn!(source = %name, "{failure}");
-                }
-            }
-            (true, false) => tracing::info!(source = %name, "answers again"),
-            _ => {}
-        }
-        for note in source.machine.left_out() {
-            if !left_out.contains(&note) {
-                tracing::warn!(source = %name, "left out: {note}");
-            }
-        }
+        let is_failing = source.machine.is_failing();
+        let failure = source.machine.last_failure();
+        let failure = failure.filter(|_| is_failing && !was_failing);
+        let failure = failure.map(|(failure, _)| failure.clone());
+        let mut notes = source.machine.left_out();
+        notes.retain(|note| !left_out.contains(note));
+        // Whoever reads the log may be slow, and everybody waits for what is shared.
         drop(shared);
+        if let Some(failure) = failure {
+            tracing::warn!(source = %name, "{failure}");
+        }
+        if was_failing && !is_failing {
+            tracing::info!(source = %name, "answers again");
+        }
+        for note in notes {
+            tracing::warn!(source = %name, "left out: {note}");
+        }
         self.wake.notify_one();
         self.unsaved.notify_one();
     }

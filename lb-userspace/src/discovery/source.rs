@@ -8,7 +8,10 @@ use tokio::{
     time::{Instant, sleep_until},
 };
 
-use super::{Settings, Snapshot};
+use super::{Settings, Snapshot, text::one_line};
+
+/// Most characters of a failure's message: those of a sentence for each of several servers.
+const MAX_MESSAGE: usize = 800;
 
 /// A registry, or one query to it.
 ///
@@ -30,7 +33,8 @@ pub trait Source<A = Snapshot>: Send + 'static {
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Failure {
     pub class: Class,
-    /// What was asked, what was wrong, and, where it is known, what to do. Never a secret.
+    /// What was asked, what was wrong, and, where it is known, what to do. Never a secret. One line, which
+    /// has an end, whatever a registry said.
     pub message: String,
 }
 
@@ -38,17 +42,14 @@ impl Failure {
     pub fn new(class: Class, message: impl Into<String>) -> Self {
         Self {
             class,
-            message: message.into(),
+            message: one_line(message, MAX_MESSAGE),
         }
     }
 
     /// The same, with what was being done in front.
     #[must_use]
     pub fn context(self, what: impl fmt::Display) -> Self {
-        Self {
-            message: format!("{what}: {}", self.message),
-            ..self
-        }
+        Self::new(self.class, format!("{what}: {}", self.message))
     }
 }
 

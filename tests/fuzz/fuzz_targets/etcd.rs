@@ -21,11 +21,12 @@ fuzz_target!(|bytes: &[u8]| {
         let key = [PREFIX, words.next().unwrap_or_default()].concat();
         let value = words.next();
         let before = known.snapshot().instances;
-        known.change(&Pair {
+        let changed = known.change(&Pair {
             key: &key,
             value,
             mod_revision: revision,
         });
+        changed.unwrap();
         let after = known.snapshot();
         let Some(value) = value else {
             continue;

@@ -29,8 +29,12 @@ fuzz_target!(|bytes: &[u8]| {
         nodeport_addresses: vec!["0.0.0.0/0".parse().unwrap(), "::/0".parse().unwrap()],
     };
     let mut market = Market::new(place, own);
-    services.iter().for_each(|s| market.put_service(s.clone()));
-    slices.iter().for_each(|s| market.put_slice(s.clone()));
+    for service in &services {
+        market.put_service(service.clone()).unwrap();
+    }
+    for slice in &slices {
+        market.put_slice(slice.clone()).unwrap();
+    }
     sound(&mut market);
     let mut slices: BTreeMap<_, _> = slices
         .into_iter()
@@ -38,13 +42,13 @@ fuzz_target!(|bytes: &[u8]| {
         .collect();
     for line in lines {
         match wire::event::<Service>(line) {
-            Ok(Event::Put(service)) => market.put_service(service),
+            Ok(Event::Put(service)) => market.put_service(service).unwrap(),
             Ok(Event::Gone(service)) => market.drop_service(&service),
             Ok(Event::Bookmark(_) | Event::Expired) | Err(_) => {}
         }
         match wire::event::<EndpointSlice>(line) {
             Ok(Event::Put(slice)) => {
-                market.put_slice(slice.clone());
+                market.put_slice(slice.clone()).unwrap();
                 slices.insert(slice.metadata.name.clone(), slice);
             }
             Ok(Event::Gone(slice)) => {

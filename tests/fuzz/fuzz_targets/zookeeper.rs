@@ -15,7 +15,7 @@ fuzz_target!(|bytes: &[u8]| {
         let node = String::from_utf8_lossy(words.next().unwrap_or_default());
         let data = words.next();
         let before = known.snapshot().instances;
-        known.read(&node, data);
+        known.read(&node, data).unwrap();
         let after = known.snapshot();
         let Some(data) = data else {
             assert!(after.instances.iter().all(|i| i.id != node));

@@ -49,6 +49,16 @@ pub enum Data {
     Nothing,
 }
 
+impl Data {
+    /// How many it has.
+    pub fn addresses(&self) -> usize {
+        match self {
+            Self::Addresses(addresses) => addresses.len(),
+            Self::Services(_) | Self::Alias(_) | Self::Nothing => 0,
+        }
+    }
+}
+
 /// An SRV record (RFC 2782).
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Service {

@@ -18,16 +18,16 @@ use hickory_proto::rr::Name;
 use serde::{Deserialize, Serialize};
 use tokio::{
     task::JoinSet,
-    time::{Instant, sleep_until},
+    time::{Instant, sleep_until, timeout_at},
 };
 
 use self::{
     exchange::Client,
     message::{Answer, Question},
     resolv::{NDOTS, Resolv},
-    walk::{Knowledge, Known, Outcome, Step, Wanted, walk},
+    walk::{Knowledge, Known, Outcome, Step, Wanted, too_many, walk},
 };
-use super::{Class, Configured, Failure, Feed, Snapshot, Source};
+use super::{Class, Configured, Failure, Feed, Snapshot, Source, rules::MAX_INSTANCES};
 use crate::model::duration_text;
 
 const RESOLV_CONF: &str = "/etc/resolv.conf";
@@ -38,6 +38,11 @@ const AT_ONCE: usize = 32;
 /// What is waited at least, and at most without `resync`, until a name is asked again.
 const SOONEST: Duration = Duration::from_millis(100);
 const LATEST: Duration = Duration::from_secs(86_400);
+
+/// Time for all questions of a round: thousands of targets, each a second away.
+const ROUND: Duration = Duration::from_secs(300);
+/// Answers and addresses that are kept when a round fails, to begin the next one with.
+const MAX_KEPT: usize = 2 * MAX_INSTANCES;
 
 /// `dns:` of a service's `discovery`.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -178,11 +183,44 @@ impl Dns {
         let latest = feed.resync_every().unwrap_or(LATEST);
         let now = Instant::now();
         self.knowledge.failures.clear();
+        let asked = timeout_at(now + ROUND, self.ask(&client, &wanted, latest, now)).await;
+        let asked = asked.unwrap_or_else(|_| {
+            let name = self.config.lookup.name();
+            let what = format!("{name}: not all answers were there within {ROUND:?}");
+            Err(Failure::new(Class::Timeout, what))
+        });
+        match asked {
+            Ok(outcome) => self.report(outcome, feed, now),
+            Err(failure) => {
+                // Names that are never the same again would be kept for ever.
+                if self.knowledge.size() > MAX_KEPT {
+                    self.knowledge = Knowledge::default();
+                }
+                Err(failure)
+            }
+        }
+    }
+
+    async fn ask(
+        &mut self,
+        client: &Client,
+        wanted: &Wanted,
+        latest: Duration,
+        now: Instant,
+    ) -> Result<Outcome, Failure> {
+        let mut addresses = 0;
         loop {
-            match walk(&wanted, &self.knowledge, now) {
-                Step::Ask(questions) => self.fetch(&client, questions, latest).await,
+            match walk(wanted, &self.knowledge, now) {
+                Step::Ask(questions) => {
+                    addresses += self.fetch(client, questions, latest).await;
+                    if addresses > MAX_INSTANCES {
+                        // They would be there again, and others with them.
+                        self.knowledge = Knowledge::default();
+                        return Err(too_many(self.config.lookup.name()));
+                    }
+                }
                 Step::Failed(failure) => return Err(failure),
-                Step::Done(outcome) => return self.report(outcome, feed, now),
+                Step::Done(outcome) => return Ok(outcome),
             }
         }
     }
@@ -217,8 +255,14 @@ impl Dns {
         }
     }
 
-    /// Asks all questions, some at a time. If no server can be reached the rest is not asked.
-    async fn fetch(&mut self, client: &Client, questions: Vec<Question>, latest: Duration) {
+    /// Asks all questions, some at a time, and gives the number of addresses that they brought. If no server
+    /// can be reached the rest is not asked, nor if there are more addresses than a source may have.
+    async fn fetch(
+        &mut self,
+        client: &Client,
+        questions: Vec<Question>,
+        latest: Duration,
+    ) -> usize {
         let mut waiting = questions.into_iter();
         let mut running = JoinSet::new();
         let mut begin = |running: &mut JoinSet<_>| {
@@ -234,9 +278,13 @@ impl Dns {
             begin(&mut running);
         }
         let mut gone = None;
+        let mut addresses = 0;
         while let Some(joined) = running.join_next().await {
             match joined {
-                Ok((question, Ok(answer))) => self.learn(question, answer, latest),
+                Ok((question, Ok(answer))) => {
+                    addresses += answer.data.addresses();
+                    self.learn(question, answer, latest);
+                }
                 Ok((question, Err(failure))) => {
                     if matches!(failure.class, Class::Timeout | Class::Unreachable) {
                         gone = Some(failure.clone());
@@ -246,6 +294,9 @@ impl Dns {
                 // Only a panic: the set is not aborted.
                 Err(error) => std::panic::resume_unwind(error.into_panic()),
             }
+            if addresses > MAX_INSTANCES {
+                return addresses;
+            }
             if gone.is_none() {
                 begin(&mut running);
             }
@@ -254,6 +305,7 @@ impl Dns {
             let rest = waiting.map(|question| (question, failure.clone()));
             self.knowledge.failures.extend(rest);
         }
+        addresses
     }
 
     fn learn(&mut self, question: Question, answer: Answer, latest: Duration) {

@@ -6,7 +6,7 @@ use hickory_proto::{
     op::{Message, MessageType, OpCode, Query, ResponseCode},
     rr::{
         RData, Record, RecordType,
-        rdata::{A, AAAA, CNAME, NS, SOA},
+        rdata::{A, AAAA, CNAME, NS, SOA, SRV},
     },
 };
 
@@ -445,6 +445,98 @@ fn aliases_over_several_answers_are_followed_and_circles_end() {
         Step::Failed(failure) => assert_eq!(failure.class, Class::Malformed),
         other => panic!("{other:?}"),
     }
+}
+
+#[test]
+fn no_more_addresses_than_a_source_may_have() {
+    let all: Vec<std::net::IpAddr> = (0..4000_u32)
+        .map(|n| std::net::Ipv4Addr::from(n).into())
+        .collect();
+    let book = |ports: u16| {
+        let services = (1..=ports).map(|port| service(0, 1, "a", port));
+        Book::new([
+            (
+                question("web", RecordType::SRV),
+                Data::Services(services.collect()),
+            ),
+            (question("a", RecordType::A), Data::Addresses(all.clone())),
+        ])
+    };
+    let names = wanted(&["web"], None);
+    assert_eq!(book(25).done(&names).snapshot.instances.len(), 100_000);
+    match book(40).walk(&names) {
+        Step::Failed(failure) => assert!(failure.message.contains("more than 100000"), "{failure}"),
+        other => panic!("{other:?}"),
+    }
+}
+
+/// A server that knows `web` with 2,000 targets, and 2,000 addresses of whatever else it is asked for.
+fn bottomless() -> (SocketAddr, Arc<AtomicUsize>) {
+    use std::io::{Read as _, Write as _};
+
+    let udp = std::net::UdpSocket::bind(("127.0.0.1", 0)).unwrap();
+    let address = udp.local_addr().unwrap();
+    let tcp = std::net::TcpListener::bind(address).unwrap();
+    let asked = Arc::new(AtomicUsize::new(0));
+    std::thread::spawn(move || {
+        let mut buffer = [0; 512];
+        loop {
+            let (length, peer) = udp.recv_from(&mut buffer).unwrap();
+            let mut message = Message::from_vec(&buffer[..length]).unwrap();
+            message.metadata.message_type = MessageType::Response;
+            message.metadata.truncation = true;
+            udp.send_to(&message.to_vec().unwrap(), peer).unwrap();
+        }
+    });
+    let count = asked.clone();
+    std::thread::spawn(move || {
+        for mut peer in tcp.incoming().flatten() {
+            let mut length = [0; 2];
+            peer.read_exact(&mut length).unwrap();
+            let mut bytes = vec![0; usize::from(u16::from_be_bytes(length))];
+            peer.read_exact(&mut bytes).unwrap();
+            let mut message = Message::from_vec(&bytes).unwrap();
+            message.metadata.message_type = MessageType::Response;
+            let query = message.queries[0].clone();
+            let name = query.name().clone();
+            for n in 0..2000_u32 {
+                let data = match query.query_type() {
+                    RecordType::SRV => RData::SRV(SRV::new(0, 1, 80, full(&format!("t{n}.web")))),
+                    _ => RData::A(A(std::net::Ipv4Addr::from(0x0a00_0000 + n))),
+                };
+                message.add_answer(Record::from_rdata(name.clone(), 60, data));
+            }
+            count.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+            let bytes = message.to_vec().unwrap();
+            let length = u16::try_from(bytes.len()).unwrap();
+            let _ = peer.write_all(&[&length.to_be_bytes()[..], &bytes].concat());
+        }
+    });
+    (address, asked)
+}
+
+#[tokio::test]
+async fn asking_ends_once_there_are_too_many_addresses() {
+    let (address, asked) = bottomless();
+    let name = "web.".to_owned();
+    let config = Config {
+        servers: vec![address],
+        family: Family::Ipv4,
+        ..Config::new(Lookup::Srv { name })
+    };
+    let mut source = config.source("web");
+    let (mut feed, mut reports) = Feed::open(&crate::discovery::Settings::default());
+    let failure = source.session(&mut feed).await.unwrap_err();
+    assert!(
+        failure.message.contains("more than 100000 addresses"),
+        "{failure}"
+    );
+    assert_eq!(failure.class, Class::Malformed);
+    // Those that were under way are answered as well.
+    let asked = asked.load(std::sync::atomic::Ordering::Relaxed);
+    assert!(asked <= 52 + AT_ONCE, "{asked}");
+    assert_eq!(source.knowledge.size(), 0);
+    assert!(reports.try_recv().is_err());
 }
 
 #[test]

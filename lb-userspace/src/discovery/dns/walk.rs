@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
+    fmt::Display,
     net::{IpAddr, SocketAddr},
 };
 
@@ -9,7 +10,7 @@ use hickory_proto::rr::{Name, RecordType};
 use tokio::time::Instant;
 
 use super::message::{Data, MAX_ALIASES, Question, Service};
-use crate::discovery::{Class, Failure, Instance, Snapshot};
+use crate::discovery::{Class, Failure, Instance, Snapshot, rules::MAX_INSTANCES};
 
 /// What is wanted.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -30,6 +31,14 @@ pub struct Knowledge {
     pub failures: HashMap<Question, Failure>,
     /// All was known at least once: a name of which nothing is known has no instance yet.
     pub complete: bool,
+}
+
+impl Knowledge {
+    /// Questions that were answered and addresses, all together.
+    pub fn size(&self) -> usize {
+        let addresses = self.answers.values().map(|known| known.data.addresses());
+        self.answers.len() + addresses.sum::<usize>()
+    }
 }
 
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -65,6 +74,7 @@ pub fn walk(wanted: &Wanted, knowledge: &Knowledge, now: Instant) -> Step {
         knowledge,
         now,
         ask: Vec::new(),
+        asked: HashSet::new(),
         used: HashSet::new(),
         until: None,
         failure: None,
@@ -92,9 +102,20 @@ struct Walk<'a> {
     knowledge: &'a Knowledge,
     now: Instant,
     ask: Vec<Question>,
+    /// The same, to find them.
+    asked: HashSet<Question>,
     used: HashSet<Question>,
     until: Option<Instant>,
     failure: Option<Failure>,
+}
+
+/// What a name has more addresses than.
+pub fn too_many(name: impl Display) -> Failure {
+    let message = format!(
+        "{name} has more than {MAX_INSTANCES} addresses, of which no source may have more; look up \
+         fewer"
+    );
+    Failure::new(Class::Malformed, message)
 }
 
 /// `None`: something must be asked first.
@@ -168,6 +189,9 @@ impl<'a> Walk<'a> {
                 let weight = weights.entry((ip, service.port).into()).or_default();
                 *weight = weight.saturating_add(service.weight.max(1));
             }
+            if weights.len() > MAX_INSTANCES {
+                return Err(too_many(name));
+            }
         }
         if let Some(failure) = failed {
             return Err(failure);
@@ -239,7 +263,7 @@ impl<'a> Walk<'a> {
             }
             (None, Some(failure)) => return Err(failure.clone()),
             (_, None) => {
-                if !self.ask.contains(&question) {
+                if self.asked.insert(question.clone()) {
                     self.ask.push(question);
                 }
                 return Ok(None);

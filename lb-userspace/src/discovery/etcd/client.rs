@@ -3,11 +3,11 @@
 //! The client library would balance requests over several endpoints, and then nobody could tell
 //! which of them does not answer, nor compare the revisions of two answers.
 
-use std::{fs, future::Future, path::Path, time::Duration};
+use std::{fs, future::Future, io::ErrorKind, path::Path, time::Duration};
 
 use etcd_client::{
-    Certificate, Client, ConnectOptions, Error, GetOptions, Identity, KvClient, TlsOptions,
-    WatchOptions, WatchStream,
+    Certificate, Client, ConnectOptions, Error, GetOptions, Identity, KeyValue, KvClient,
+    TlsOptions, WatchOptions, WatchStream,
 };
 use tokio::{task::spawn_blocking, time::timeout};
 
@@ -15,6 +15,8 @@ use super::{Config, known::Known};
 use crate::discovery::{
     Class, Failure,
     http::{BaseUrl, Tls},
+    resolve,
+    rules::MAX_INSTANCES,
 };
 
 /// Time to connect, and for each answer. etcd itself gives up a request after 7 s without a quorum.
@@ -26,10 +28,12 @@ const CONNECT: Duration = Duration::from_secs(4);
 const PING: Duration = Duration::from_secs(7);
 const PONG: Duration = Duration::from_secs(5);
 
-/// Keys a page: a request of them all may be larger than what a server is willing to send.
-const PAGE: i64 = 1000;
-/// Largest message.
-const MAX_MESSAGE: usize = 64 << 20;
+/// Keys a page: a request of them all may be larger than what a server is willing to send. Fewer where so
+/// many are larger than what lbd is willing to read.
+const PAGE: usize = 1000;
+/// Largest message, in bytes: a key with the largest value that etcd takes, unless it is told otherwise. What
+/// is in it is known only once it is read, and a key of two bytes takes 80 then, an event 180.
+const MAX_MESSAGE: usize = 2 << 20;
 /// All keys and values below a prefix together, in bytes.
 const MAX_TOTAL: usize = 64 << 20;
 const MAX_KEY_FILE: u64 = 1 << 20;
@@ -66,6 +70,12 @@ impl Member {
         if let (Some(user), Some(password)) = (&config.user, password) {
             options = options.with_user(user, password.expose());
         }
+        // The client has a resolver of its own, which is asked only for names that are known.
+        let known = timeout(CONNECT, resolve::addresses(&url.host, url.port)).await;
+        let known = known.unwrap_or_else(|_| Err(ErrorKind::TimedOut.into()));
+        known.map_err(|error| {
+            Failure::new(Class::Unreachable, format!("{url}: no address: {error}"))
+        })?;
         let connect = Client::connect([url.to_string()], Some(options));
         let client = within(url, "no connection", connect).await?;
         Ok(Self {
@@ -85,26 +95,30 @@ impl Member {
         let mut pairs = Vec::new();
         let mut total = 0;
         let mut revision = 0;
+        let mut limit = PAGE;
         loop {
             let options = GetOptions::new()
                 .with_range(end.clone())
-                .with_limit(PAGE)
+                .with_limit(limit as i64)
                 .with_revision(revision);
-            let get = kv.get(from, Some(options));
-            let mut page = within(&self.name, "no answer", get).await?;
+            let get = async {
+                match kv.get(from.clone(), Some(options)).await {
+                    Err(error) if limit > 1 && is_too_large(&error) => Ok(None),
+                    other => other.map(Some),
+                }
+            };
+            let Some(mut page) = within(&self.name, "no answer", get).await? else {
+                limit /= 10;
+                continue;
+            };
             if revision == 0 {
                 revision = page.header().map_or(0, |header| header.revision());
             }
             let more = page.more();
-            for pair in page.take_kvs() {
-                let (key, value) = pair.into_key_value();
-                total += key.len() + value.len();
-                pairs.push((key, value));
-            }
-            if total > MAX_TOTAL {
-                let what = format!("below `{prefix}` is more than {} MiB", MAX_TOTAL >> 20);
-                return Err(self.failure(Class::Malformed, what));
-            }
+            let read = page.take_kvs().into_iter().map(KeyValue::into_key_value);
+            take(read, limit, &mut pairs, &mut total).map_err(|what| {
+                self.failure(Class::Malformed, format!("below `{prefix}` {what}"))
+            })?;
             match pairs.last() {
                 Some((last, _)) if more => from = [last.as_slice(), &[0]].concat(),
                 _ => break,
@@ -113,8 +127,8 @@ impl Member {
         if revision <= 0 {
             return Err(self.failure(Class::Malformed, "an answer without a revision"));
         }
-        known.replace(pairs, revision);
-        Ok(())
+        let replaced = known.replace(pairs, revision);
+        replaced.map_err(|failure| failure.context(self.below(prefix)))
     }
 
     /// What happens below the prefix from a revision on.
@@ -122,6 +136,8 @@ impl Member {
         let options = WatchOptions::new()
             .with_range(behind(prefix.as_bytes()))
             .with_start_revision(from)
+            // What happened at once may be more than fits into a message.
+            .with_fragment()
             .with_progress_notify();
         let mut watch = self
             .client
@@ -131,6 +147,11 @@ impl Member {
         within(&self.name, "no watch", watch).await
     }
 
+    /// What is read, for messages.
+    pub(super) fn below(&self, prefix: &str) -> String {
+        format!("{}: below `{prefix}`", self.name)
+    }
+
     pub(super) fn failure(&self, class: Class, what: impl std::fmt::Display) -> Failure {
         Failure::new(class, format!("{}: {what}", self.name))
     }
@@ -138,6 +159,48 @@ impl Member {
     pub(super) fn failed(&self, error: &Error) -> Failure {
         failed(&self.name, error)
     }
+}
+
+type Pair = (Vec<u8>, Vec<u8>);
+
+/// Adds a page of at most `limit` keys to what was read before, of which `total` is the bytes.
+///
+/// # Errors
+/// In words, if it is longer, or if all is more than a source may hold.
+fn take(
+    page: impl ExactSizeIterator<Item = Pair>,
+    limit: usize,
+    pairs: &mut Vec<Pair>,
+    total: &mut usize,
+) -> Result<(), String> {
+    let count = page.len();
+    if count > limit {
+        return Err(format!(
+            "it tells {count} keys where {limit} were asked for"
+        ));
+    }
+    if pairs.len() + count > MAX_INSTANCES {
+        return Err(format!(
+            "are more than {MAX_INSTANCES} keys, of which no source may have more"
+        ));
+    }
+    for (key, value) in page {
+        *total += key.len() + value.len();
+        pairs.push((key, value));
+    }
+    match *total > MAX_TOTAL {
+        true => Err(format!("is more than {} MiB", MAX_TOTAL >> 20)),
+        false => Ok(()),
+    }
+}
+
+/// Whether an answer was refused here for its size. etcd has the same code for other things.
+fn is_too_large(error: &Error) -> bool {
+    let Error::GRpcStatus(status) = error else {
+        return false;
+    };
+    status.code() as i32 == code::OUT_OF_RANGE
+        && status.message().contains("message length too large")
 }
 
 /// The first key behind all that begin with the prefix; `\0`, which is none, if there is no such.
@@ -270,6 +333,27 @@ mod tests {
         ] {
             assert_eq!(behind(prefix), end);
         }
+    }
+
+    #[test]
+    fn keys_are_read_up_to_a_bound() {
+        let page =
+            |count: usize, bytes: usize| vec![(vec![0; bytes], Vec::new()); count].into_iter();
+        let (mut pairs, mut total) = (Vec::new(), 0);
+        let mut more = |count, bytes| take(page(count, bytes), PAGE, &mut pairs, &mut total);
+        let fault = more(PAGE + 1, 0).unwrap_err();
+        assert!(fault.contains("1001 keys where 1000"), "{fault}");
+        for _ in 0..MAX_INSTANCES / PAGE {
+            more(PAGE, 0).unwrap();
+        }
+        let fault = more(1, 0).unwrap_err();
+        assert!(fault.contains("more than 100000 keys"), "{fault}");
+
+        let (mut pairs, mut total) = (Vec::new(), 0);
+        let mut more = |count, bytes| take(page(count, bytes), PAGE, &mut pairs, &mut total);
+        more(64, 1 << 20).unwrap();
+        let fault = more(1, 1).unwrap_err();
+        assert!(fault.contains("64 MiB"), "{fault}");
     }
 
     #[test]

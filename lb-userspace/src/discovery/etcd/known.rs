@@ -1,14 +1,15 @@
 //! What is known of the keys below a prefix. Pure.
 
-use std::collections::BTreeMap;
-
 use super::parse;
-use crate::discovery::{Instance, Snapshot};
+use crate::discovery::{
+    Failure, Instance, Snapshot,
+    bounds::{Bounded, weight},
+};
 
 /// Keys, with what their values mean.
 pub struct Known {
     prefix: Vec<u8>,
-    keys: BTreeMap<Vec<u8>, Entry>,
+    keys: Bounded<Vec<u8>, Entry>,
     /// The cluster's revision at the last full reading: what a watch tells of it and of what was
     /// before is known.
     revision: i64,
@@ -36,7 +37,7 @@ impl Known {
     pub fn new(prefix: impl Into<Vec<u8>>) -> Self {
         Self {
             prefix: prefix.into(),
-            keys: BTreeMap::new(),
+            keys: Bounded::new("keys"),
             revision: 0,
             latest: 0,
         }
@@ -51,32 +52,45 @@ impl Known {
     }
 
     /// All there is, as of one revision.
-    pub fn replace(&mut self, pairs: impl IntoIterator<Item = (Vec<u8>, Vec<u8>)>, revision: i64) {
-        let mut before = std::mem::take(&mut self.keys);
+    ///
+    /// # Errors
+    /// If that is more than a source may hold.
+    pub fn replace(
+        &mut self,
+        pairs: impl IntoIterator<Item = (Vec<u8>, Vec<u8>)>,
+        revision: i64,
+    ) -> Result<(), Failure> {
+        let mut before = self.keys.take();
         for (key, value) in pairs {
             let entry = before.remove(&key).unwrap_or_default();
-            self.keys
-                .insert(key.clone(), entry.with(&self.prefix, &key, &value));
+            self.put(entry, key, &value)?;
         }
         self.revision = revision;
         self.latest = revision;
+        Ok(())
+    }
+
+    fn put(&mut self, before: Entry, key: Vec<u8>, value: &[u8]) -> Result<(), Failure> {
+        let entry = before.with(&self.prefix, &key, value);
+        let weight = key.len() + weight(entry.instance.as_ref(), entry.fault.as_ref());
+        self.keys.insert(key, entry, weight)
     }
 
     /// What a watch tells; whether anything may have changed.
-    pub fn change(&mut self, pair: &Pair<'_>) -> bool {
+    ///
+    /// # Errors
+    /// If there is more than a source may hold.
+    pub fn change(&mut self, pair: &Pair<'_>) -> Result<bool, Failure> {
         if pair.mod_revision <= self.revision || !pair.key.starts_with(&self.prefix) {
-            return false;
+            return Ok(false);
         }
         self.latest = self.latest.max(pair.mod_revision);
         let before = self.keys.remove(pair.key);
         let Some(value) = pair.value else {
-            return before.is_some();
+            return Ok(before.is_some());
         };
-        let entry = before
-            .unwrap_or_default()
-            .with(&self.prefix, pair.key, value);
-        self.keys.insert(pair.key.to_vec(), entry);
-        true
+        self.put(before.unwrap_or_default(), pair.key.to_vec(), value)?;
+        Ok(true)
     }
 
     pub fn snapshot(&self) -> Snapshot {

@@ -5,25 +5,30 @@
 //! compacted, and a cluster restored from a backup may be older than what is known.
 
 mod client;
+#[cfg(test)]
+mod hostile;
 pub mod known;
 pub mod parse;
 #[cfg(test)]
 mod tests;
 
-use std::path::Path;
+use std::{path::Path, time::Duration};
 
 use etcd_client::WatchResponse;
 use serde::{Deserialize, Serialize};
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep, sleep_until};
 
 use self::{
     client::{Member, PATIENCE},
     known::{Known, Pair},
 };
 use super::{
-    Class, Configured, Failure, Feed, Secret, Source,
+    Backoff, Class, Configured, Failure, Feed, Secret, Source,
     http::{BaseUrl, Tls},
 };
+
+/// A watch that lasted this long was of use.
+const GOOD: Duration = Duration::from_secs(5);
 
 /// `etcd:` of a service's `discovery`.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -104,10 +109,29 @@ impl Etcd {
     /// Reads and watches by one member until that fails.
     async fn follow(&mut self, url: &BaseUrl, feed: &mut Feed) -> Result<(), Failure> {
         let member = Member::connect(&self.config, url).await?;
+        let mut backoff = Backoff::default();
+        let mut compactions = 0;
         loop {
             self.read(&member, feed).await?;
+            let began = Instant::now();
             match self.watch(&member, feed).await? {
-                End::Compacted => {}
+                End::Compacted if began.elapsed() >= GOOD => {
+                    backoff.reset();
+                    compactions = 0;
+                }
+                End::Compacted => {
+                    compactions += 1;
+                    // Once is chance. A member that compacts what it has just told has all read for ever.
+                    if compactions > 1 {
+                        let what = format!(
+                            "what was to be watched was compacted {compactions} times, each within \
+                             {GOOD:?} after all was read"
+                        );
+                        feed.failure(member.failure(Class::Refused, what));
+                    }
+                    let pause = backoff.pause(&mut rand::rng());
+                    sleep(pause).await;
+                }
             }
         }
     }
@@ -149,14 +173,16 @@ impl Etcd {
                         is_created = true;
                         check_age(member, &message, from)?;
                     }
-                    for event in message.events() {
-                        is_changed |= event.kv().is_some_and(|pair| self.known.change(&Pair {
+                    for pair in message.events().iter().filter_map(|event| event.kv()) {
+                        let changed = self.known.change(&Pair {
                             key: pair.key(),
                             // A deletion resets the version; a key that is there has one.
                             value: (pair.version() > 0).then(|| pair.value()),
                             mod_revision: pair.mod_revision(),
-                        }));
-                        from = from.max(event.kv().map_or(0, |pair| pair.mod_revision()));
+                        });
+                        is_changed |= changed
+                            .map_err(|failure| failure.context(member.below(&self.config.prefix)))?;
+                        from = from.max(pair.mod_revision());
                     }
                 }
                 () = feed.turn(), if is_changed => {

@@ -55,13 +55,16 @@ pub fn instance(prefix: &[u8], key: &[u8], value: &[u8]) -> Result<Option<Instan
         .contains_key("Addr");
     if !is_naming {
         let own: Own = serde_json::from_slice(value).map_err(no_json)?;
-        return Ok(Some(Instance {
-            id,
-            address: own.address,
-            weight: own.weight,
-            labels: own.labels,
-            state: own.state,
-        }));
+        return Ok(Some(
+            Instance {
+                id,
+                address: own.address,
+                weight: own.weight,
+                labels: own.labels,
+                state: own.state,
+            }
+            .fitting(),
+        ));
     }
     let naming: Naming = serde_json::from_slice(value).map_err(no_json)?;
     match naming.op {
@@ -92,7 +95,7 @@ pub fn instance(prefix: &[u8], key: &[u8], value: &[u8]) -> Result<Option<Instan
             }
         }
     }
-    Ok(Some(instance))
+    Ok(Some(instance.fitting()))
 }
 
 /// What is behind the prefix, which is what registrars choose; all of it if that is nothing.

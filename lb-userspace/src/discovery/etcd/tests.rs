@@ -83,36 +83,83 @@ fn what_is_no_instance_is_told_with_its_key() {
     assert_eq!(parse::id(b"web/", b"web/\xff"), "\\xff");
 }
 
+fn change(known: &mut Known, pair: &Pair<'_>) -> bool {
+    known.change(pair).unwrap()
+}
+
+#[test]
+fn keys_are_held_up_to_a_bound() {
+    // Whatever comes first: too many, or too much.
+    let mut known = Known::new("web/");
+    let pairs = (0..100_001).map(|n| (format!("web/{n}").into_bytes(), OWN.to_vec()));
+    let full = known.replace(pairs, 1).unwrap_err();
+    assert!(full.message.contains("more than 100000 keys"), "{full}");
+
+    let mut known = Known::new("web/");
+    let mut revisions = 1..=100_001;
+    let full = revisions.find_map(|n| known.change(&put(&format!("web/{n}"), OWN, n)).err());
+    assert!(full.unwrap().message.contains("more than 100000 keys"));
+    // One that is there already may change.
+    assert!(change(&mut known, &put("web/7", OWN, 100_002)));
+
+    let labels: Vec<String> = (0..2000).map(|n| format!("\"k{n}\":\"v\"")).collect();
+    let large = format!(
+        "{{\"address\":\"10.0.0.1:80\",\"labels\":{{{}}}}}",
+        labels.join(",")
+    );
+    let mut known = Known::new("web/");
+    let mut revisions = 1..100_000;
+    let full = revisions.find_map(|n| {
+        known
+            .change(&put(&format!("web/{n}"), large.as_bytes(), n))
+            .err()
+    });
+    assert!(full.unwrap().message.contains("256 MiB"));
+    assert!(known.snapshot().instances.len() < 3000);
+}
+
 #[test]
 fn events_change_what_was_read_and_old_ones_do_not() {
     let mut known = Known::new("web/");
-    known.replace(
-        [
-            (b"web/a".to_vec(), OWN.to_vec()),
-            (b"web/b".to_vec(), NAMING.to_vec()),
-        ],
-        10,
-    );
+    known
+        .replace(
+            [
+                (b"web/a".to_vec(), OWN.to_vec()),
+                (b"web/b".to_vec(), NAMING.to_vec()),
+            ],
+            10,
+        )
+        .unwrap();
     assert_eq!(ids(&known), ["a", "b"]);
-    assert!(!known.change(&put("web/old", OWN, 10)), "known already");
-    assert!(!known.change(&gone("web/a", 9)), "known already");
-    assert!(!known.change(&put("webs/c", OWN, 11)), "another prefix");
-    assert!(known.change(&put("web/c", OWN, 11)));
-    assert!(known.change(&gone("web/a", 12)));
-    assert!(!known.change(&gone("web/a", 13)), "gone already");
+    assert!(
+        !change(&mut known, &put("web/old", OWN, 10)),
+        "known already"
+    );
+    assert!(!change(&mut known, &gone("web/a", 9)), "known already");
+    assert!(
+        !change(&mut known, &put("webs/c", OWN, 11)),
+        "another prefix"
+    );
+    assert!(change(&mut known, &put("web/c", OWN, 11)));
+    assert!(change(&mut known, &gone("web/a", 12)));
+    assert!(!change(&mut known, &gone("web/a", 13)), "gone already");
     assert_eq!(ids(&known), ["b", "c"]);
     assert_eq!((known.revision(), known.latest()), (10, 13));
     // A reading of all takes the place of all, also if its revision is lower.
-    known.replace([(b"web/z".to_vec(), OWN.to_vec())], 3);
+    known
+        .replace([(b"web/z".to_vec(), OWN.to_vec())], 3)
+        .unwrap();
     assert_eq!((ids(&known), known.revision()), (vec!["z".to_owned()], 3));
 }
 
 #[test]
 fn garbage_over_an_instance_does_not_take_it_away() {
     let mut known = Known::new("web/");
-    known.replace([(b"web/a".to_vec(), OWN.to_vec())], 1);
-    assert!(known.change(&put("web/a", b"garbage", 2)));
-    assert!(known.change(&put("web/new", b"garbage", 3)));
+    known
+        .replace([(b"web/a".to_vec(), OWN.to_vec())], 1)
+        .unwrap();
+    assert!(change(&mut known, &put("web/a", b"garbage", 2)));
+    assert!(change(&mut known, &put("web/new", b"garbage", 3)));
     let snapshot = known.snapshot();
     assert_eq!(ids(&known), ["a"]);
     assert_eq!(snapshot.left_out.len(), 2);
@@ -120,11 +167,13 @@ fn garbage_over_an_instance_does_not_take_it_away() {
         snapshot.left_out[0].contains("stays in force"),
         "{snapshot:?}"
     );
-    known.replace([(b"web/a".to_vec(), b"garbage".to_vec())], 4);
+    known
+        .replace([(b"web/a".to_vec(), b"garbage".to_vec())], 4)
+        .unwrap();
     assert_eq!(ids(&known), ["a"], "a full reading is no different");
-    assert!(known.change(&put("web/a", NAMING, 5)));
+    assert!(change(&mut known, &put("web/a", NAMING, 5)));
     assert_eq!(known.snapshot().left_out, Vec::<String>::new());
-    assert!(known.change(&put("web/a", b"garbage", 6)));
-    assert!(known.change(&gone("web/a", 7)));
+    assert!(change(&mut known, &put("web/a", b"garbage", 6)));
+    assert!(change(&mut known, &gone("web/a", 7)));
     assert_eq!(ids(&known), Vec::<String>::new(), "deleted is deleted");
 }

@@ -118,14 +118,11 @@ impl File {
 
 impl Source for File {
     async fn session(&mut self, feed: &mut Feed) -> Result<(), Failure> {
+        // Watched first, so that no change falls in between.
         let mut watch = match self.watches {
-            true => Watch::new(&self.path),
+            true => Watch::begin(&self.path).await,
             false => None,
         };
-        // Watched first, so that no change falls in between.
-        if let Some(watch) = &mut watch {
-            watch.follow();
-        }
         self.read(feed, true).await;
         loop {
             tokio::select! {
@@ -137,8 +134,8 @@ impl Source for File {
                     }
                 }
             }
-            if let Some(watch) = &mut watch {
-                watch.follow();
+            if let Some(former) = watch.take() {
+                watch = former.follow().await;
             }
         }
     }

@@ -12,7 +12,7 @@ use std::{
 };
 
 use notify::{Event, RecommendedWatcher, RecursiveMode, Watcher};
-use tokio::sync::mpsc::UnboundedSender;
+use tokio::{runtime::Handle, sync::mpsc::UnboundedSender};
 
 /// Device, inode, and when it was made, for inodes are used again.
 pub(super) type Identity = (u64, u64, Option<SystemTime>);
@@ -118,9 +118,18 @@ impl Subscription {
 impl Drop for Subscription {
     fn drop(&mut self) {
         lock(&SUBSCRIBERS).by_number.remove(&self.number);
-        let mut watched = lock(&WATCHED);
-        for directory in self.directories.keys() {
-            watched.leave(directory, self.number);
+        let directories = std::mem::take(&mut self.directories);
+        let number = self.number;
+        let leave = move || {
+            let mut watched = lock(&WATCHED);
+            for directory in directories.keys() {
+                watched.leave(directory, number);
+            }
+        };
+        // The lock may be held by one whose file system hangs.
+        match Handle::try_current() {
+            Ok(runtime) => _ = runtime.spawn_blocking(leave),
+            Err(_) => leave(),
         }
     }
 }
@@ -172,4 +181,9 @@ impl Watched {
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+pub(super) fn hold() -> impl Drop {
+    lock(&WATCHED)
 }

@@ -324,6 +324,45 @@ async fn odd_files_hold_up_nobody() {
     assert!(failure.message.contains("larger than 16 MiB"), "{failure}");
 }
 
+/// As where a file system hangs in which a directory is to be watched.
+#[tokio::test]
+async fn what_hangs_holds_up_nobody() {
+    let held = shared::hold();
+    let bed = Bed::start("a.yaml", |directory| {
+        fs::write(directory.join("a.yaml"), text(&["a"])).unwrap();
+    });
+    let began = Instant::now();
+    // Time goes on for others, on the one thread that there is.
+    for _ in 0..10 {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    assert!(began.elapsed() < Duration::from_secs(5));
+    drop(held);
+    let mut bed = bed;
+    let report = timeout(Duration::from_secs(10), bed.reports.recv()).await;
+    assert!(
+        matches!(report, Ok(Some(Report::Snapshot(_)))),
+        "{report:?}"
+    );
+}
+
+#[tokio::test]
+async fn an_event_asks_no_file_system_whether_it_matters() {
+    let directory = Directory::new("file-matters");
+    let real = directory.path().join("real");
+    fs::create_dir(&real).unwrap();
+    let file = real.join("a.yaml");
+    fs::write(&file, text(&["a"])).unwrap();
+    let path = directory.path().join("link.yaml");
+    symlink(&file, &path).unwrap();
+    let to_file = watch::Watch::begin(&path).await.unwrap();
+    let to_directory = watch::Watch::begin(&real).await.unwrap();
+    fs::remove_dir_all(directory.path()).unwrap();
+    assert!(to_file.matters(&file));
+    assert!(to_directory.matters(&real.join("b.yaml")));
+    assert!(!to_directory.matters(&real.join("b.txt")));
+}
+
 #[tokio::test]
 async fn every_key_of_an_instance_arrives() {
     let mut bed = Bed::start("web.json", |d| {

@@ -15,6 +15,7 @@ use notify::{
 };
 use tokio::{
     sync::mpsc,
+    task::spawn_blocking,
     time::{Instant, timeout_at},
 };
 
@@ -34,6 +35,10 @@ const LONGEST_CLOSED: Duration = Duration::from_millis(250);
 /// Watches the directories in which `path`, what it points to, and its files are.
 pub(super) struct Watch {
     path: PathBuf,
+    /// What it led to when it was last followed.
+    led_to: Option<PathBuf>,
+    /// It was a directory then.
+    is_directory: bool,
     subscription: Subscription,
     events: mpsc::UnboundedReceiver<Event>,
 }
@@ -47,24 +52,43 @@ pub(super) async fn changed(watch: &mut Option<Watch>) {
 }
 
 impl Watch {
-    /// `None`, and a line in the log, if the kernel has no more watches to give.
-    pub(super) fn new(path: &Path) -> Option<Self> {
-        let (sender, events) = mpsc::unbounded_channel();
-        let subscription = shared::subscribe(sender).inspect_err(|error| {
-            tracing::warn!(
-                path = %path.display(),
-                "cannot watch, looks every two seconds instead: {error} (see fs.inotify in sysctl)"
-            );
-        });
-        Some(Self {
-            path: path.to_owned(),
-            subscription: subscription.ok()?,
-            events,
+    /// Watches what `path` leads to. `None`, and a line in the log, if the kernel has no more watches to
+    /// give.
+    pub(super) async fn begin(path: &Path) -> Option<Self> {
+        let path = path.to_owned();
+        aside(move || {
+            let (sender, events) = mpsc::unbounded_channel();
+            let subscription = shared::subscribe(sender).inspect_err(|error| {
+                tracing::warn!(
+                    path = %path.display(),
+                    "cannot watch, looks every two seconds instead: {error} (see fs.inotify in sysctl)"
+                );
+            });
+            let mut watch = Self {
+                path,
+                led_to: None,
+                is_directory: false,
+                subscription: subscription.ok()?,
+                events,
+            };
+            watch.look();
+            Some(watch)
         })
+        .await
     }
 
     /// Watches what `path` leads to now. What is not there is not watched; whoever polls will find it.
-    pub(super) fn follow(&mut self) {
+    pub(super) async fn follow(mut self) -> Option<Self> {
+        aside(move || {
+            self.look();
+            Some(self)
+        })
+        .await
+    }
+
+    fn look(&mut self) {
+        self.led_to = fs::canonicalize(&self.path).ok();
+        self.is_directory = self.path.is_dir();
         self.subscription.set(directories(&self.path));
     }
 
@@ -127,16 +151,21 @@ impl Watch {
     }
 
     /// Others write to these directories as well.
-    fn matters(&self, path: &Path) -> bool {
+    pub(super) fn matters(&self, path: &Path) -> bool {
         // Of a mounted ConfigMap, `..data` is exchanged.
         let is_link = |name: &OsStr| name.as_encoded_bytes().starts_with(b"..");
         let name = path.file_name();
         path == self.path
             || name == self.path.file_name()
             || name.is_some_and(is_link)
-            || (is_read(path) && self.path.is_dir())
-            || fs::canonicalize(&self.path).is_ok_and(|real| real == path)
+            || (is_read(path) && self.is_directory)
+            || self.led_to.as_deref() == Some(path)
     }
+}
+
+/// Where a file system that hangs holds up nobody else.
+async fn aside(work: impl FnOnce() -> Option<Watch> + Send + 'static) -> Option<Watch> {
+    spawn_blocking(work).await.ok().flatten()
 }
 
 /// The directories whose changes may change what is at `path`.

@@ -10,7 +10,7 @@ use hyper::{
 use serde::de::DeserializeOwned;
 use tokio::time::{Instant, timeout};
 
-use super::{Call, Driver, MAX_BODY, words};
+use super::{Call, Driver, Lines, MAX_BODY, words};
 use crate::discovery::{Class, Failure};
 
 /// Characters of a faulty answer that are shown.
@@ -131,9 +131,7 @@ pub struct Stream {
     pub status: StatusCode,
     pub headers: HeaderMap,
     body: Incoming,
-    buffer: Vec<u8>,
-    /// Bytes of the buffer known to hold no newline.
-    searched: usize,
+    lines: Lines,
     _driver: Driver,
 }
 
@@ -145,8 +143,7 @@ impl Stream {
             status: head.status,
             headers: head.headers,
             body,
-            buffer: Vec::new(),
-            searched: 0,
+            lines: Lines::default(),
             _driver: driver,
         }
     }
@@ -169,26 +166,17 @@ impl Stream {
     /// If nothing comes for `idle`, the connection breaks, or a line is longer than [`MAX_BODY`].
     pub async fn line(&mut self, idle: Duration) -> Result<Option<Vec<u8>>, Failure> {
         loop {
-            let rest = &self.buffer[self.searched..];
-            if let Some(at) = rest.iter().position(|byte| *byte == b'\n') {
-                let tail = self.buffer.split_off(self.searched + at + 1);
-                let mut line = std::mem::replace(&mut self.buffer, tail);
-                line.pop();
-                self.searched = 0;
-                return Ok(Some(line));
+            if let Some(line) = self.lines.line() {
+                return Ok(Some(line.to_vec()));
             }
-            self.searched = self.buffer.len();
-            if self.buffer.len() > MAX_BODY {
+            if self.lines.waiting() > MAX_BODY {
                 let what = format!("a line longer than {} MiB", MAX_BODY >> 20);
                 return Err(self.call.failure(Class::Malformed, what));
             }
             match self.chunk(idle).await? {
-                Some(bytes) => self.buffer.extend_from_slice(&bytes),
-                None if self.buffer.is_empty() => return Ok(None),
-                None => {
-                    self.searched = 0;
-                    return Ok(Some(std::mem::take(&mut self.buffer)));
-                }
+                Some(bytes) => self.lines.push(&bytes),
+                None if self.lines.waiting() == 0 => return Ok(None),
+                None => return Ok(Some(self.lines.rest())),
             }
         }
     }

@@ -2,6 +2,7 @@
 //! every answer with an end in size.
 
 mod answer;
+mod lines;
 #[cfg(test)]
 mod tests;
 mod tls;
@@ -25,7 +26,7 @@ use hyper_util::rt::TokioIo;
 use rustls::{ClientConfig, pki_types::ServerName};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
-    net::{TcpStream, lookup_host},
+    net::TcpStream,
     task::{AbortHandle, spawn_blocking},
     time::{Instant, timeout_at},
 };
@@ -33,10 +34,11 @@ use tokio_rustls::TlsConnector;
 
 pub use self::{
     answer::{Answer, Stream},
+    lines::Lines,
     tls::Tls,
     url::{BaseUrl, escaped},
 };
-use super::{Class, Failure, Secret};
+use super::{Class, Failure, Secret, resolve};
 
 /// Largest answer, in bytes.
 pub const MAX_BODY: usize = 10 << 20;
@@ -282,7 +284,7 @@ impl Client {
         let BaseUrl { host, port, .. } = &self.url;
         let unknown =
             |error: io::Error| call.failure(Class::Unreachable, format!("no address: {error}"));
-        let addresses = lookup_host((host.as_str(), *port)).await.map_err(unknown)?;
+        let addresses = resolve::addresses(host, *port).await.map_err(unknown)?;
         let mut last = None;
         for address in addresses {
             match TcpStream::connect(address).await {

@@ -1,7 +1,12 @@
 //! Requests to the API server: lists in pages, and watches. The `kube` crate knows where the server
 //! is and who lbd is; what comes back is read here, with an end in time and size.
 
-use std::{path::PathBuf, time::Duration};
+use std::{
+    collections::HashMap,
+    path::PathBuf,
+    sync::{Arc, LazyLock, Mutex, PoisonError},
+    time::Duration,
+};
 
 use http_body_util::BodyExt;
 use hyper::{
@@ -18,6 +23,7 @@ use kube::{
     },
 };
 use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore},
     task::spawn_blocking,
     time::{Instant, timeout_at},
 };
@@ -26,9 +32,15 @@ use super::{
     Access,
     wire::{self, Event, Object, Page, Status, shown},
 };
-use crate::discovery::{
-    Class, Failure, Secret,
-    http::{BaseUrl, Tls},
+use crate::{
+    discovery::{
+        Class, Failure, Secret,
+        bounds::Room,
+        http::{BaseUrl, Lines, Tls},
+        resolve,
+        rules::MAX_INSTANCES,
+    },
+    json,
 };
 
 /// Largest page, in bytes: [`PAGE`] slices of the most endpoints that a slice may have.
@@ -37,12 +49,19 @@ const MAX_PAGE: usize = 32 << 20;
 const MAX_EVENT: usize = 8 << 20;
 /// Objects a page.
 const PAGE: u32 = 50;
-/// Most objects of a list.
-const MAX_OBJECTS: usize = 100_000;
+/// Most pages of a list. A server may send pages with few objects, or none, where it sifts out most.
+const MAX_PAGES: usize = 2 * MAX_INSTANCES / PAGE as usize;
 /// Time until a page is there.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// Time until all pages of a list are there. A server's pages are too old after five minutes.
+const ALL: Duration = Duration::from_secs(300);
+/// Events that were read and not taken yet, of both watches: as [`json::text_weight`] has it, in bytes.
+const MAX_WAITING: u32 = 32 << 20;
 /// Time until the client is made, which reads files and may run the kubeconfig's program.
 const PREPARE: Duration = Duration::from_secs(15);
+/// Programs of one kubeconfig at a time: of several sources that have it, and of one whose program
+/// hangs.
+const PROGRAMS: usize = 4;
 /// Time beyond its own end after which a watch is silent for ever.
 const GRACE: Duration = Duration::from_secs(5);
 /// Lists begun anew because their pages became too old.
@@ -64,6 +83,8 @@ pub(super) struct Api {
     token: Option<Secret>,
     /// For messages: `https://10.0.0.1:6443`.
     name: String,
+    /// For events on their way to the source.
+    waiting: Arc<Semaphore>,
 }
 
 /// All objects there are.
@@ -85,35 +106,53 @@ impl Api {
     /// # Errors
     /// If the kubeconfig, the service account or a certificate cannot be used.
     pub(super) async fn connect(access: &Access) -> Result<Self, Failure> {
-        let access = access.clone();
+        Self::connect_within(access, PREPARE).await
+    }
+
+    async fn connect_within(access: &Access, patience: Duration) -> Result<Self, Failure> {
+        let end = Instant::now() + patience;
+        let late = |what: &str| {
+            let what = format!("the credentials were not there within {patience:.0?}{what}");
+            Failure::new(Class::Timeout, what)
+        };
+        let turn = timeout_at(end, turn(access)).await.map_err(|_| {
+            late("; the kubeconfig's programs that were started before still run: end them, or see why")
+        })?;
+        let made = timeout_at(end, Self::make(access.clone(), turn)).await;
+        made.map_err(|_| late(""))?
+    }
+
+    async fn make(access: Access, turn: Option<OwnedSemaphorePermit>) -> Result<Self, Failure> {
+        let panicked = |_| Failure::new(Class::Internal, "making the client panicked");
         let token = match &access {
             Access::Server { token, .. } => token.clone(),
             _ => None,
         };
         let handle = tokio::runtime::Handle::current();
-        // Reads files, and a kubeconfig may name a program to ask for a token.
+        // Reads files.
+        let read = spawn_blocking(move || handle.block_on(config(&access)));
+        let mut config = read.await.map_err(panicked)??;
+        known(&config).await?;
+        // Sources have their own rules for asking again.
+        config.default_retry = false;
+        config.connect_timeout = Some(Duration::from_secs(5));
+        config.read_timeout = None;
+        let name = config.cluster_url.to_string();
+        let handle = tokio::runtime::Handle::current();
+        // A kubeconfig may name a program to ask for a token.
         let made = spawn_blocking(move || {
-            let mut config = handle.block_on(config(&access))?;
-            // Sources have their own rules for asking again.
-            config.default_retry = false;
-            config.connect_timeout = Some(Duration::from_secs(5));
-            config.read_timeout = None;
-            let name = config.cluster_url.to_string();
+            // Until the program ended, whoever gave up waiting for it.
+            let _turn = turn;
             let _guard = handle.enter();
-            let client = kube::Client::try_from(config)
-                .map_err(|error| Failure::new(Class::Config, words(&error)))?;
-            Ok(Self {
-                client,
-                token,
-                name: name.trim_end_matches('/').to_owned(),
-            })
+            kube::Client::try_from(config)
         });
-        let made = timeout_at(Instant::now() + PREPARE, made).await;
-        let made = made.map_err(|_| {
-            let what = format!("the credentials were not there within {PREPARE:.0?}");
-            Failure::new(Class::Timeout, what)
-        })?;
-        made.unwrap_or_else(|_| Err(Failure::new(Class::Internal, "making the client panicked")))
+        let made = made.await.map_err(panicked)?;
+        Ok(Self {
+            client: made.map_err(|error| Failure::new(Class::Config, words(&error)))?,
+            token,
+            name: name.trim_end_matches('/').to_owned(),
+            waiting: Arc::new(Semaphore::new(MAX_WAITING as usize)),
+        })
     }
 
     /// Lists all, page by page, as of now.
@@ -131,8 +170,10 @@ impl Api {
     async fn pages<K: Object>(&self, query: &Query) -> Result<Option<Listed<K>>, Failure> {
         let what = self.what::<K>(query);
         let mut items = Vec::new();
+        let mut room = Room::new(K::URL_PATH_SEGMENT);
         let mut token = None;
-        loop {
+        let all = Instant::now() + ALL;
+        for _ in 0..MAX_PAGES {
             let mut parameters = ListParams {
                 label_selector: query.labels.clone(),
                 field_selector: query.fields.clone(),
@@ -141,7 +182,7 @@ impl Api {
             parameters.limit = Some(PAGE);
             parameters.continue_token = token.clone();
             let request = Request::new(path::<K>(query)).list(&parameters);
-            let end = Instant::now() + PATIENCE;
+            let end = all.min(Instant::now() + PATIENCE);
             let body = match self.send(request, end, &what).await? {
                 Answer::Body(body) => body,
                 Answer::Expired if token.is_some() => return Ok(None),
@@ -154,10 +195,9 @@ impl Api {
                 .await
                 .map_err(|f| f.context(&what))?;
             let page: Page<K> = wire::page(&bytes).map_err(|f| f.context(&what))?;
-            items.extend(page.items);
-            if items.len() > MAX_OBJECTS {
-                let many = format!("more than {MAX_OBJECTS} objects");
-                return Err(Failure::new(Class::Malformed, many).context(what));
+            for item in page.items {
+                room = room.with(item.weight()).map_err(|f| f.context(&what))?;
+                items.push(item);
             }
             token = page.next;
             if token.is_none() {
@@ -167,6 +207,8 @@ impl Api {
                 }));
             }
         }
+        let many = format!("a list of more than {MAX_PAGES} pages; does the server count them?");
+        Err(Failure::new(Class::Malformed, many).context(what))
     }
 
     /// Opens a watch that tells what happened behind `version`. The server ends it after
@@ -191,9 +233,9 @@ impl Api {
             Answer::Body(body) => Some(Watch {
                 what,
                 body,
-                buffer: Vec::new(),
-                searched: 0,
+                lines: Lines::default(),
                 end: now + duration + GRACE,
+                waiting: self.waiting.clone(),
             }),
             Answer::Expired => None,
         })
@@ -262,6 +304,40 @@ fn path<K: Object>(query: &Query) -> String {
     }
 }
 
+/// A turn to read a kubeconfig, and to run the program it may name: one that hangs is neither ended nor
+/// left behind again and again.
+async fn turn(access: &Access) -> Option<OwnedSemaphorePermit> {
+    static TURNS: LazyLock<Mutex<HashMap<PathBuf, Arc<Semaphore>>>> = LazyLock::new(Mutex::default);
+
+    let Access::Kubeconfig { path, .. } = access else {
+        return None;
+    };
+    let turns = {
+        let mut turns = TURNS.lock().unwrap_or_else(PoisonError::into_inner);
+        let turns = turns.entry(path.clone());
+        turns
+            .or_insert_with(|| Arc::new(Semaphore::new(PROGRAMS)))
+            .clone()
+    };
+    turns.acquire_owned().await.ok()
+}
+
+/// Asks for the server's address, so that the client's own resolver is asked only for names that are
+/// known.
+async fn known(config: &kube::Config) -> Result<(), Failure> {
+    let url = &config.cluster_url;
+    if let (Some(host), None) = (url.host(), &config.proxy_url) {
+        let known = resolve::addresses(host, 0).await;
+        known.map_err(|error| {
+            Failure::new(
+                Class::Unreachable,
+                format!("{host} has no address: {error}"),
+            )
+        })?;
+    }
+    Ok(())
+}
+
 async fn config(access: &Access) -> Result<kube::Config, Failure> {
     let fault = |what: String| Failure::new(Class::Config, what);
     match access {
@@ -315,42 +391,49 @@ fn server(url: &BaseUrl, tls: &Tls) -> Result<kube::Config, Failure> {
 pub(super) struct Watch {
     what: String,
     body: Body,
-    buffer: Vec<u8>,
-    /// Bytes of the buffer known to hold no newline.
-    searched: usize,
+    lines: Lines,
     end: Instant,
+    waiting: Arc<Semaphore>,
 }
 
+/// Room that an event takes until it is dropped.
+pub(super) type Waiting = OwnedSemaphorePermit;
+
 impl Watch {
-    /// The next event; `None` at the end that the server made.
+    /// The next event; `None` at the end that the server made. Waits while too much was read that the
+    /// source did not come to.
     ///
     /// # Errors
     /// If the connection breaks, the server does not end the watch when it should, or sends what is no
     /// event.
-    pub(super) async fn next<K: Object>(&mut self) -> Result<Option<Event<K>>, Failure> {
-        let event = self.line().await.and_then(|line| match line {
-            Some(line) => wire::event(&line).map(Some),
-            None => Ok(None),
-        });
+    pub(super) async fn next<K: Object>(&mut self) -> Result<Option<(Event<K>, Waiting)>, Failure> {
+        let event = self.event().await;
         event.map_err(|failure| failure.context(&self.what))
+    }
+
+    async fn event<K: Object>(&mut self) -> Result<Option<(Event<K>, Waiting)>, Failure> {
+        let Some(line) = self.line().await? else {
+            return Ok(None);
+        };
+        let weight = u32::try_from(json::text_weight(&line, wire::VALUE)).unwrap_or(u32::MAX);
+        let waiting = self
+            .waiting
+            .clone()
+            .acquire_many_owned(weight.min(MAX_WAITING));
+        let waiting = waiting
+            .await
+            .map_err(|_| Failure::new(Class::Internal, "the watch's room is closed"))?;
+        Ok(Some((wire::event(&line)?, waiting)))
     }
 
     async fn line(&mut self) -> Result<Option<Vec<u8>>, Failure> {
         loop {
-            while let Some(at) = self.buffer[self.searched..]
-                .iter()
-                .position(|b| *b == b'\n')
-            {
-                let tail = self.buffer.split_off(self.searched + at + 1);
-                let mut line = std::mem::replace(&mut self.buffer, tail);
-                line.pop();
-                self.searched = 0;
+            while let Some(line) = self.lines.line() {
                 if !line.trim_ascii().is_empty() {
-                    return Ok(Some(line));
+                    return Ok(Some(line.to_vec()));
                 }
             }
-            self.searched = self.buffer.len();
-            if self.buffer.len() > MAX_EVENT {
+            if self.lines.waiting() > MAX_EVENT {
                 let what = format!("an event of more than {} MiB", MAX_EVENT >> 20);
                 return Err(Failure::new(Class::Malformed, what));
             }
@@ -365,7 +448,7 @@ impl Watch {
                 None => return Ok(None),
                 Some(Ok(frame)) => {
                     if let Some(data) = frame.data_ref() {
-                        self.buffer.extend_from_slice(data);
+                        self.lines.push(data);
                     }
                 }
                 Some(Err(error)) => return Err(broken(&error)),
@@ -459,4 +542,40 @@ fn words(error: &(dyn std::error::Error + 'static)) -> String {
         cause = error.source();
     }
     shown(text.as_bytes())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, os::unix::fs::PermissionsExt as _};
+
+    use super::*;
+    use crate::testing::Directory;
+
+    #[tokio::test]
+    async fn a_program_that_hangs_is_not_started_for_ever() {
+        let directory = Directory::new("hangs");
+        let [program, log, path] = ["token", "log", "kubeconfig"].map(|n| directory.path().join(n));
+        let script = format!("#!/bin/sh\necho >> {}\nsleep 3\n", log.display());
+        fs::write(&program, script).unwrap();
+        fs::set_permissions(&program, fs::Permissions::from_mode(0o700)).unwrap();
+        let text = format!(
+            "apiVersion: v1\nkind: Config\ncurrent-context: a\n\
+             clusters: [{{name: a, cluster: {{server: \"http://127.0.0.1:1\"}}}}]\n\
+             contexts: [{{name: a, context: {{cluster: a, user: a}}}}]\n\
+             users: [{{name: a, user: {{exec: {{apiVersion: client.authentication.k8s.io/v1, \
+             command: {}, interactiveMode: Never}}}}}}]\n",
+            program.display()
+        );
+        fs::write(&path, text).unwrap();
+        let context = None;
+        let access = Access::Kubeconfig { path, context };
+        let mut last = String::new();
+        for _ in 0..10 {
+            let made = Api::connect_within(&access, Duration::from_millis(200)).await;
+            last = made.err().unwrap().message;
+        }
+        assert!(last.contains("still run"), "{last}");
+        let started = fs::read_to_string(&log).unwrap().lines().count();
+        assert_eq!(started, PROGRAMS);
+    }
 }

@@ -34,8 +34,8 @@ impl Kubernetes {
             follow: Follow::new(access, queries(&wanted), watch_timeout),
             pool: Pool {
                 wanted,
-                services: Store::new(Vec::new()),
-                slices: Store::new(Vec::new()),
+                services: Store::new(),
+                slices: Store::new(),
             },
         }
     }
@@ -62,17 +62,17 @@ fn queries(wanted: &Wanted) -> (Query, Query) {
 }
 
 impl Objects<Snapshot> for Pool {
-    fn begin(&mut self, services: Vec<Service>, slices: Vec<EndpointSlice>) {
-        self.services = Store::new(services);
-        self.slices = Store::new(slices);
+    fn begin(&mut self, services: Vec<Service>, slices: Vec<EndpointSlice>) -> Result<(), Failure> {
+        self.services.fill(services)?;
+        self.slices.fill(slices)
     }
 
-    fn service(&mut self, event: Event<Service>) {
-        self.services.take(event);
+    fn service(&mut self, event: Event<Service>) -> Result<(), Failure> {
+        self.services.take(event)
     }
 
-    fn slice(&mut self, event: Event<EndpointSlice>) {
-        self.slices.take(event);
+    fn slice(&mut self, event: Event<EndpointSlice>) -> Result<(), Failure> {
+        self.slices.take(event)
     }
 
     fn tell(&mut self, feed: &mut Feed) {

@@ -16,11 +16,11 @@ use super::{
     expose::{Exposed, expose},
     join::{SERVICE_LABEL, join_port},
     session::{Follow, Key, Objects, key},
-    wire::Event,
+    wire::{Event, Object as _},
 };
 use crate::{
     datapath,
-    discovery::{Catalogue, Failure, Feed, Instance, Offer, Snapshot, Source},
+    discovery::{Catalogue, Failure, Feed, Instance, Offer, Snapshot, Source, bounds::Bounded},
     model::{Prefix, duration_text},
 };
 
@@ -125,9 +125,9 @@ pub struct Market {
     addresses: fn() -> std::io::Result<Vec<IpAddr>>,
     /// Those at which node ports listen.
     nodes: Vec<IpAddr>,
-    services: BTreeMap<Key, Service>,
+    services: Bounded<Key, Service>,
     /// By the Service that they belong to, then by name.
-    slices: BTreeMap<Key, BTreeMap<String, EndpointSlice>>,
+    slices: Bounded<(Key, String), EndpointSlice>,
     /// The Service that each slice belongs to.
     owners: HashMap<Key, Key>,
     stalls: BTreeMap<Key, Stall>,
@@ -148,19 +148,23 @@ impl Market {
             place,
             addresses,
             nodes: Vec::new(),
-            services: BTreeMap::new(),
-            slices: BTreeMap::new(),
+            services: Bounded::new("services"),
+            slices: Bounded::new("endpointslices"),
             owners: HashMap::new(),
             stalls: BTreeMap::new(),
             changed: BTreeSet::new(),
         }
     }
 
-    pub fn put_service(&mut self, service: Service) {
-        if let Some(key) = key(&service) {
-            self.changed.insert(key.clone());
-            self.services.insert(key, service);
-        }
+    /// # Errors
+    /// If there are more than a source may hold.
+    pub fn put_service(&mut self, service: Service) -> Result<(), Failure> {
+        let Some(key) = key(&service) else {
+            return Ok(());
+        };
+        self.changed.insert(key.clone());
+        let weight = service.weight();
+        self.services.insert(key, service, weight)
     }
 
     pub fn drop_service(&mut self, service: &Service) {
@@ -170,17 +174,22 @@ impl Market {
         }
     }
 
-    pub fn put_slice(&mut self, slice: EndpointSlice) {
+    /// # Errors
+    /// If there are more than a source may hold.
+    pub fn put_slice(&mut self, slice: EndpointSlice) -> Result<(), Failure> {
         self.drop_slice(&slice);
         let labels = slice.metadata.labels.as_ref();
         let service = labels.and_then(|labels| labels.get(SERVICE_LABEL)).cloned();
-        if let (Some(key), Some(service)) = (key(&slice), service) {
-            let owner = (key.0.clone(), service);
-            self.changed.insert(owner.clone());
-            let slices = self.slices.entry(owner.clone()).or_default();
-            slices.insert(key.1.clone(), slice);
-            self.owners.insert(key, owner);
-        }
+        let (Some(key), Some(service)) = (key(&slice), service) else {
+            return Ok(());
+        };
+        let owner = (key.0.clone(), service);
+        self.changed.insert(owner.clone());
+        let weight = slice.weight();
+        let place = (owner.clone(), key.1.clone());
+        self.slices.insert(place, slice, weight)?;
+        self.owners.insert(key, owner);
+        Ok(())
     }
 
     pub fn drop_slice(&mut self, slice: &EndpointSlice) {
@@ -190,13 +199,9 @@ impl Market {
         let Some(owner) = self.owners.remove(&key) else {
             return;
         };
-        if let Some(slices) = self.slices.get_mut(&owner) {
-            slices.remove(&key.1);
-            if slices.is_empty() {
-                self.slices.remove(&owner);
-            }
-        }
-        self.changed.insert(owner);
+        let place = (owner, key.1);
+        self.slices.remove(&place);
+        self.changed.insert(place.0);
     }
 
     /// All services and their backends, as of now.
@@ -206,8 +211,10 @@ impl Market {
             match self.services.get(&key) {
                 Some(service) => {
                     let before = self.stalls.remove(&key).unwrap_or_default();
-                    let slices = self.slices.get(&key);
-                    let stall = self.place.stall(service, slices, &self.nodes, &before);
+                    let slices = self.slices.range((key.clone(), String::new())..);
+                    let slices = slices.take_while(|((owner, _), _)| *owner == key);
+                    let slices: Vec<_> = slices.map(|(_, slice)| slice).collect();
+                    let stall = self.place.stall(service, &slices, &self.nodes, &before);
                     self.stalls.insert(key, stall);
                 }
                 None => _ = self.stalls.remove(&key),
@@ -254,15 +261,14 @@ impl Place {
     fn stall(
         &self,
         service: &Service,
-        slices: Option<&BTreeMap<String, EndpointSlice>>,
+        slices: &[&EndpointSlice],
         nodes: &[IpAddr],
         before: &Stall,
     ) -> Stall {
-        let slices: Vec<&EndpointSlice> = slices.into_iter().flat_map(|s| s.values()).collect();
         let Exposed { groups, left_out } = expose(service, nodes);
         let offers = groups.into_iter().map(|group| {
             let wanted = self.wanted(service, group.traffic);
-            let mut backends = join_port(&wanted, service, group.port, &slices);
+            let mut backends = join_port(&wanted, service, group.port, slices);
             // Those of a family that it does not listen on would never be drawn.
             let listens = &group.offer.listen;
             let is_drawn =
@@ -303,31 +309,34 @@ impl Place {
 }
 
 impl Objects<Catalogue> for Market {
-    fn begin(&mut self, services: Vec<Service>, slices: Vec<EndpointSlice>) {
-        self.changed
-            .extend(std::mem::take(&mut self.services).into_keys());
-        self.slices.clear();
+    fn begin(&mut self, services: Vec<Service>, slices: Vec<EndpointSlice>) -> Result<(), Failure> {
+        self.changed.extend(self.services.take().keys().cloned());
+        self.slices.take();
         self.owners.clear();
         services
             .into_iter()
-            .for_each(|service| self.put_service(service));
-        slices.into_iter().for_each(|slice| self.put_slice(slice));
+            .try_for_each(|service| self.put_service(service))?;
+        slices
+            .into_iter()
+            .try_for_each(|slice| self.put_slice(slice))
     }
 
-    fn service(&mut self, event: Event<Service>) {
+    fn service(&mut self, event: Event<Service>) -> Result<(), Failure> {
         match event {
-            Event::Put(service) => self.put_service(service),
+            Event::Put(service) => return self.put_service(service),
             Event::Gone(service) => self.drop_service(&service),
             Event::Bookmark(_) | Event::Expired => {}
         }
+        Ok(())
     }
 
-    fn slice(&mut self, event: Event<EndpointSlice>) {
+    fn slice(&mut self, event: Event<EndpointSlice>) -> Result<(), Failure> {
         match event {
-            Event::Put(slice) => self.put_slice(slice),
+            Event::Put(slice) => return self.put_slice(slice),
             Event::Gone(slice) => self.drop_slice(&slice),
             Event::Bookmark(_) | Event::Expired => {}
         }
+        Ok(())
     }
 
     fn tell(&mut self, feed: &mut Feed<Catalogue>) {

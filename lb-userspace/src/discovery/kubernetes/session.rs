@@ -1,6 +1,6 @@
 //! List, then watch from there on; list anew when a watch cannot go on.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use k8s_openapi::api::{core::v1::Service, discovery::v1::EndpointSlice};
 use tokio::{
@@ -11,10 +11,10 @@ use tokio::{
 
 use super::{
     Access,
-    api::{Api, Query},
+    api::{Api, Query, Waiting},
     wire::{Event, Object},
 };
-use crate::discovery::{Backoff, Class, Failure, Feed};
+use crate::discovery::{Backoff, Class, Failure, Feed, bounds::Bounded};
 
 /// Watches that lasted this long did some good, even if nothing happened.
 const GOOD: Duration = Duration::from_secs(5);
@@ -28,9 +28,12 @@ const QUEUE: usize = 256;
 /// What is made of the objects of a cluster; `A` is a source's whole answer.
 pub(super) trait Objects<A> {
     /// These are all, whatever was there before.
-    fn begin(&mut self, services: Vec<Service>, slices: Vec<EndpointSlice>);
-    fn service(&mut self, event: Event<Service>);
-    fn slice(&mut self, event: Event<EndpointSlice>);
+    ///
+    /// # Errors
+    /// If there are more than a source may hold, as in the others.
+    fn begin(&mut self, services: Vec<Service>, slices: Vec<EndpointSlice>) -> Result<(), Failure>;
+    fn service(&mut self, event: Event<Service>) -> Result<(), Failure>;
+    fn slice(&mut self, event: Event<EndpointSlice>) -> Result<(), Failure>;
     /// Reports what comes to.
     fn tell(&mut self, feed: &mut Feed<A>);
 }
@@ -53,8 +56,8 @@ pub(super) struct Follow {
     reason = "they are few, and each is moved once"
 )]
 enum Word {
-    Service(Event<Service>),
-    Slice(Event<EndpointSlice>),
+    Service(Event<Service>, Waiting),
+    Slice(Event<EndpointSlice>, Waiting),
     /// A watch is open, or told that nothing happened.
     Alive,
     /// It cannot go on.
@@ -82,29 +85,38 @@ pub(super) fn key<K: Object>(item: &K) -> Option<Key> {
 }
 
 /// Objects of one kind.
-pub(super) struct Store<K>(pub(super) BTreeMap<Key, K>);
+pub(super) struct Store<K>(pub(super) Bounded<Key, K>);
 
 impl<K: Object> Store<K> {
-    pub(super) fn new(items: Vec<K>) -> Self {
-        let items = items.into_iter();
-        Self(items.filter_map(|item| Some((key(&item)?, item))).collect())
+    pub(super) fn new() -> Self {
+        Self(Bounded::new(K::URL_PATH_SEGMENT))
     }
 
-    /// Gives the object's key, if it has one.
-    pub(super) fn take(&mut self, event: Event<K>) -> Option<Key> {
+    /// All there are, in place of those before.
+    pub(super) fn fill(&mut self, items: Vec<K>) -> Result<(), Failure> {
+        *self = Self::new();
+        items.into_iter().try_for_each(|item| self.put(item))
+    }
+
+    fn put(&mut self, item: K) -> Result<(), Failure> {
+        let Some(key) = key(&item) else {
+            return Ok(());
+        };
+        let weight = item.weight();
+        self.0.insert(key, item, weight)
+    }
+
+    pub(super) fn take(&mut self, event: Event<K>) -> Result<(), Failure> {
         match event {
-            Event::Put(item) => {
-                let key = key(&item)?;
-                self.0.insert(key.clone(), item);
-                Some(key)
-            }
+            Event::Put(item) => self.put(item)?,
             Event::Gone(item) => {
-                let key = key(&item)?;
-                self.0.remove(&key);
-                Some(key)
+                if let Some(key) = key(&item) {
+                    self.0.remove(&key);
+                }
             }
-            Event::Bookmark(_) | Event::Expired => None,
+            Event::Bookmark(_) | Event::Expired => {}
         }
+        Ok(())
     }
 }
 
@@ -173,7 +185,8 @@ impl Follow {
             }
             .run(),
         );
-        objects.begin(services.items, slices.items);
+        objects.begin(services.items, slices.items)?;
+        let began = Instant::now();
         objects.tell(feed);
         // Each snapshot puts the feed's own clock off.
         let listed = feed.clone();
@@ -189,14 +202,14 @@ impl Follow {
                 word = words.recv() => word,
             };
             match word {
-                Some(Word::Service(event)) => objects.service(event),
-                Some(Word::Slice(event)) => objects.slice(event),
+                Some(Word::Service(event, _waiting)) => objects.service(event)?,
+                Some(Word::Slice(event, _waiting)) => objects.slice(event)?,
                 Some(Word::Alive) => {}
                 Some(Word::Ended(ended)) => {
                     if untold {
                         objects.tell(feed);
                     }
-                    return self.ended(ended, feed).await;
+                    return self.ended(ended, began.elapsed(), feed).await;
                 }
                 None => return Err(Failure::new(Class::Internal, "a watch's task ended")),
             }
@@ -208,6 +221,7 @@ impl Follow {
     async fn ended<A: Clone + Send + 'static>(
         &mut self,
         ended: Ended,
+        lasted: Duration,
         feed: &mut Feed<A>,
     ) -> Result<(), Failure> {
         let good = match ended {
@@ -229,6 +243,9 @@ impl Follow {
         };
         if good {
             self.breaks = 0;
+        }
+        // One event is of use, but a server that has all listed for each must not set the pace.
+        if good && lasted >= GOOD {
             self.backoff.reset();
             return Ok(());
         }
@@ -245,7 +262,7 @@ struct Follower<K> {
     version: String,
     duration: Duration,
     words: mpsc::Sender<Word>,
-    wrap: fn(Event<K>) -> Word,
+    wrap: fn(Event<K>, Waiting) -> Word,
 }
 
 impl<K: Object + 'static> Follower<K> {
@@ -278,7 +295,7 @@ impl<K: Object + 'static> Follower<K> {
             loop {
                 let event = watch.next::<K>().await;
                 good |= began.elapsed() >= GOOD;
-                let event = match event {
+                let (event, waiting) = match event {
                     Ok(Some(event)) => event,
                     Ok(None) => break,
                     Err(failure) => {
@@ -305,7 +322,7 @@ impl<K: Object + 'static> Follower<K> {
                 self.version = version;
                 let word = match event {
                     Event::Bookmark(_) => Word::Alive,
-                    event => (self.wrap)(event),
+                    event => (self.wrap)(event, waiting),
                 };
                 if self.words.send(word).await.is_err() {
                     return Ended::Expired { good };

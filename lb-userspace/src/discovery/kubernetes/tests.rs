@@ -640,3 +640,63 @@ fn events_and_what_is_none() {
     assert!(wire::event::<EndpointSlice>(b"").is_err());
     assert!(wire::event::<EndpointSlice>(br#"{"type": "ADDED"}"#).is_err());
 }
+
+#[test]
+fn what_has_more_values_than_any_server_sends_is_not_taken_apart() {
+    let bomb = |what: &str| {
+        let some = what.repeat(2_000_000);
+        let text = format!(
+            "{{\"kind\":\"EndpointSliceList\",\"metadata\":{{\"resourceVersion\":\"1\"}},\"items\":[{some}{{}}]}}"
+        );
+        wire::page::<EndpointSlice>(text.as_bytes()).unwrap_err()
+    };
+    for what in ["{},", "[],", "1,"] {
+        assert!(bomb(what).message.contains("at most 1500000"), "{what}");
+    }
+    let line = format!(
+        "{{\"type\":\"ADDED\",\"object\":{{\"endpoints\":[{}{{}}]}}}}",
+        "{},".repeat(150_000)
+    );
+    let failure = wire::event::<EndpointSlice>(line.as_bytes()).unwrap_err();
+    assert!(failure.message.contains("at most 200000"), "{failure}");
+}
+
+#[test]
+fn a_page_of_the_largest_slices_is_read() {
+    let pod = at(
+        pod("10.200.30.40", "web-6d4cf56db6-abcde", "yyn"),
+        "node-1",
+        "a",
+        &["a", "b"],
+    );
+    let slice =
+        serde_json::to_value(slice("a", "IPv4", json!(80), json!(vec![pod; 1000]))).unwrap();
+    let text = list(json!({"items": vec![slice; 50]}));
+    assert!(text.len() < 32 << 20, "{}", text.len());
+    let page = wire::page::<EndpointSlice>(&text).unwrap();
+    assert_eq!(
+        (page.items.len(), page.items[49].endpoints.len()),
+        (50, 1000)
+    );
+}
+
+#[test]
+fn what_nobody_reads_is_not_held() {
+    let mut item = json!({
+        "metadata": {
+            "name": "web", "resourceVersion": "9", "finalizers": ["a"],
+            "ownerReferences": [{"apiVersion": "v1", "kind": "Service", "name": "web", "uid": "u"}],
+            "annotations": {"lbd.io/weight": "5", "lbd.io/version": "v2"},
+        },
+        "addressType": "IPv4", "endpoints": [],
+    });
+    let key = "kubectl.kubernetes.io/last-applied-configuration";
+    item["metadata"]["annotations"][key] = json!("x".repeat(1 << 20));
+    let page = wire::page::<EndpointSlice>(&list(json!({"items": [item]}))).unwrap();
+    let metadata = &page.items[0].metadata;
+    assert_eq!(metadata.annotations.as_ref().unwrap().len(), 2);
+    assert_eq!(
+        (&metadata.finalizers, &metadata.owner_references),
+        (&None, &None)
+    );
+}

@@ -1,19 +1,56 @@
 //! What the API server sends, bytes to objects. Pure.
 
-use k8s_openapi::{ListableResource, Metadata, apimachinery::pkg::apis::meta::v1::ObjectMeta};
+use k8s_openapi::{
+    ListableResource, Metadata,
+    api::{
+        core::v1::Service,
+        discovery::v1::{Endpoint, EndpointSlice},
+    },
+    apimachinery::pkg::apis::meta::v1::ObjectMeta,
+};
 use serde::{
-    Deserialize,
+    Deserialize, Serialize,
     de::{DeserializeOwned, IgnoredAny},
 };
 
-use crate::discovery::{Class, Failure};
+use super::join::{VERSION, WEIGHT};
+use crate::{
+    discovery::{Class, Failure},
+    json,
+};
 
 /// Characters of a faulty answer that are shown.
 const SHOWN: usize = 120;
 
+/// Most values in the JSON of a page: those of fifty slices of the most endpoints that one may have. A
+/// value of three bytes may take 400 in memory.
+const PAGE_VALUES: usize = 1_500_000;
+/// Most values in that of an event: ten times those of the largest slice.
+const EVENT_VALUES: usize = 200_000;
+
+/// Bytes that a value takes besides its text, about.
+pub(super) const VALUE: usize = 48;
+
 /// A kind of object that is listed and watched.
-pub trait Object: ListableResource + Metadata<Ty = ObjectMeta> + DeserializeOwned + Send {}
-impl<K: ListableResource + Metadata<Ty = ObjectMeta> + DeserializeOwned + Send> Object for K {}
+pub trait Object:
+    ListableResource + Metadata<Ty = ObjectMeta> + DeserializeOwned + Serialize + Send
+{
+    /// Bytes that it takes in memory, about.
+    fn weight(&self) -> usize;
+}
+
+impl Object for Service {
+    fn weight(&self) -> usize {
+        json::weight(self, VALUE)
+    }
+}
+
+impl Object for EndpointSlice {
+    fn weight(&self) -> usize {
+        // An endpoint of which nothing is said takes as much as any.
+        json::weight(self, VALUE).max(self.endpoints.len() * size_of::<Endpoint>())
+    }
+}
 
 /// One answer to a list request.
 #[derive(Clone, PartialEq, Debug)]
@@ -85,8 +122,10 @@ struct RawListMeta {
 }
 
 /// # Errors
-/// If it is no list of such objects, with the place. Never an empty list instead.
+/// If it is no list of such objects, with the place. Never an empty list instead. Also if there are more
+/// values in it than any server sends.
 pub fn page<K: Object>(body: &[u8]) -> Result<Page<K>, Failure> {
+    few(body, PAGE_VALUES)?;
     let malformed = |what: String| {
         let shown = shown(body);
         Failure::new(Class::Malformed, format!("{what}: {shown}"))
@@ -119,8 +158,10 @@ pub fn page<K: Object>(body: &[u8]) -> Result<Page<K>, Failure> {
 }
 
 /// # Errors
-/// If it is no event of such an object, or one that says that the watch failed.
+/// If it is no event of such an object, or one that says that the watch failed. Also if there are more
+/// values in it than any object has.
 pub fn event<K: Object>(line: &[u8]) -> Result<Event<K>, Failure> {
+    few(line, EVENT_VALUES)?;
     #[derive(Deserialize)]
     struct Head {
         r#type: String,
@@ -175,9 +216,28 @@ pub fn event<K: Object>(line: &[u8]) -> Result<Event<K>, Failure> {
     }
 }
 
+/// Before memory is taken for them.
+fn few(text: &[u8], most: usize) -> Result<(), Failure> {
+    let values = json::values(text);
+    if values > most {
+        let what = format!(
+            "{values} values in {} bytes, at most {most} are read",
+            text.len()
+        );
+        return Err(Failure::new(Class::Malformed, what));
+    }
+    Ok(())
+}
+
 /// What nobody here reads, and is often most of an object.
 fn trim<K: Object>(object: &mut K) {
-    object.metadata_mut().managed_fields = None;
+    let metadata = object.metadata_mut();
+    metadata.managed_fields = None;
+    metadata.owner_references = None;
+    metadata.finalizers = None;
+    if let Some(annotations) = &mut metadata.annotations {
+        annotations.retain(|key, _| [WEIGHT, VERSION].contains(&key.as_str()));
+    }
 }
 
 /// The beginning of what a server sent, on one line.

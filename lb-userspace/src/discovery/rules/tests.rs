@@ -306,6 +306,20 @@ fn weight_and_labels_come_from_the_settings_where_there_are_none() {
 }
 
 #[test]
+fn what_a_registry_says_stands_on_one_line() {
+    let note = brief(vec!["`x\n<0>lbd: forged`".to_owned(), "y".repeat(16 << 20)]);
+    assert_eq!(note[0], "`x\\u{a}<0>lbd: forged`");
+    assert_eq!(note[1].chars().count(), 201);
+    let failure = Failure::new(Class::Malformed, "a\nb".repeat(1 << 20));
+    let failure = failure.context("what\n");
+    assert!(
+        failure.message.starts_with("what\\u{a}: a\\u{a}b"),
+        "{failure}"
+    );
+    assert!(failure.message.len() < 3000 && !failure.message.contains('\n'));
+}
+
+#[test]
 fn what_cannot_be_a_backend_is_left_out_unless_nothing_is_left() {
     let mut bed = Bed::new(settings(), &[]);
     let odd = Instance::new("odd", "0.0.0.0:80".parse().unwrap());

@@ -1,15 +1,17 @@
 //! What is known of the nodes below a service's. Pure.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use super::parse;
-use crate::discovery::{Instance, Snapshot};
+use crate::discovery::{
+    Failure, Instance, Snapshot,
+    bounds::{Bounded, weight},
+};
 
 /// Nodes, with what their data means.
-#[derive(Default)]
 pub struct Known {
     ssl_port: bool,
-    nodes: BTreeMap<String, Entry>,
+    nodes: Bounded<String, Entry>,
 }
 
 #[derive(Default)]
@@ -24,20 +26,23 @@ impl Known {
     pub fn new(ssl_port: bool) -> Self {
         Self {
             ssl_port,
-            nodes: BTreeMap::new(),
+            nodes: Bounded::new("nodes"),
         }
     }
 
     /// Takes away all nodes but these.
     pub fn keep(&mut self, names: &BTreeSet<String>) {
-        self.nodes.retain(|name, _| names.contains(name));
+        self.nodes.retain(|name| names.contains(name));
     }
 
     /// What was read of a node; `None` if there is none.
-    pub fn read(&mut self, name: &str, data: Option<&[u8]>) {
+    ///
+    /// # Errors
+    /// If all nodes together are more than a source may hold.
+    pub fn read(&mut self, name: &str, data: Option<&[u8]>) -> Result<(), Failure> {
         let before = self.nodes.remove(name).unwrap_or_default();
         let Some(data) = data else {
-            return;
+            return Ok(());
         };
         let entry = match parse::instance(name, data, self.ssl_port) {
             Ok(instance) => Entry {
@@ -52,7 +57,8 @@ impl Known {
                 ..before
             },
         };
-        self.nodes.insert(name.to_owned(), entry);
+        let weight = name.len() + weight(entry.instance.as_ref(), entry.fault.as_ref());
+        self.nodes.insert(name.to_owned(), entry, weight)
     }
 
     pub fn snapshot(&self) -> Snapshot {

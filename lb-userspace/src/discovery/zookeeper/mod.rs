@@ -20,7 +20,7 @@ use zookeeper_client::{
 };
 
 use self::{known::Known, relay::Relay};
-use super::{Class, Configured, Failure, Feed, Secret, Settings, Source};
+use super::{Class, Configured, Failure, Feed, Secret, Settings, Source, rules::MAX_INSTANCES};
 use crate::model::duration_text;
 
 /// Time to connect, and for each answer.
@@ -119,6 +119,8 @@ struct Session {
     server: String,
     client: Client,
     relay: Relay,
+    /// Bytes of the chroot, which the client takes off the paths of events.
+    chroot: usize,
 }
 
 impl Zookeeper {
@@ -140,8 +142,14 @@ impl Zookeeper {
             tokio::select! {
                 event = watcher.changed() => session.note(&path, event, &mut touched)?,
                 () = feed.turn(), if !touched.is_empty() => {
-                    let names: Vec<String> = std::mem::take(&mut touched).into_iter().collect();
-                    session.read(&path, &names, &mut self.known).await?;
+                    let touched = std::mem::take(&mut touched);
+                    match touched.len() > MAX_INSTANCES {
+                        true => session.read_all(&path, &mut self.known).await?,
+                        false => {
+                            let names: Vec<String> = touched.into_iter().collect();
+                            session.read(&path, &names, &mut self.known).await?;
+                        }
+                    }
                     feed.snapshot(self.known.snapshot());
                 }
                 () = feed.resync() => {
@@ -182,6 +190,7 @@ impl Session {
             client: client.map_err(|failure| explained(failure, server, &relay))?,
             server: server.to_owned(),
             relay,
+            chroot: chroot.len(),
         })
     }
 
@@ -201,6 +210,7 @@ impl Session {
     /// All children there are, as read one after another: what changes meanwhile, the watch tells.
     async fn read_all(&self, path: &str, known: &mut Known) -> Result<(), Failure> {
         let what = format!("to list {path}");
+        self.relay.ask();
         let list = self.client.list_children(path);
         let list = async {
             match list.await {
@@ -217,6 +227,7 @@ impl Session {
 
     async fn read(&self, path: &str, names: &[String], known: &mut Known) -> Result<(), Failure> {
         for batch in names.chunks(BATCH) {
+            self.relay.ask();
             // Each is sent as soon as it is made.
             let asked: Vec<_> = batch
                 .iter()
@@ -234,7 +245,8 @@ impl Session {
                     }
                 };
                 let data = self.within(&format!("to read {child}"), asked).await?;
-                known.read(name, data.as_deref());
+                let read = known.read(name, data.as_deref());
+                read.map_err(|failure| failure.context(format!("{}: below {path}", self.server)))?;
             }
         }
         Ok(())
@@ -257,7 +269,11 @@ impl Session {
             };
             return Err(Failure::new(class, format!("{}: {what}", self.server)));
         }
-        if let Some(name) = child(path, &event.path) {
+        self.relay.taken(self.chroot + event.path.len());
+        // Beyond that all are read, whoever they are.
+        if let Some(name) = child(path, &event.path)
+            && touched.len() <= MAX_INSTANCES
+        {
             touched.insert(name.to_owned());
         }
         Ok(())

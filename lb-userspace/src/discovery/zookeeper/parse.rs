@@ -65,7 +65,7 @@ pub fn instance(node: &str, data: &[u8], ssl_port: bool) -> Result<Instance, Str
     if let Some(texts) = texts(payload) {
         take(texts, &mut instance);
     }
-    Ok(instance)
+    Ok(instance.fitting())
 }
 
 /// The pairs of a payload that is a map, or, as Spring Cloud's, has one under `metadata`.

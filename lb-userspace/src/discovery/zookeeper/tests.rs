@@ -67,17 +67,39 @@ fn what_is_no_instance_is_told_with_its_node() {
 fn garbage_over_an_instance_does_not_take_it_away() {
     let mut known = Known::new(false);
     let good = registered("");
-    known.read("a", Some(good.as_bytes()));
-    known.read("b", Some(good.as_bytes()));
-    known.read("a", Some(b"garbage"));
-    known.read("c", Some(b"garbage"));
+    known.read("a", Some(good.as_bytes())).unwrap();
+    known.read("b", Some(good.as_bytes())).unwrap();
+    known.read("a", Some(b"garbage")).unwrap();
+    known.read("c", Some(b"garbage")).unwrap();
     let snapshot = known.snapshot();
     assert_eq!((snapshot.instances.len(), snapshot.left_out.len()), (2, 2));
     assert!(snapshot.left_out[0].contains("stays in force"));
-    known.read("a", None);
+    known.read("a", None).unwrap();
     known.keep(&["c".to_owned()].into());
     assert_eq!(known.snapshot().instances, []);
     assert_eq!(known.snapshot().left_out.len(), 1);
+}
+
+#[test]
+fn nodes_are_held_up_to_a_bound() {
+    let mut known = Known::new(false);
+    let labels: Vec<String> = (0..2000).map(|n| format!("\"k{n}\":\"v\"")).collect();
+    let large = registered(&format!(",\"payload\":{{{}}}", labels.join(",")));
+    let mut nodes = 0..100_000;
+    let full = nodes.find_map(|n| known.read(&n.to_string(), Some(large.as_bytes())).err());
+    let full = full.unwrap();
+    assert!(full.message.contains("256 MiB"), "{full}");
+    let held = known.snapshot().instances;
+    let labels: usize = held.iter().map(|instance| instance.labels.len()).sum();
+    assert!(labels < 5_000_000, "{labels}");
+    // Those that no backend can have take nothing.
+    let odd = registered(&format!(
+        ",\"payload\":{{\"a b\":\"{}\"}}",
+        "x".repeat(1 << 20)
+    ));
+    let mut known = Known::new(false);
+    (0..300).for_each(|n| known.read(&n.to_string(), Some(odd.as_bytes())).unwrap());
+    assert_eq!(known.snapshot().instances.len(), 300);
 }
 
 #[test]

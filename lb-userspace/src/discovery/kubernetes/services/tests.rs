@@ -67,12 +67,24 @@ fn shown(catalogue: &Catalogue) -> Vec<String> {
 #[test]
 fn services_have_the_backends_of_their_slices_in_their_namespace() {
     let mut market = market();
-    market.put_service(service("shop", "web", json!({})));
-    market.put_service(service("test", "web", json!({"type": "ClusterIP"})));
-    market.put_slice(slice("shop", "web", "a", &[(1, "n1"), (2, "n2")]));
-    market.put_slice(slice("shop", "web", "b", &[(3, "n1")]));
-    market.put_slice(slice("test", "web", "a", &[(9, "n1")]));
-    market.put_slice(slice("shop", "other", "c", &[(7, "n1")]));
+    market
+        .put_service(service("shop", "web", json!({})))
+        .unwrap();
+    market
+        .put_service(service("test", "web", json!({"type": "ClusterIP"})))
+        .unwrap();
+    market
+        .put_slice(slice("shop", "web", "a", &[(1, "n1"), (2, "n2")]))
+        .unwrap();
+    market
+        .put_slice(slice("shop", "web", "b", &[(3, "n1")]))
+        .unwrap();
+    market
+        .put_slice(slice("test", "web", "a", &[(9, "n1")]))
+        .unwrap();
+    market
+        .put_slice(slice("shop", "other", "c", &[(7, "n1")]))
+        .unwrap();
     assert_eq!(
         shown(&market.catalogue()),
         [
@@ -100,8 +112,10 @@ fn services_have_the_backends_of_their_slices_in_their_namespace() {
 fn each_group_obeys_its_own_policy() {
     let mut market = market();
     let local = json!({"externalTrafficPolicy": "Local"});
-    market.put_service(service("shop", "web", local));
-    market.put_slice(slice("shop", "web", "a", &[(1, "n1"), (2, "n2")]));
+    market.put_service(service("shop", "web", local)).unwrap();
+    market
+        .put_slice(slice("shop", "web", "a", &[(1, "n1"), (2, "n2")]))
+        .unwrap();
     assert_eq!(
         shown(&market.catalogue()),
         [
@@ -110,7 +124,7 @@ fn each_group_obeys_its_own_policy() {
         ]
     );
     let local = json!({"internalTrafficPolicy": "Local"});
-    market.put_service(service("shop", "web", local));
+    market.put_service(service("shop", "web", local)).unwrap();
     assert_eq!(
         shown(&market.catalogue()),
         [
@@ -124,12 +138,14 @@ fn each_group_obeys_its_own_policy() {
 fn a_group_has_the_backends_of_the_families_that_it_listens_on() {
     let mut market = market();
     let dual = json!({"clusterIPs": ["10.96.0.10", "fd00::10"]});
-    market.put_service(service("shop", "web", dual));
-    market.put_slice(slice("shop", "web", "a", &[(1, "n1")]));
+    market.put_service(service("shop", "web", dual)).unwrap();
+    market
+        .put_slice(slice("shop", "web", "a", &[(1, "n1")]))
+        .unwrap();
     let mut six = slice("shop", "web", "b", &[]);
     six.address_type = "IPv6".to_owned();
     six.endpoints = serde_json::from_value(json!([{"addresses": ["fd00::1"]}])).unwrap();
-    market.put_slice(six);
+    market.put_slice(six).unwrap();
     assert_eq!(
         shown(&market.catalogue()),
         [
@@ -143,13 +159,21 @@ fn a_group_has_the_backends_of_the_families_that_it_listens_on() {
 fn what_did_not_change_stays_the_same() {
     let mut market = market();
     for name in ["web", "api"] {
-        market.put_service(service("shop", name, json!({"type": "ClusterIP"})));
-        market.put_slice(slice("shop", name, name, &[(1, "n1")]));
+        market
+            .put_service(service("shop", name, json!({"type": "ClusterIP"})))
+            .unwrap();
+        market
+            .put_slice(slice("shop", name, name, &[(1, "n1")]))
+            .unwrap();
     }
     let first = market.catalogue();
-    market.put_slice(slice("shop", "web", "more", &[(2, "n1")]));
+    market
+        .put_slice(slice("shop", "web", "more", &[(2, "n1")]))
+        .unwrap();
     // An object that is written again as it was.
-    market.put_service(service("shop", "api", json!({"type": "ClusterIP"})));
+    market
+        .put_service(service("shop", "api", json!({"type": "ClusterIP"})))
+        .unwrap();
     let second = market.catalogue();
     let same = |name: &str| Arc::ptr_eq(&first.backends[name], &second.backends[name]);
     assert!(same("shop.api.http") && !same("shop.web.http"));
@@ -162,10 +186,11 @@ fn what_did_not_change_stays_the_same() {
         assert!(Arc::ptr_eq(a, b), "{a:?}");
     }
     // Everything is listed anew.
-    market.begin(
+    let begun = market.begin(
         vec![service("shop", "api", json!({"type": "ClusterIP"}))],
         vec![slice("shop", "api", "api", &[(1, "n1")])],
     );
+    begun.unwrap();
     let third = market.catalogue();
     assert_eq!(shown(&third), ["shop.api.http 10.96.0.10:80 → 1:8080"]);
     let (before, after) = (&first.backends, &third.backends);
@@ -179,11 +204,17 @@ fn what_did_not_change_stays_the_same() {
 fn a_slice_may_change_its_service() {
     let mut market = market();
     for name in ["web", "api"] {
-        market.put_service(service("shop", name, json!({"type": "ClusterIP"})));
+        market
+            .put_service(service("shop", name, json!({"type": "ClusterIP"})))
+            .unwrap();
     }
-    market.put_slice(slice("shop", "web", "a", &[(1, "n1")]));
+    market
+        .put_slice(slice("shop", "web", "a", &[(1, "n1")]))
+        .unwrap();
     market.catalogue();
-    market.put_slice(slice("shop", "api", "a", &[(1, "n1")]));
+    market
+        .put_slice(slice("shop", "api", "a", &[(1, "n1")]))
+        .unwrap();
     assert_eq!(
         shown(&market.catalogue()),
         [
@@ -193,7 +224,7 @@ fn a_slice_may_change_its_service() {
     );
     let mut stray = slice("shop", "api", "a", &[(1, "n1")]);
     stray.metadata.labels = None;
-    market.put_slice(stray);
+    market.put_slice(stray).unwrap();
     let backends = market.catalogue().backends;
     assert!(backends.values().all(|set| set.instances.is_empty()));
 }
@@ -224,4 +255,43 @@ fn what_is_asked_follows_what_is_wanted() {
     assert_eq!(services.fields.as_deref(), Some("metadata.name=web"));
     let label = "kubernetes.io/service-name=web";
     assert_eq!(slices.labels.as_deref(), Some(label));
+}
+
+#[test]
+fn slices_are_held_up_to_a_bound() {
+    let endpoint = |n: usize| {
+        json!({
+            "addresses": [format!("10.{}.{}.{}", n >> 16, (n >> 8) & 255, n & 255)],
+            "conditions": {"ready": true, "serving": true, "terminating": false},
+            "nodeName": format!("node-{}", n % 5000),
+            "targetRef": {
+                "kind": "Pod", "namespace": "shop", "name": format!("web-6d4cf56db6-{n}"),
+                "uid": "3b0d7a3e-7b8f-4f1c-9d1e-0a1b2c3d4e5f",
+            },
+            "zone": "eu-central-1a",
+            "hints": {"forZones": [{"name": "eu-central-1a"}]},
+        })
+    };
+    let mut large = slice("shop", "web", "", &[]);
+    let endpoints = (0..1000).map(|n| serde_json::from_value(endpoint(n)).unwrap());
+    large.endpoints = endpoints.collect();
+    let mut market = Market::new(Place::default(), || Ok(Vec::new()));
+    let mut put = |n: usize| {
+        large.metadata.name = Some(format!("web-{n}"));
+        market.put_slice(large.clone())
+    };
+    // Those of 100,000 pods with an address of each family.
+    (0..200).for_each(|n| put(n).unwrap());
+    let full = (200..1000).find_map(|n| put(n).err()).unwrap();
+    assert!(full.message.contains("256 MiB"), "{full}");
+
+    // Endpoints that say nothing take memory as well.
+    let mut empty = slice("shop", "web", "", &[]);
+    empty.endpoints = vec![Default::default(); 100_000];
+    let mut market = Market::new(Place::default(), || Ok(Vec::new()));
+    let full = (0..12).find_map(|n| {
+        empty.metadata.name = Some(format!("web-{n}"));
+        market.slice(Event::Put(empty.clone())).err()
+    });
+    assert!(full.unwrap().message.contains("endpointslices take more"));
 }
