@@ -11,8 +11,8 @@ use hyper::{
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
-    sync::{Semaphore, SemaphorePermit},
-    time::timeout,
+    sync::{Notify, Semaphore, SemaphorePermit},
+    time::{sleep, timeout},
 };
 use tracing::debug;
 
@@ -32,6 +32,8 @@ const SMALL_BODY: u64 = 64 << 10;
 const LARGE_BODIES: usize = 1;
 /// For the first byte of a request that is refused whatever it says.
 const REFUSE_TIME: Duration = Duration::from_secs(1);
+/// For an answer to be read: it is in memory for so long.
+const SEND_TIME: Duration = Duration::from_secs(10);
 /// For the answer to leave, and for what the peer still sends to be read away.
 const CLOSE_TIME: Duration = Duration::from_secs(5);
 
@@ -57,13 +59,27 @@ impl<S: Site> Server<S> {
             answer_time,
             ..
         } = self.limits;
-        let life = header_time * 2 + body_time + answer_time + CLOSE_TIME;
-        if timeout(life, self.converse(stream)).await.is_err() {
-            debug!("connection closed: it took longer than {life:?}");
+        let life = header_time * 2 + body_time + answer_time + SEND_TIME;
+        let answered = Notify::new();
+        let unread = async {
+            answered.notified().await;
+            sleep(SEND_TIME).await;
+        };
+        tokio::select! {
+            ended = timeout(life, self.converse(stream, &answered)) => {
+                if ended.is_err() {
+                    debug!("connection closed: it took longer than {life:?}");
+                }
+            }
+            () = unread => debug!("connection closed: the answer was not read in {SEND_TIME:?}"),
         }
     }
 
-    async fn converse(&self, stream: impl AsyncRead + AsyncWrite + Unpin + Send) {
+    async fn converse(
+        &self,
+        stream: impl AsyncRead + AsyncWrite + Unpin + Send,
+        answered: &Notify,
+    ) {
         let http = match timeout(self.limits.header_time, sniff(stream)).await {
             Ok(Ok(Sniffed::Http(http))) => http,
             Ok(Ok(Sniffed::Garbage(stream))) => {
@@ -83,7 +99,7 @@ impl<S: Site> Server<S> {
             .half_close(true)
             .serve_connection(
                 TokioIo::new(http),
-                service_fn(|request| self.request(request)),
+                service_fn(|request| self.request(request, answered)),
             )
             .await;
         if let Err(error) = served {
@@ -94,8 +110,11 @@ impl<S: Site> Server<S> {
     async fn request(
         &self,
         request: Request<Incoming>,
+        answered: &Notify,
     ) -> Result<Response<Full<Bytes>>, Infallible> {
-        let reply = self.reply(request).await.unwrap_or_else(|refusal| refusal);
+        let reply = self.reply(request).await;
+        let reply = reply.unwrap_or_else(|refusal| refusal);
+        answered.notify_one();
         Ok(reply.into_response())
     }
 
