@@ -18,6 +18,7 @@ use tracing::debug;
 
 use super::{
     Limits, Reply, Site,
+    line::{Line, Place},
     sniff::{Sniffed, sniff},
 };
 use crate::api::types::FaultCode;
@@ -41,6 +42,7 @@ pub(super) struct Server<S> {
     site: Arc<S>,
     limits: Limits,
     large_bodies: Semaphore,
+    pub(super) line: Line,
 }
 
 impl<S: Site> Server<S> {
@@ -49,6 +51,7 @@ impl<S: Site> Server<S> {
             site,
             limits,
             large_bodies: Semaphore::new(LARGE_BODIES),
+            line: Line::default(),
         }
     }
 
@@ -60,24 +63,26 @@ impl<S: Site> Server<S> {
             ..
         } = self.limits;
         let life = header_time * 2 + body_time + answer_time + SEND_TIME;
-        let answered = Notify::new();
+        let (place, answered) = (self.line.join(), Notify::new());
         let unread = async {
             answered.notified().await;
             sleep(SEND_TIME).await;
         };
         tokio::select! {
-            ended = timeout(life, self.converse(stream, &answered)) => {
+            ended = timeout(life, self.converse(stream, &place, &answered)) => {
                 if ended.is_err() {
                     debug!("connection closed: it took longer than {life:?}");
                 }
             }
             () = unread => debug!("connection closed: the answer was not read in {SEND_TIME:?}"),
+            () = place.dismissed() => debug!("connection closed: it was silent, and others came"),
         }
     }
 
     async fn converse(
         &self,
         stream: impl AsyncRead + AsyncWrite + Unpin + Send,
+        place: &Place<'_>,
         answered: &Notify,
     ) {
         let http = match timeout(self.limits.header_time, sniff(stream)).await {
@@ -99,7 +104,7 @@ impl<S: Site> Server<S> {
             .half_close(true)
             .serve_connection(
                 TokioIo::new(http),
-                service_fn(|request| self.request(request, answered)),
+                service_fn(|request| self.request(request, place, answered)),
             )
             .await;
         if let Err(error) = served {
@@ -110,21 +115,23 @@ impl<S: Site> Server<S> {
     async fn request(
         &self,
         request: Request<Incoming>,
+        place: &Place<'_>,
         answered: &Notify,
     ) -> Result<Response<Full<Bytes>>, Infallible> {
-        let reply = self.reply(request).await;
+        let reply = self.reply(request, place).await;
         let reply = reply.unwrap_or_else(|refusal| refusal);
         answered.notify_one();
         Ok(reply.into_response())
     }
 
-    async fn reply(&self, request: Request<Incoming>) -> Result<Reply, Reply> {
+    async fn reply(&self, request: Request<Incoming>, place: &Place<'_>) -> Result<Reply, Reply> {
         let (head, body) = request.into_parts();
         let path = match_route::<S>(&head.method, head.uri.path())?;
         let (body, _permit) = match head.method {
             Method::POST => self.read(body).await?,
             _ => (Bytes::new(), None),
         };
+        place.leave();
         timeout(self.limits.answer_time, self.site.answer(path, body))
             .await
             .map_err(|_| {

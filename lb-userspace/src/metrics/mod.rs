@@ -186,6 +186,7 @@ impl<S: Source> Site for Page<S> {
         ("/healthz", &[Method::GET, Method::HEAD]),
         ("/readyz", &[Method::GET, Method::HEAD]),
     ];
+    const SILENT_GIVE_WAY: bool = true;
 
     async fn answer(&self, path: &str, _body: Bytes) -> Reply {
         match path {
