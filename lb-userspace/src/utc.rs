@@ -5,7 +5,10 @@ use std::time::{SystemTime, UNIX_EPOCH};
 /// Milliseconds since 1970.
 pub fn now_ms() -> u64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH);
-    since.map_or(0, |since| since.as_millis() as u64)
+    let now = since.map_or(0, |since| since.as_millis() as u64);
+    #[cfg(test)]
+    let now = now.saturating_add_signed(testing::SET_BY.get());
+    now
 }
 
 /// RFC 3339 in UTC, to the second.
@@ -34,6 +37,14 @@ fn civil(days_since_1970: u64) -> (u64, u64, u64) {
         _ => (month - 9, 1),
     };
     (days / ERA * 400 + year + carry, month, day)
+}
+
+#[cfg(test)]
+pub(crate) mod testing {
+    thread_local! {
+        /// By how many milliseconds a test has set the clock of its thread.
+        pub(crate) static SET_BY: std::cell::Cell<i64> = const { std::cell::Cell::new(0) };
+    }
 }
 
 #[cfg(test)]

@@ -16,6 +16,7 @@ use tokio::{sync::oneshot, task::spawn_blocking, time::Instant};
 
 use super::{
     changes::{self, Change},
+    clock::Clock,
     diff, drains,
     drains::Drains,
     events::{Event, Events, Reason},
@@ -42,12 +43,14 @@ const RETRY_AFTER: Duration = Duration::from_secs(1);
 /// Flow scans and route look-ups take at most one part in this many of a CPU each.
 const BACKGROUND_SHARE: u32 = 20;
 const SCAN_EVERY: Duration = Duration::from_secs(1);
-/// While a deadline is to come, the wall clock is looked at this often: somebody may set it.
+/// While a deadline is to come, the wall clock is looked at this often: somebody may set it, and the
+/// deadlines on disk should go with it before this daemon is killed.
 const CLOCK_EVERY: Duration = Duration::from_secs(10);
 
 pub(super) struct Actor {
     pub inputs: Inputs,
     pub world: World,
+    pub clock: Clock,
     pub kernel: Kernel,
     pub store: Store,
     pub checks: Checks,
@@ -68,6 +71,8 @@ pub(super) struct Notes {
     pub drains: Drains,
     pub scans_begun: u64,
     pub store_problems: Vec<String>,
+    /// Deadlines moved along with the wall clock, and are not on disk like that.
+    pub unsaved_deadlines: bool,
     pub verify_failure: Option<String>,
     pub scan_failure: Option<String>,
     /// Configured for SNAT, and not the node's own.
@@ -84,6 +89,7 @@ impl Notes {
             drains: Drains::default(),
             scans_begun: 0,
             store_problems,
+            unsaved_deadlines: false,
             verify_failure: None,
             scan_failure: None,
             snat_left_out: Vec::new(),
@@ -101,11 +107,14 @@ impl Actor {
                 Input::Message(Message::Stop { reply }) => return self.end(Some(reply)).await,
                 Input::Abandoned => return self.end(None).await,
                 Input::Message(Message::Change { decide, reply }) => {
+                    // What is said now is said by the clock as it is now.
+                    self.look_at_clock();
                     let layers = self.world.layers().clone();
                     let result = decide(&layers).and_then(|change| self.commit(change));
                     let _ = reply.send(result.map(|message| Response::Done { message }));
                 }
                 Input::Message(Message::Reload { read, reply }) => {
+                    self.look_at_clock();
                     let _ = reply.send(self.reload(*read));
                 }
                 Input::Message(Message::View { reply }) => {
@@ -165,6 +174,7 @@ impl Actor {
     /// Ends the drains whose time is over.
     fn look_at_clock(&mut self) {
         let now_ms = utc::now_ms();
+        self.follow_clock(now_ms);
         let passed = self.world.pass_time(now_ms);
         if !passed.is_empty() {
             let _ = self.apply();
@@ -176,6 +186,26 @@ impl Actor {
         let left = |at: u64| Duration::from_millis(at - now_ms.min(at)).min(CLOCK_EVERY);
         let next = self.world.next_deadline();
         self.inputs.deadline_due = next.map(|at| Instant::now() + left(at));
+    }
+
+    /// A drain lasts as long as was said, whoever sets the wall clock meanwhile.
+    fn follow_clock(&mut self, now_ms: u64) {
+        if let Some(by_ms) = self.clock.look(now_ms, std::time::Instant::now())
+            && self.world.shift_clock(by_ms)
+        {
+            let by = Duration::from_millis(by_ms.unsigned_abs());
+            let way = if by_ms < 0 { "back" } else { "forward" };
+            tracing::warn!("the clock was set {way} by {by:?}; the deadlines of drains go with it");
+            self.note.unsaved_deadlines = true;
+        }
+        if self.note.unsaved_deadlines {
+            let state = self.world.layers().state.clone();
+            let saved = self.store.begin_save(state).wait();
+            self.note.unsaved_deadlines = saved.is_err();
+            if let Err(error) = saved {
+                tracing::error!("cannot save the deadlines of drains: {error:#}");
+            }
+        }
     }
 
     async fn end(mut self, reply: Option<oneshot::Sender<()>>) {

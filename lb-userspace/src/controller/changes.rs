@@ -1,7 +1,10 @@
 //! What requests make of the layers. Pure: each function takes the layers in force and gives
 //! those that should follow, or says why not.
 
-use std::{collections::HashSet, sync::Arc};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+};
 
 use super::{
     diff, faults,
@@ -11,6 +14,7 @@ use super::{
 use crate::{
     api::types::{Fault, UnsetWhat},
     config,
+    discovery::{self, SourceName},
     model::{BackendRef, BackendSpec, Config, Mode, ServiceSpec, WeightOverride},
     state::AddedBackend,
     utc,
@@ -258,6 +262,7 @@ pub(super) fn apply(old: &Layers, services: Vec<ServiceSpec>) -> Result {
             None => known.push(service.clone()),
         }
     }
+    hand_over(old, &mut new);
     let changes = differences(old, &new).len();
     let message = format!(
         "{} applied, {}",
@@ -291,6 +296,7 @@ pub(super) fn reload(old: &Layers, file: Config) -> Result {
                 .all(|b| b.address != added.backend.address)
         })
     });
+    hand_over(old, &mut new);
     let changes = differences(old, &new).len();
     let mut message = match changes {
         0 => "config file reloaded, no service changed".to_owned(),
@@ -328,7 +334,7 @@ pub(super) fn find<'a>(
 
 /// Holds every change to the rules of the config file, and drops overrides with their backends.
 fn finish(old: &Layers, mut new: Layers, message: String) -> Result {
-    let services = merged(&new);
+    let (before, services) = (merged(old), merged(&new));
     let whole = Config {
         node: new.file.node.clone(),
         admin: new.file.admin.clone(),
@@ -339,17 +345,56 @@ fn finish(old: &Layers, mut new: Layers, message: String) -> Result {
     if !findings.is_empty() {
         return Err(faults::invalid(findings.join("\n")));
     }
-    let (before, after) = (references(&merged(old)), references(&services));
-    // What was found may be found again.
-    let finds = !new.file.discovery.is_empty();
-    let may_return = |backend: &BackendRef| finds && backend.service.contains('.');
-    new.state.overrides.retain(|backend, _| {
-        after.contains(backend) || !before.contains(backend) || may_return(backend)
-    });
+    drop_overrides(old, &before, &mut new, &services);
     Ok(Change {
         layers: new,
         message,
     })
+}
+
+/// Lets sources that come in others' place begin with what those have found: the services that
+/// changed so go on as they are until the new ones answer.
+fn hand_over(old: &Layers, new: &mut Layers) {
+    let names = |layers: &Layers| -> Vec<SourceName> {
+        let services = layers.file.services.iter().chain(&layers.state.services);
+        let names = services.flat_map(|s| s.discovery.iter().map(|spec| spec.name(&s.name)));
+        names.collect()
+    };
+    let heirs = discovery::heirs(&names(old), &names(new));
+    if heirs.is_empty() {
+        return;
+    }
+    let found = Arc::make_mut(&mut new.found);
+    for (name, former) in heirs {
+        if let Some(set) = old.found.sets.get(&former) {
+            found.sets.entry(name).or_insert_with(|| set.clone());
+        }
+    }
+}
+
+/// Overrides go with their backends. One of a backend that was found stays as long as it may be
+/// found again; one of a configured backend, while a source that may find it was never heard.
+fn drop_overrides(old: &Layers, before: &[Merged], new: &mut Layers, after: &[Merged]) {
+    let (were, are) = (origins(before), references(after));
+    let (sources_before, sources) = (sources(before), sources(after));
+    let was_heard =
+        |name: &SourceName| old.found.sets.contains_key(name) && !old.found.unknown.contains(name);
+    let finds = |layers: &Layers| !layers.file.discovery.is_empty();
+    let (found, finds) = (finds(old), finds(new));
+    new.state.overrides.retain(|backend, _| {
+        let service = backend.service.as_str();
+        let is_named_as_found = service.contains('.');
+        if are.contains(backend) || (finds && is_named_as_found) {
+            return true;
+        }
+        match (were.get(backend), sources.get(service)) {
+            (Some(Origin::Layer(_)), Some(sources)) => !sources.iter().all(was_heard),
+            (Some(Origin::Found { .. }) | None, Some(_)) => true,
+            (Some(_), None) => false,
+            // Whoever might have found it again is gone; or it is one that never was.
+            (None, None) => !sources_before.contains_key(service) && !(found && is_named_as_found),
+        }
+    });
 }
 
 /// What people said, without what was found.
@@ -372,15 +417,28 @@ fn names(services: &[Merged]) -> impl Iterator<Item = &str> {
 }
 
 fn references(services: &[Merged]) -> HashSet<BackendRef> {
-    services
-        .iter()
-        .flat_map(|s| {
-            s.spec.backends.iter().map(|b| BackendRef {
+    origins(services).into_keys().collect()
+}
+
+fn origins(services: &[Merged]) -> HashMap<BackendRef, Origin> {
+    let backends = services.iter().flat_map(|s| {
+        let backends = s.spec.backends.iter().zip(&s.origins);
+        backends.map(|(b, origin)| {
+            let reference = BackendRef {
                 service: s.spec.name.clone(),
                 address: b.address,
-            })
+            };
+            (reference, *origin)
         })
-        .collect()
+    });
+    backends.collect()
+}
+
+/// Of services that have any.
+fn sources(services: &[Merged]) -> HashMap<&str, &[SourceName]> {
+    let services = services.iter().filter(|s| !s.sources.is_empty());
+    let sources = services.map(|s| (s.spec.name.as_str(), s.sources.as_slice()));
+    sources.collect()
 }
 
 fn place(service: &Merged, backend: &BackendRef) -> Option<usize> {

@@ -1,11 +1,12 @@
 //! The daemon's one owner of truth: configured, overridden, observed. Everything that changes it
 //! comes in as a message; everything that reads it gets a snapshot.
 //!
-//! [`actor`] acts; [`world`], [`effective`], [`merge`], [`changes`], [`diff`], [`inherit`] and
-//! [`totals`] decide, and know neither clock, disk nor kernel.
+//! [`actor`] acts; [`world`], [`effective`], [`merge`], [`changes`], [`clock`], [`diff`],
+//! [`inherit`] and [`totals`] decide, and know neither clock, disk nor kernel.
 
 mod actor;
 mod changes;
+mod clock;
 mod diff;
 mod directories;
 mod drains;
@@ -36,6 +37,7 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
+    time::Instant,
 };
 
 use tokio::{
@@ -45,6 +47,7 @@ use tokio::{
 
 use self::{
     actor::{Actor, Notes},
+    clock::Clock,
     directories::Directories,
     inputs::{Inputs, Message},
     kernel::Kernel,
@@ -59,6 +62,7 @@ use crate::{
     health::Checks,
     model::Config,
     state::Store,
+    utc,
 };
 
 /// How the rest of the daemon talks to the controller. Cheap to clone.
@@ -144,6 +148,7 @@ pub fn start(
     let actor = Actor {
         inputs: Inputs::new(reports, messages, network.clone(), found),
         world,
+        clock: Clock::new(utc::now_ms(), Instant::now()),
         kernel,
         note: Notes::new(store.problems()),
         store,

@@ -72,9 +72,10 @@ pub(super) async fn answer(handle: &Handle, request: Request) -> Result<Response
             deadline,
         } => {
             let in_ms = |Deadline(time)| time.as_millis().try_into().unwrap_or(u64::MAX);
-            let deadline = deadline.map(|time| utc::now_ms().saturating_add(in_ms(time)));
+            // By the clock by which the task judges it.
+            let until = move || deadline.map(|time| utc::now_ms().saturating_add(in_ms(time)));
             handle
-                .change(move |layers| changes::set_mode(layers, &backend, mode, deadline))
+                .change(move |layers| changes::set_mode(layers, &backend, mode, until()))
                 .await
         }
         Request::Unset { backend, what } => {

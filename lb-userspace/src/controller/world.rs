@@ -65,6 +65,13 @@ pub(super) struct Observed {
     pub probes: BTreeMap<&'static str, u64>,
 }
 
+impl Observed {
+    /// The deadline of its drain, if that is over.
+    fn ended(&self) -> Option<u64> {
+        self.said.deadline_ms.filter(|_| self.overdue)
+    }
+}
+
 /// A backend of which the kernel must hear.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) struct Transition {
@@ -104,8 +111,7 @@ pub(super) struct World {
     desired: Desired,
     /// Where services listened before that nobody may know of yet.
     orphans: BTreeSet<Listen>,
-    /// The latest wall-clock time that was told, in milliseconds since 1970. It does not go back: what
-    /// has ended has ended.
+    /// The wall-clock time that was told last, in milliseconds since 1970.
     clock_ms: u64,
 }
 
@@ -274,8 +280,9 @@ impl World {
             let observed = &mut Arc::make_mut(&mut self.services[at]).observed[place];
             let is_maintained = |said: &Override| said.mode == Some(Mode::Maintenance);
             let was_maintained = is_maintained(&observed.said);
+            let ended = observed.ended();
             observed.said = new.get(backend).cloned().unwrap_or_default();
-            observed.overdue = is_overdue(&observed.said, self.clock_ms);
+            observed.overdue = is_overdue(&observed.said, ended, self.clock_ms);
             if was_maintained != is_maintained(&observed.said) {
                 probes = true;
                 if was_maintained {
@@ -305,13 +312,14 @@ impl World {
         }
     }
 
-    /// Takes in what time it is. Gives the backends whose deadline to drain has passed since.
+    /// Takes in what time it is. Gives the backends whose deadline to drain has passed since. A drain
+    /// that has ended stays so until something else is said of it.
     pub(super) fn pass_time(&mut self, now_ms: u64) -> Vec<BackendRef> {
-        self.clock_ms = self.clock_ms.max(now_ms);
+        self.clock_ms = now_ms;
         let layers = self.layers.clone();
         let mut passed = Vec::new();
         for (backend, said) in &layers.state.overrides {
-            if !is_overdue(said, self.clock_ms) {
+            if !is_overdue(said, None, self.clock_ms) {
                 continue;
             }
             let Some((at, place)) = self.find(backend) else {
@@ -325,6 +333,29 @@ impl World {
             passed.push(backend.clone());
         }
         passed
+    }
+
+    /// The wall clock was set by so many milliseconds: moves all deadlines along, so that every drain
+    /// has the time that it had. Says whether there are any.
+    pub(super) fn shift_clock(&mut self, by_ms: i64) -> bool {
+        let shifted = |ms: &mut u64| *ms = ms.saturating_add_signed(by_ms);
+        shifted(&mut self.clock_ms);
+        let drained = |(backend, said): (&BackendRef, &Override)| {
+            said.deadline_ms.is_some().then(|| backend.clone())
+        };
+        let overrides = self.layers.state.overrides.iter();
+        let backends: Vec<BackendRef> = overrides.filter_map(drained).collect();
+        let layers = Arc::make_mut(&mut self.layers);
+        for said in layers.state.overrides.values_mut() {
+            said.deadline_ms.as_mut().map(shifted);
+        }
+        for backend in &backends {
+            if let Some((at, place)) = self.find(backend) {
+                let observed = &mut Arc::make_mut(&mut self.services[at]).observed[place];
+                observed.said.deadline_ms.as_mut().map(shifted);
+            }
+        }
+        !backends.is_empty()
     }
 
     /// The next deadline to come, in milliseconds since 1970.
@@ -525,7 +556,7 @@ impl World {
             self.routes.insert(ip, known.unwrap_or(NO_ROUTE));
         }
         Observed {
-            overdue: is_overdue(&said, self.clock_ms),
+            overdue: is_overdue(&said, former.ended, self.clock_ms),
             said,
             verdict: former.verdict(),
             via: effective::via(service, ip, self.routes.get(&ip).copied()),
@@ -556,8 +587,10 @@ impl World {
     }
 }
 
-fn is_overdue(said: &Override, now_ms: u64) -> bool {
-    said.mode == Some(Mode::Drain) && said.deadline_ms.is_some_and(|at| at <= now_ms)
+/// `ended` is the deadline of a drain that is over.
+fn is_overdue(said: &Override, ended: Option<u64>, now_ms: u64) -> bool {
+    let is_past = |at| at <= now_ms || ended == Some(at);
+    said.mode == Some(Mode::Drain) && said.deadline_ms.is_some_and(is_past)
 }
 
 const NO_ROUTE: Route = Route {
@@ -570,6 +603,8 @@ const NO_ROUTE: Route = Route {
 #[derive(Clone, Default)]
 struct Former {
     mode: Option<Mode>,
+    /// The deadline of its drain, which is over.
+    ended: Option<u64>,
     healthy: Option<bool>,
     verdict: Option<Verdict>,
     probes: BTreeMap<&'static str, u64>,
@@ -579,6 +614,7 @@ impl Former {
     fn of(facts: Facts<'_>, observed: &Observed) -> Self {
         Self {
             mode: facts.said.mode,
+            ended: observed.ended(),
             // A check that begins now must not take a backend down that served without one.
             healthy: effective::healthy(facts.health, facts.verdict),
             verdict: Some(observed.verdict.clone()),

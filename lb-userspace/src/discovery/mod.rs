@@ -14,6 +14,7 @@ pub mod dns;
 pub mod etcd;
 pub mod eureka;
 pub mod file;
+mod heirs;
 pub mod http;
 mod instance;
 mod item;
@@ -39,6 +40,7 @@ use serde::{Deserialize, Serialize};
 
 pub use self::{
     backoff::Backoff,
+    heirs::heirs,
     instance::{Instance, InstanceState, Snapshot},
     item::SourceItem,
     offer::{Catalogue, Offer},

@@ -16,7 +16,7 @@ use tokio::{
 
 use super::{
     Backoff, Class, Discovered, Failure, Feed, Instance, ServicesSpec, Settings, Source,
-    SourceItem, SourceName, SourceSpec,
+    SourceItem, SourceName, SourceSpec, heirs,
     rules::{Now, Restored},
     saved::Shelf,
 };
@@ -116,7 +116,7 @@ impl Sources {
 
     /// Runs exactly these from now on. One that stays as it is goes on undisturbed; one of which
     /// other keys changed begins to ask anew and keeps what it knows; a new one begins with what a
-    /// former daemon knew.
+    /// former daemon knew, or the source in whose place it comes ([`heirs`]).
     pub fn set(&self, wanted: &BTreeMap<SourceName, Asked>) {
         let mut shared = self.hub.lock();
         let Shared {
@@ -124,9 +124,12 @@ impl Sources {
             found: _,
             lives,
         } = &mut *shared;
+        let heirs = heirs(running.keys(), wanted.keys());
+        let mut left = BTreeMap::new();
         let gone = running.extract_if(.., |name, _| !wanted.contains_key(name));
         for (name, source) in gone {
             source.task.abort();
+            left.insert(name.clone(), source.machine.to_save());
             if let Err(error) = self.hub.shelf.remove(&name) {
                 tracing::warn!("{error:#}");
             }
@@ -144,7 +147,8 @@ impl Sources {
                 }
                 None => {
                     *lives += 1;
-                    let source = self.hub.running(name, asked, *lives);
+                    let former = heirs.get(name).and_then(|former| left.remove(former));
+                    let source = self.hub.running(name, asked, *lives, former);
                     running.insert(name.clone(), source);
                 }
             }
@@ -152,6 +156,7 @@ impl Sources {
         shared.gather();
         drop(shared);
         self.hub.wake.notify_one();
+        self.hub.unsaved.notify_one();
     }
 
     /// Lets a source of which nothing is known begin with these backends.
@@ -234,10 +239,24 @@ impl Drop for Sources {
 }
 
 impl Hub {
-    fn running(self: &Arc<Self>, name: &SourceName, asked: &Asked, life: u64) -> Running {
-        let (restored, disk_fault) = self.shelf.load(name);
+    /// `former` is what the source knew in whose place this one comes.
+    fn running(
+        self: &Arc<Self>,
+        name: &SourceName,
+        asked: &Asked,
+        life: u64,
+        former: Option<Restored>,
+    ) -> Running {
+        let (mut restored, disk_fault) = self.shelf.load(name);
         if let Some(fault) = &disk_fault {
             tracing::error!(source = %name, "{fault}");
+        }
+        let mut unsaved = false;
+        if let Some(Restored { instances, .. }) = former
+            && restored == Restored::default()
+        {
+            unsaved = !instances.is_empty();
+            restored.instances = instances;
         }
         if !restored.instances.is_empty() {
             let count = restored.instances.len();
@@ -256,7 +275,7 @@ impl Hub {
             machine,
             life,
             task: self.begin(name, asked, life),
-            unsaved: false,
+            unsaved,
             saved: None,
             disk_fault,
         }

@@ -11,13 +11,14 @@ use hyper::{
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
-    sync::{Semaphore, SemaphorePermit},
-    time::timeout,
+    sync::{Notify, Semaphore, SemaphorePermit},
+    time::{sleep, timeout},
 };
 use tracing::debug;
 
 use super::{
     Limits, Reply, Site,
+    line::{Line, Place},
     sniff::{Sniffed, sniff},
 };
 use crate::api::types::FaultCode;
@@ -32,6 +33,8 @@ const SMALL_BODY: u64 = 64 << 10;
 const LARGE_BODIES: usize = 1;
 /// For the first byte of a request that is refused whatever it says.
 const REFUSE_TIME: Duration = Duration::from_secs(1);
+/// For an answer to be read: it is in memory for so long.
+const SEND_TIME: Duration = Duration::from_secs(10);
 /// For the answer to leave, and for what the peer still sends to be read away.
 const CLOSE_TIME: Duration = Duration::from_secs(5);
 
@@ -39,6 +42,7 @@ pub(super) struct Server<S> {
     site: Arc<S>,
     limits: Limits,
     large_bodies: Semaphore,
+    pub(super) line: Line,
 }
 
 impl<S: Site> Server<S> {
@@ -47,6 +51,7 @@ impl<S: Site> Server<S> {
             site,
             limits,
             large_bodies: Semaphore::new(LARGE_BODIES),
+            line: Line::default(),
         }
     }
 
@@ -57,13 +62,29 @@ impl<S: Site> Server<S> {
             answer_time,
             ..
         } = self.limits;
-        let life = header_time * 2 + body_time + answer_time + CLOSE_TIME;
-        if timeout(life, self.converse(stream)).await.is_err() {
-            debug!("connection closed: it took longer than {life:?}");
+        let life = header_time * 2 + body_time + answer_time + SEND_TIME;
+        let (place, answered) = (self.line.join(), Notify::new());
+        let unread = async {
+            answered.notified().await;
+            sleep(SEND_TIME).await;
+        };
+        tokio::select! {
+            ended = timeout(life, self.converse(stream, &place, &answered)) => {
+                if ended.is_err() {
+                    debug!("connection closed: it took longer than {life:?}");
+                }
+            }
+            () = unread => debug!("connection closed: the answer was not read in {SEND_TIME:?}"),
+            () = place.dismissed() => debug!("connection closed: it was silent, and others came"),
         }
     }
 
-    async fn converse(&self, stream: impl AsyncRead + AsyncWrite + Unpin + Send) {
+    async fn converse(
+        &self,
+        stream: impl AsyncRead + AsyncWrite + Unpin + Send,
+        place: &Place<'_>,
+        answered: &Notify,
+    ) {
         let http = match timeout(self.limits.header_time, sniff(stream)).await {
             Ok(Ok(Sniffed::Http(http))) => http,
             Ok(Ok(Sniffed::Garbage(stream))) => {
@@ -83,7 +104,7 @@ impl<S: Site> Server<S> {
             .half_close(true)
             .serve_connection(
                 TokioIo::new(http),
-                service_fn(|request| self.request(request)),
+                service_fn(|request| self.request(request, place, answered)),
             )
             .await;
         if let Err(error) = served {
@@ -94,18 +115,23 @@ impl<S: Site> Server<S> {
     async fn request(
         &self,
         request: Request<Incoming>,
+        place: &Place<'_>,
+        answered: &Notify,
     ) -> Result<Response<Full<Bytes>>, Infallible> {
-        let reply = self.reply(request).await.unwrap_or_else(|refusal| refusal);
+        let reply = self.reply(request, place).await;
+        let reply = reply.unwrap_or_else(|refusal| refusal);
+        answered.notify_one();
         Ok(reply.into_response())
     }
 
-    async fn reply(&self, request: Request<Incoming>) -> Result<Reply, Reply> {
+    async fn reply(&self, request: Request<Incoming>, place: &Place<'_>) -> Result<Reply, Reply> {
         let (head, body) = request.into_parts();
         let path = match_route::<S>(&head.method, head.uri.path())?;
         let (body, _permit) = match head.method {
             Method::POST => self.read(body).await?,
             _ => (Bytes::new(), None),
         };
+        place.leave();
         timeout(self.limits.answer_time, self.site.answer(path, body))
             .await
             .map_err(|_| {

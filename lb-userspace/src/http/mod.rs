@@ -5,6 +5,7 @@
 //! (lbctl, a scrape every few seconds) lose nothing by it.
 
 mod connection;
+mod line;
 mod reply;
 mod sniff;
 
@@ -28,6 +29,9 @@ pub type Route = (&'static str, &'static [Method]);
 /// What is served: the routes, and the answers to requests that matched one.
 pub trait Site: Send + Sync + 'static {
     const ROUTES: &'static [Route];
+    /// Where strangers may connect: if all places are taken, a new connection gets that of whoever
+    /// was silent for longest.
+    const SILENT_GIVE_WAY: bool = false;
 
     /// `path` is one of [`Site::ROUTES`]; `body` is empty unless the method is POST.
     fn answer(&self, path: &str, body: Bytes) -> impl Future<Output = Reply> + Send;
@@ -102,6 +106,14 @@ pub async fn serve<A: Accept, S: Site>(listener: A, site: Arc<S>, limits: Limits
             tokio::spawn(async move {
                 server.connection(stream).await;
                 drop(permit);
+            });
+        } else if S::SILENT_GIVE_WAY && server.line.dismiss() {
+            let (server, served) = (server.clone(), served.clone());
+            tokio::spawn(async move {
+                if let Ok(permit) = served.acquire_owned().await {
+                    server.connection(stream).await;
+                    drop(permit);
+                }
             });
         } else if let Ok(permit) = refused.clone().try_acquire_owned() {
             tokio::spawn(async move {

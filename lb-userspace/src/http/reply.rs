@@ -15,12 +15,12 @@ pub struct Reply {
     content_type: &'static str,
     /// Value of the header Allow, which a 405 must have.
     allow: Option<String>,
-    pub body: Vec<u8>,
+    pub body: Bytes,
 }
 
 impl Reply {
-    pub fn text(status: StatusCode, body: impl Into<Vec<u8>>) -> Self {
-        Self::new(status, "text/plain; charset=utf-8", body.into())
+    pub fn text(status: StatusCode, body: impl Into<Bytes>) -> Self {
+        Self::new(status, "text/plain; charset=utf-8", body)
     }
 
     pub fn json(status: StatusCode, value: &impl Serialize) -> Self {
@@ -35,12 +35,12 @@ impl Reply {
         Self::json(status, &Fault { code, message })
     }
 
-    pub fn new(status: StatusCode, content_type: &'static str, body: Vec<u8>) -> Self {
+    pub fn new(status: StatusCode, content_type: &'static str, body: impl Into<Bytes>) -> Self {
         Self {
             status,
             content_type,
             allow: None,
-            body,
+            body: body.into(),
         }
     }
 
@@ -50,7 +50,7 @@ impl Reply {
     }
 
     pub(super) fn into_response(self) -> Response<Full<Bytes>> {
-        let mut response = Response::new(Full::new(self.body.into()));
+        let mut response = Response::new(Full::new(self.body));
         *response.status_mut() = self.status;
         let headers = response.headers_mut();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static(self.content_type));
@@ -68,6 +68,6 @@ impl Reply {
             self.content_type,
             self.body.len()
         );
-        [head.into_bytes(), self.body].concat()
+        [head.as_bytes(), &self.body].concat()
     }
 }

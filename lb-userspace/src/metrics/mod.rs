@@ -2,13 +2,23 @@
 //! routes to the daemon.
 
 mod render;
+mod written;
 
-use std::{future::Future, sync::Arc, time::Duration};
+use std::{
+    future::Future,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use hyper::{Method, StatusCode, body::Bytes};
 use prometheus::{Histogram, HistogramOpts};
-use tokio::{net::TcpListener, time::timeout};
+use tokio::{
+    net::TcpListener,
+    sync::{Mutex, Semaphore},
+    time::timeout,
+};
 
+use self::written::Writer;
 use crate::{
     api::types::{FaultCode, Request},
     controller::{Handle, Snapshot},
@@ -153,17 +163,21 @@ pub async fn serve(
     limits: Limits,
 ) -> prometheus::Result<()> {
     let page = Page {
-        reconcile: reconcile_histogram()?,
-        source,
+        writer: Arc::new(Mutex::new(Writer::new(reconcile_histogram()?))),
+        scrapes: Semaphore::new(SCRAPES),
+        source: Arc::new(source),
     };
     http::serve(listener, Arc::new(page), limits).await;
     Ok(())
 }
 
+/// Scrapes that wait at a time; with [`Limits::connections`] beyond that, probes find a place.
+const SCRAPES: usize = 16;
+
 struct Page<S> {
-    source: S,
-    /// The one metric that outlives a scrape: a snapshot brings only what is new.
-    reconcile: Histogram,
+    source: Arc<S>,
+    writer: Arc<Mutex<Writer>>,
+    scrapes: Semaphore,
 }
 
 impl<S: Source> Site for Page<S> {
@@ -172,6 +186,7 @@ impl<S: Source> Site for Page<S> {
         ("/healthz", &[Method::GET, Method::HEAD]),
         ("/readyz", &[Method::GET, Method::HEAD]),
     ];
+    const SILENT_GIVE_WAY: bool = true;
 
     async fn answer(&self, path: &str, _body: Bytes) -> Reply {
         match path {
@@ -188,17 +203,20 @@ impl<S: Source> Site for Page<S> {
 
 impl<S: Source> Page<S> {
     async fn metrics(&self) -> Reply {
-        let snapshot = self.source.snapshot().await;
-        for &seconds in &snapshot.reconcile_seconds {
-            self.reconcile.observe(seconds);
+        let Ok(_scrape) = self.scrapes.try_acquire() else {
+            let words = format!("{SCRAPES} scrapes wait already; try again");
+            return Reply::fault(StatusCode::SERVICE_UNAVAILABLE, FaultCode::Failed, words);
+        };
+        let asked = Instant::now();
+        let writer = self.writer.clone().lock_owned().await;
+        if let Some(text) = writer.begun_since(asked) {
+            return scraped(text);
         }
-        match render::text(&snapshot, self.source.is_ready(), &self.reconcile) {
-            Ok(text) => Reply::new(StatusCode::OK, prometheus::TEXT_FORMAT, text),
-            Err(error) => Reply::fault(
-                StatusCode::INTERNAL_SERVER_ERROR,
-                FaultCode::Failed,
-                error.to_string(),
-            ),
+        // Goes on if the peer goes away, so that no other begins meanwhile.
+        match tokio::spawn(written::write(writer, self.source.clone())).await {
+            Ok(Ok(text)) => scraped(text),
+            Ok(Err(error)) => failed(error.to_string()),
+            Err(error) => failed(error.to_string()),
         }
     }
 
@@ -213,6 +231,14 @@ impl<S: Source> Page<S> {
         let words = format!("not ready: {}\n", problems.join("; "));
         Reply::text(StatusCode::SERVICE_UNAVAILABLE, words)
     }
+}
+
+fn scraped(text: Bytes) -> Reply {
+    Reply::new(StatusCode::OK, prometheus::TEXT_FORMAT, text)
+}
+
+fn failed(words: String) -> Reply {
+    Reply::fault(StatusCode::INTERNAL_SERVER_ERROR, FaultCode::Failed, words)
 }
 
 fn help(name: &str) -> &'static str {

@@ -34,7 +34,7 @@ impl Saving {
     /// Once this returns without error the state survives a crash of the machine.
     ///
     /// # Errors
-    /// The former state is then still in place.
+    /// The former state is then in place, as far as the disk can be written.
     pub fn wait(self) -> anyhow::Result<()> {
         let thread = self.0.context("cannot start a thread to save the state")?;
         let panicked = |_| bail!("the thread that saves the state died");
@@ -47,6 +47,8 @@ struct Files {
     directory: PathBuf,
     /// What was wrong when it was opened, and still is.
     faults: Mutex<Vec<String>>,
+    /// Has what was renamed in a directory survive a crash of the machine.
+    sync: fn(&Path) -> io::Result<()>,
     _lock: Lock,
 }
 
@@ -64,6 +66,7 @@ impl Store {
         let files = Files {
             directory: directory.to_owned(),
             faults: Mutex::default(),
+            sync: sync_directory,
             _lock: Lock::take(directory)?,
         };
         let state = files.read()?;
@@ -90,10 +93,26 @@ impl Files {
     fn save(&self, state: &State) -> anyhow::Result<()> {
         let text = file::encode(state)?;
         let path = self.path(CURRENT);
-        self.replace(CURRENT, &text)
+        let former = fs::read(&path).ok();
+        self.replace(CURRENT, text.as_bytes())
             .with_context(|| format!("cannot write {}", path.display()))?;
+        if let Err(error) = (self.sync)(&self.directory) {
+            // Whoever asked hears that nothing was changed, so the next daemon may not find it either.
+            let put_back = match former {
+                Some(former) => self.replace(CURRENT, &former),
+                None => fs::remove_file(&path),
+            };
+            if let Err(error) = put_back {
+                tracing::error!(
+                    "{} holds a change that was refused, and it cannot be put back: {error}",
+                    path.display()
+                );
+            }
+            return Err(error).with_context(|| format!("cannot write {}", path.display()));
+        }
         // The state is safe by now, if not twice.
-        if let Err(error) = self.replace(COPY, &text) {
+        let copied = self.replace(COPY, text.as_bytes());
+        if let Err(error) = copied.and_then(|()| (self.sync)(&self.directory)) {
             tracing::warn!("cannot write {}: {error:#}", self.path(COPY).display());
         }
         Ok(())
@@ -195,15 +214,17 @@ impl Files {
         }
     }
 
-    fn replace(&self, name: &str, text: &str) -> anyhow::Result<()> {
+    fn replace(&self, name: &str, text: &[u8]) -> io::Result<()> {
         let new = self.path(&format!("{name}.new"));
         let mut file = File::create(&new)?;
-        file.write_all(text.as_bytes())?;
+        file.write_all(text)?;
         file.sync_all()?;
-        fs::rename(&new, self.path(name))?;
-        File::open(&self.directory)?.sync_all()?;
-        Ok(())
+        fs::rename(&new, self.path(name))
     }
+}
+
+fn sync_directory(path: &Path) -> io::Result<()> {
+    File::open(path)?.sync_all()
 }
 
 #[cfg(test)]
@@ -312,6 +333,25 @@ mod tests {
             save(&store, state.clone());
         }
         assert_eq!(Store::open(directory.path()).unwrap().1, state);
+    }
+
+    #[test]
+    fn what_is_refused_does_not_come_back() {
+        let directory = Directory::new("refused");
+        let first = drained("10.0.0.1:80");
+        for kept in [State::default(), first.clone()] {
+            let (mut store, state) = Store::open(directory.path()).unwrap();
+            assert_eq!(state, kept);
+            let files = Arc::get_mut(&mut store.files).unwrap();
+            files.sync = |_| Err(io::Error::other("the disk is ill"));
+            let refused = store.begin_save(drained("10.0.0.2:80")).wait();
+            let refused = format!("{:#}", refused.unwrap_err());
+            assert!(refused.contains("the disk is ill"), "{refused}");
+            drop(store);
+            let (store, state) = Store::open(directory.path()).unwrap();
+            assert_eq!(state, kept);
+            save(&store, first.clone());
+        }
     }
 
     #[test]

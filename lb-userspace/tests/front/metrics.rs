@@ -5,9 +5,9 @@ use std::{
     net::SocketAddr,
     sync::{
         Arc, Mutex,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use crate::common::{backend, service, source, status};
@@ -22,17 +22,26 @@ use lb_userspace::{
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
+    sync::Semaphore,
+    task::JoinSet,
 };
 
 #[derive(Clone)]
 struct Fake {
     snapshot: Arc<Mutex<Snapshot>>,
+    /// Snapshots taken, and how many of them are being taken at a time.
+    taken: Arc<AtomicUsize>,
+    at_once: Arc<Semaphore>,
+    takes: Duration,
     ready: bool,
     alive: Arc<AtomicBool>,
 }
 
 impl Source for Fake {
     async fn snapshot(&self) -> Snapshot {
+        let _one = self.at_once.try_acquire().expect("two at a time");
+        self.taken.fetch_add(1, Ordering::Relaxed);
+        tokio::time::sleep(self.takes).await;
         let mut snapshot = self.snapshot.lock().unwrap();
         let taken = snapshot.clone();
         snapshot.reconcile_seconds.clear();
@@ -88,8 +97,16 @@ fn snapshot() -> Snapshot {
 }
 
 async fn start(ready: bool) -> (SocketAddr, Fake) {
+    start_slow(ready, Duration::ZERO).await
+}
+
+/// With snapshots that take so long.
+async fn start_slow(ready: bool, takes: Duration) -> (SocketAddr, Fake) {
     let fake = Fake {
         snapshot: Arc::new(Mutex::new(snapshot())),
+        taken: Arc::default(),
+        at_once: Arc::new(Semaphore::new(1)),
+        takes,
         ready,
         alive: Arc::new(true.into()),
     };
@@ -228,12 +245,80 @@ async fn slow_and_senseless_peers_do_no_harm() {
         held.push(stream);
     }
     let noise = exchange(address, &vec![0xff; 10 << 20]).await;
-    assert!(noise.starts_with("HTTP/1.1 503"), "{noise}");
-
-    tokio::time::sleep(Duration::from_millis(800)).await;
-    let noise = exchange(address, &vec![0xff; 10 << 20]).await;
     assert!(noise.starts_with("HTTP/1.1 400"), "{noise}");
     let tls = exchange(address, b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03").await;
     assert!(tls.contains("this is no HTTP request"), "{tls}");
     assert!(get(address, "/healthz").await.starts_with("HTTP/1.1 200"));
+}
+
+/// A liveness probe that finds no place has the daemon restarted.
+#[tokio::test]
+async fn silent_peers_give_way_to_those_who_ask() {
+    let (address, _) = start(true).await;
+    let limit = Limits::default().connections;
+    let mut silent = Vec::new();
+    for number in 0..3 * limit {
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        if number % 2 == 0 {
+            let _ = stream.write_all(b"GET /healthz HTTP/1.1\r\n").await;
+        }
+        silent.push(stream);
+        if number >= limit {
+            let answer = get(address, "/healthz").await;
+            assert!(answer.starts_with("HTTP/1.1 200"), "{number}: {answer}");
+        }
+    }
+    // Those that came last still have their time.
+    let mut last = silent.pop().unwrap();
+    let answer = exchange_on(&mut last, b"GET /readyz HTTP/1.1\r\nhost: x\r\n\r\n").await;
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+}
+
+/// Also if whoever asks goes away at once: what is begun is ended before another begins.
+#[tokio::test]
+async fn scrapes_at_one_time_share_a_page() {
+    let (address, fake) = start_slow(true, Duration::from_millis(100)).await;
+    let mut scrapes = JoinSet::new();
+    for _ in 0..16 {
+        scrapes.spawn(async move { get(address, "/metrics").await });
+    }
+    while let Some(page) = scrapes.join_next().await {
+        let page = page.unwrap();
+        assert!(page.contains("lbd_build_info{version="), "{page}");
+    }
+    let taken = || fake.taken.load(Ordering::Relaxed);
+    assert!((1..=2).contains(&taken()), "{}", taken());
+
+    let began = Instant::now();
+    for _ in 0..10 {
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        let request = b"GET /metrics HTTP/1.1\r\nhost: x\r\n\r\n";
+        stream.write_all(request).await.unwrap();
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    // What is shown is never older than the question.
+    fake.snapshot.lock().unwrap().reloads_ok = 77;
+    let page = get(address, "/metrics").await;
+    let reloads = "lbd_reloads_total{result=\"ok\"} 77";
+    assert!(page.contains(reloads), "{page}");
+    let most = 4 + began.elapsed().as_millis() as usize / 400;
+    assert!(taken() <= most, "{} of {most}", taken());
+}
+
+/// Beyond those that may wait, a scrape is refused at once, and a probe finds a place.
+#[tokio::test]
+async fn a_crowd_of_scrapes_leaves_room_for_probes() {
+    let (address, _) = start_slow(true, Duration::from_secs(2)).await;
+    let mut crowd = Vec::new();
+    for _ in 0..2 * Limits::default().connections {
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        let request = b"GET /metrics HTTP/1.1\r\nhost: x\r\n\r\n";
+        let _ = stream.write_all(request).await;
+        crowd.push(stream);
+    }
+    let refused = get(address, "/metrics").await;
+    assert!(refused.starts_with("HTTP/1.1 503"), "{refused}");
+    assert!(refused.contains("scrapes wait already"), "{refused}");
+    let alive = get(address, "/healthz").await;
+    assert!(alive.starts_with("HTTP/1.1 200"), "{alive}");
 }

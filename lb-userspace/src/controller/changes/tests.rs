@@ -427,6 +427,119 @@ fn found_services_give_way_and_keep_what_operators_said() {
     assert!(change.message.contains("3 changes"), "{}", change.message);
 }
 
+/// `web` has a configured backend and a source, which found another; each is drained, as is one that
+/// was found before.
+fn with_source() -> Layers {
+    let file = with_discovery(&["10.0.0.1:80"], "file: {path: /old}");
+    let source = file.services[0].discovery[0].name("web");
+    let one = crate::discovery::Found {
+        id: "i5".to_owned(),
+        spec: backend("10.0.0.5:80", 100),
+        state: Default::default(),
+    };
+    let found = crate::discovery::Discovered {
+        sets: [(source, Arc::new(vec![one]))].into(),
+        ..Default::default()
+    };
+    let drained = ["web/10.0.0.1:80", "web/10.0.0.5:80", "web/10.0.0.6:80"];
+    Layers {
+        file: Arc::new(file),
+        state: State {
+            overrides: drained.map(overridden).into(),
+            ..State::default()
+        },
+        found: Arc::new(found),
+    }
+}
+
+/// `web` with these backends and this source, if any.
+fn with_discovery(backends: &[&str], discovery: &str) -> Config {
+    let mut web = service("web", "192.0.2.1:80", backends);
+    if !discovery.is_empty() {
+        let text =
+            format!("services: [{{name: web, listen: 192.0.2.1:80, discovery: {{{discovery}}}}}]");
+        let parsed = crate::config::parse(&text, "f").unwrap().config;
+        web.discovery.clone_from(&parsed.services[0].discovery);
+    }
+    config([web])
+}
+
+/// Last bytes of the backends whose overrides a change leaves.
+fn left(change: &Change) -> Vec<u8> {
+    let hosts = change.layers.state.overrides.keys();
+    let last = |b: &BackendRef| match b.address.ip() {
+        std::net::IpAddr::V4(ip) => ip.octets()[3],
+        std::net::IpAddr::V6(_) => 0,
+    };
+    hosts.map(last).collect()
+}
+
+#[test]
+fn what_operators_said_of_found_backends_outlives_changes_of_their_source() {
+    let old = with_source();
+    let (old_source, one) = ("file: {path: /old}", &["10.0.0.1:80"][..]);
+    let dns = "dns: {name: web.example, port: 80}";
+    for (backends, discovery, kept) in [
+        (one, old_source, &[1, 5, 6][..]),
+        (one, "file: {path: /old, weight: 7}", &[1, 5, 6]),
+        (one, "file: {path: /new}", &[1, 5, 6]),
+        (one, dns, &[1, 5, 6]),
+        // What is configured goes, unless a new source may have it.
+        (&[], old_source, &[5, 6]),
+        (&[], "file: {path: /new}", &[1, 5, 6]),
+        (&[], dns, &[1, 5, 6]),
+        (&["10.0.0.2:80"], old_source, &[5, 6]),
+        // Nobody can find them any more.
+        (one, "", &[1]),
+        (&["10.0.0.5:80"], "", &[5]),
+    ] {
+        let change = reload(&old, with_discovery(backends, discovery)).unwrap();
+        assert_eq!(left(&change), kept, "{backends:?} {discovery}");
+    }
+    let gone = reload(&old, config([])).unwrap();
+    assert_eq!(left(&gone), [] as [u8; 0]);
+    let renamed = service("other", "192.0.2.1:80", &["10.0.0.1:80"]);
+    let renamed = reload(&old, config([renamed])).unwrap();
+    assert_eq!(left(&renamed), [] as [u8; 0]);
+
+    // A source that was not heard so far may have it as well.
+    let mut unheard = with_source();
+    let found = Arc::make_mut(&mut unheard.found);
+    found.unknown = found.sets.keys().cloned().collect();
+    let change = reload(&unheard, with_discovery(&[], old_source)).unwrap();
+    assert_eq!(left(&change), [1, 5, 6]);
+
+    // The same of a service added by lbctl.
+    let mut added = with_source();
+    added.state.services = added.file.services.clone();
+    added.file = Arc::new(config([]));
+    let web = with_discovery(one, "file: {path: /new}").services;
+    assert_eq!(left(&apply(&added, web).unwrap()), [1, 5, 6]);
+    let gone = remove_service(&added, "web").unwrap();
+    assert_eq!(left(&gone), [] as [u8; 0]);
+    let configured = reference("web/10.0.0.1:80");
+    let gone = remove_backend(&added, &configured).unwrap();
+    assert_eq!(left(&gone), [5, 6]);
+}
+
+#[test]
+fn a_source_in_anothers_place_begins_with_what_that_found() {
+    let old = with_source();
+    let new = with_discovery(&["10.0.0.1:80"], "file: {path: /new}");
+    let change = reload(&old, new).unwrap();
+    let service = &merged(&change.layers)[0];
+    assert_eq!(service.spec.backends, merged(&old)[0].spec.backends);
+    let told = differences(&old, &change.layers);
+    assert!(
+        told.iter().all(|d| d.object.starts_with("service")),
+        "{told:?}"
+    );
+    for discovery in ["", "dns: {name: web.example, port: 80}"] {
+        let change = reload(&old, with_discovery(&["10.0.0.1:80"], discovery)).unwrap();
+        assert_eq!(merged(&change.layers)[0].spec.backends.len(), 1);
+    }
+}
+
 /// One request of each kind, over few names and addresses so that they meet.
 fn any_request() -> impl Strategy<Value = (u8, usize, u8, u16)> {
     (0u8..9, 0usize..3, 1u8..5, 0u16..3)

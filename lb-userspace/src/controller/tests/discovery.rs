@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, net::SocketAddr};
 use super::*;
 use crate::{
     datapath::memory::Write,
-    discovery::SourceItem,
+    discovery::{self, SourceItem},
     model::{BackendState, Mode},
     plan::socket_address,
 };
@@ -210,4 +210,62 @@ async fn a_found_backend_is_overridden_and_not_removed() {
         refused.message.contains("deregister it there"),
         "{refused:?}"
     );
+}
+
+/// Its registry is known by another name: nobody moves, and what was said of its backends holds for
+/// whatever the new one finds.
+#[tokio::test]
+async fn a_source_with_another_target_moves_nobody_until_it_answers() {
+    let bed = Bed::new();
+    bed.write(&[5, 6]);
+    let handle = bed.start([bed.web()]).await;
+    until("both", async || known(&handle).await == 2).await;
+    let drain = Request::SetMode {
+        backend: reference("web/10.0.0.5:80"),
+        mode: Mode::Drain,
+        deadline: None,
+    };
+    done(&handle, drain).await;
+
+    let other = bed.directory.path().join("other.yaml");
+    let mut web = bed.web();
+    let discovery::Kind::File(source) = &mut web.discovery[0].kind else {
+        panic!("another kind");
+    };
+    source.path.clone_from(&other);
+    write_config(&bed.file(), &bed.config([web.clone()]));
+    bed.memory.take_writes();
+    done(&handle, Request::Reload).await;
+    assert_eq!(bed.memory.take_writes(), []);
+    until("stale", async || sources(&handle).await[0].state == "stale").await;
+    assert_eq!(sources(&handle).await[0].instances, 2);
+    let is_drained = async |handle: &Handle| {
+        backend(handle, "web/10.0.0.5:80").await.state == BackendState::Draining
+    };
+    assert!(is_drained(&handle).await);
+
+    handle.stop().await;
+    let handle = bed.start([web]).await;
+    assert_eq!(bed.memory.take_writes(), [Write::Config]);
+    assert!(is_drained(&handle).await);
+
+    let answer = |hosts: &[u8]| {
+        let new = bed.directory.path().join("new");
+        std::fs::write(&new, instances(hosts)).unwrap();
+        std::fs::rename(&new, &other).unwrap();
+    };
+    answer(&[6, 7]);
+    let hosts = || {
+        bed.slots()
+            .keys()
+            .map(ToString::to_string)
+            .collect::<Vec<_>>()
+    };
+    until("7 and not 5", async || {
+        hosts() == ["10.0.0.6:80", "10.0.0.7:80"]
+    })
+    .await;
+    answer(&[5, 6, 7]);
+    until("5 again", async || known(&handle).await == 3).await;
+    assert!(is_drained(&handle).await);
 }

@@ -7,6 +7,7 @@ use crate::{
     datapath::{Attachment, FlowScan, Route, memory::Write},
     model::{BackendState, Mode, Override},
     state::{State, Store},
+    utc::{self, testing::SET_BY},
 };
 
 /// Probed often, so that tests need not wait.
@@ -291,6 +292,50 @@ async fn a_drain_ends_at_its_deadline_also_across_a_restart() {
     };
     done(&handle, unset).await;
     assert_eq!(state(), backend_state::ACTIVE);
+}
+
+/// Also across a restart, on disk as in force: nothing tells a stop from a `kill -9` there.
+#[tokio::test]
+async fn whoever_sets_the_clock_a_drain_has_its_time() {
+    const HOUR: u64 = 3_600_000;
+    const ONE: &str = "web/10.0.0.1:80";
+    const TWO: &str = "web/10.0.0.2:80";
+    let web = || trusted("web", "192.0.2.1:80", &["10.0.0.1:80", "10.0.0.2:80"]);
+    let drain = |backend, ms| Request::SetMode {
+        backend: reference(backend),
+        mode: Mode::Drain,
+        deadline: Some(Duration::from_millis(ms).into()),
+    };
+    for set_by in [2 * HOUR as i64, -2 * HOUR as i64] {
+        SET_BY.set(0);
+        let bed = Bed::new();
+        let state = |slot| bed.memory.maps().backends[&slot].state;
+        let left = || {
+            let text = std::fs::read_to_string(bed.state().join("state.json")).unwrap();
+            let state = crate::state::file::decode(&text).unwrap();
+            let deadline = state.overrides[&reference(ONE)].deadline_ms.unwrap();
+            deadline as i64 - utc::now_ms() as i64
+        };
+        let handle = bed.start([web()]).await;
+        done(&handle, drain(ONE, HOUR)).await;
+        SET_BY.set(set_by);
+        done(&handle, drain(TWO, HOUR / 6)).await;
+        let draining = backend_state::DRAINING;
+        assert_eq!((state(0), state(1)), (draining, draining), "{set_by}");
+        assert!((1..=HOUR as i64).contains(&left()), "{set_by}: {}", left());
+        handle.stop().await;
+        let handle = bed.start([web()]).await;
+        assert_eq!((state(0), state(1)), (draining, draining), "{set_by}");
+
+        done(&handle, drain(TWO, 1)).await;
+        until("deadline", async || state(1) == backend_state::CLOSED).await;
+        SET_BY.set(0);
+        done(&handle, drain(ONE, HOUR)).await;
+        assert_eq!((state(0), state(1)), (draining, backend_state::CLOSED));
+        handle.stop().await;
+        bed.start([web()]).await.stop().await;
+        assert_eq!((state(0), state(1)), (draining, backend_state::CLOSED));
+    }
 }
 
 #[tokio::test]

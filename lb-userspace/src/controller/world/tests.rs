@@ -3,7 +3,7 @@ use std::net::SocketAddr;
 use super::*;
 use crate::{
     controller::testing::{backend, config, service},
-    model::{BackendState, Health},
+    model::{BackendState, Health, WeightOverride},
     plan::Admit,
 };
 
@@ -276,4 +276,70 @@ fn a_drain_is_over_at_its_deadline_and_only_a_new_word_takes_that_back() {
         (Admit::Draining, None)
     );
     assert_eq!(world.pass_time(u64::MAX), []);
+}
+
+#[test]
+fn a_clock_that_is_set_leaves_every_drain_its_time() {
+    let drained = |file: &Arc<Config>, deadline_ms| {
+        let mut layers = layers(&[(ONE, Mode::Drain)]);
+        layers.file = file.clone();
+        let said = layers.state.overrides.values_mut().next().unwrap();
+        said.deadline_ms = Some(deadline_ms);
+        layers
+    };
+    const HOUR: u64 = 3_600_000;
+    let one: BackendRef = ONE.parse().unwrap();
+    let file = layers(&[]).file;
+    for (by_ms, now_ms) in [(-2, 1), (2, 5)].map(|(by, at)| (by * HOUR as i64, at * HOUR)) {
+        let mut world = World::new(drained(&file, 4 * HOUR), &HashMap::new(), near);
+        assert_eq!(world.pass_time(3 * HOUR), []);
+        assert!(world.shift_clock(by_ms));
+        assert_eq!(world.pass_time(now_ms), [], "an hour is left");
+        assert_eq!(world.next_deadline(), Some(now_ms + HOUR));
+        let deadline = world.layers().state.overrides[&one].deadline_ms;
+        assert_eq!(deadline, Some(now_ms + HOUR), "what is saved");
+        assert_eq!(world.services[0].observed[0].said.deadline_ms, deadline);
+        assert_eq!(world.pass_time(now_ms + HOUR - 1), []);
+        assert_eq!(world.pass_time(now_ms + HOUR), std::slice::from_ref(&one));
+        world.shift_clock(-by_ms);
+        assert_eq!(world.pass_time(4 * HOUR), [], "told once");
+        assert_eq!(admit(&world, 0), Admit::Closed);
+    }
+
+    // A new word counts by the clock as it is, however late it was.
+    for is_same_file in [true, false] {
+        let mut world = World::new(layers(&[]), &HashMap::new(), near);
+        world.pass_time(9 * HOUR);
+        assert!(!world.shift_clock(-7 * HOUR as i64), "there is none");
+        world.pass_time(2 * HOUR);
+        let file = match is_same_file {
+            true => world.layers().file.clone(),
+            false => file.clone(),
+        };
+        world.relayer(drained(&file, 3 * HOUR), near);
+        assert_eq!(admit(&world, 0), Admit::Draining);
+        assert_eq!(world.next_deadline(), Some(3 * HOUR));
+        assert_eq!(world.pass_time(3 * HOUR), std::slice::from_ref(&one));
+    }
+}
+
+#[test]
+fn what_has_ended_has_ended_whatever_else_changes() {
+    let ended = |weight| {
+        let mut layers = layers(&[(ONE, Mode::Drain)]);
+        let said = layers.state.overrides.values_mut().next().unwrap();
+        (said.deadline_ms, said.weight) = (Some(5000), weight);
+        layers
+    };
+    let mut world = World::new(ended(None), &HashMap::new(), near);
+    assert_eq!(world.pass_time(5000).len(), 1);
+    // Set by less than is told apart from a wrong rate.
+    assert_eq!(world.pass_time(4500), []);
+    let mut heavier = ended(Some(WeightOverride::Absolute(1)));
+    heavier.file = world.layers().file.clone();
+    let done = world.relayer(heavier, near);
+    assert_eq!((done.moved, admit(&world, 0)), (false, Admit::Closed));
+    let done = world.relayer(ended(None), near);
+    assert_eq!((done.moved, admit(&world, 0)), (true, Admit::Closed));
+    assert_eq!(world.pass_time(5000), [], "told once");
 }
