@@ -178,25 +178,17 @@ impl Kernel {
 
     /// Stops new connections to backends that failed, at once: the pass that must follow takes
     /// milliseconds where there are many services.
-    pub(super) fn evict(&self, transitions: &[Transition]) {
+    pub(super) fn evict(&mut self, transitions: &[Transition]) {
         if self.failure.is_some() {
             // What was placed may not be what the kernel holds.
             return;
         }
         let failed = |t: &&Transition| t.after.admit == Admit::Down;
         for transition in transitions.iter().filter(failed) {
-            let slot = self.placement.slots.get(&transition.backend);
-            let Some((slot, held)) =
-                slot.and_then(|s| Some((*s, self.installed().backends.get(s)?)))
-            else {
-                continue;
-            };
-            let down = Backend {
-                state: backend_state::DOWN,
-                ..*held
-            };
-            // If this fails, so does the pass, which is retried.
-            let _ = self.datapath.set_backend(slot, &down);
+            if let Some(slot) = self.placement.slots.get(&transition.backend) {
+                // If this fails, so does the pass, which is retried.
+                let _ = self.reconciler.evict(*slot);
+            }
         }
     }
 
