@@ -271,7 +271,7 @@ impl Actor {
             .relayer(layers, |address| kernel::route(&*datapath, address));
         self.inputs.deadline_due = Some(Instant::now());
         if moved {
-            self.kernel.note_moves(self.note.scans_begun);
+            self.kernel.note_moves();
         }
         if self.world.layers().file.node.snat != former.node.snat {
             self.set_snat();
@@ -460,7 +460,7 @@ impl Actor {
 
     pub(super) fn apply(&mut self) -> Result<(), String> {
         let failed_before = self.kernel.failure.is_some();
-        let result = self.kernel.apply(&self.world);
+        let result = self.kernel.apply(&self.world, self.note.scans_begun);
         match &result {
             Ok(()) => {
                 self.inputs.retry_due = None;

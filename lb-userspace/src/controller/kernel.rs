@@ -35,7 +35,7 @@ pub(super) struct Kernel {
     moved: bool,
     /// A repair failed: services nobody touched may not be as planned.
     damaged: bool,
-    /// Number of the last scan begun when backends came or went.
+    /// Number of the last scan begun when a pass last had backends come or go.
     moved_at: u64,
 }
 
@@ -64,10 +64,9 @@ impl Kernel {
         self.reconciler.tables_written()
     }
 
-    /// Says that the next pass adds or removes objects, the last scan begun being `scan`.
-    pub(super) fn note_moves(&mut self, scan: u64) {
+    /// Says that the next pass adds or removes objects.
+    pub(super) fn note_moves(&mut self) {
         self.moved = true;
-        self.moved_at = scan;
     }
 
     /// Leaves out the connections of backends whose time to drain is over: they have ended, whether
@@ -121,9 +120,15 @@ impl Kernel {
         })
     }
 
-    /// Brings the kernel to what `world` desires. A failure is kept in [`Kernel::failure`].
-    pub(super) fn apply(&mut self, world: &World) -> Result<(), String> {
+    /// Brings the kernel to what `world` desires, the last scan begun being `scan`. A failure is kept in
+    /// [`Kernel::failure`].
+    pub(super) fn apply(&mut self, world: &World, scan: u64) -> Result<(), String> {
         let began = Instant::now();
+        if self.moved {
+            // Also where a pass that failed is made up for: until now a slot may have taken
+            // connections that an earlier scan did not see.
+            self.moved_at = scan;
+        }
         let result = match self.apply_part(world) {
             Ok(None) => self.apply_all(world),
             Ok(Some(changes)) => Ok(changes),
