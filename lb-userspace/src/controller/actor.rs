@@ -3,6 +3,7 @@
 
 use std::{
     net::IpAddr,
+    ops::ControlFlow,
     path::PathBuf,
     sync::{
         Arc,
@@ -93,52 +94,17 @@ impl Notes {
 
 impl Actor {
     pub(super) async fn run(mut self) {
-        self.begin();
+        self.begin(utc::now_ms());
         loop {
             let input = self.inputs.next().await;
-            match input {
-                Input::Reports(reports) => self.take_reports(reports),
-                Input::Message(Message::Stop { reply }) => return self.end(Some(reply)).await,
-                Input::Abandoned => return self.end(None).await,
-                Input::Message(Message::Change { decide, reply }) => {
-                    let layers = self.world.layers().clone();
-                    let result = decide(&layers).and_then(|change| self.commit(change));
-                    let _ = reply.send(result.map(|message| Response::Done { message }));
-                }
-                Input::Message(Message::Reload { read, reply }) => {
-                    let _ = reply.send(self.reload(*read));
-                }
-                Input::Message(Message::View { reply }) => {
-                    let _ = reply.send(self.view());
-                }
-                Input::Message(Message::Snapshot { reply }) => {
-                    let seconds = std::mem::take(&mut self.kernel.seconds);
-                    let _ = reply.send((self.view(), seconds));
-                }
-                Input::NetworkChanged => {
-                    self.follow_devices();
-                    self.set_snat();
-                    self.raise_epoch();
-                    self.inputs.routes_due = Some(self.inputs.routes_rest);
-                }
-                Input::RoutesDue => self.look_up_routes(),
-                Input::Routed(routed) => self.take_routes(routed),
-                Input::ScanDue => self.scan(),
-                Input::Scanned(scanned) => self.take_scan(scanned),
-                Input::VerifyDue => {
-                    self.inputs.tables = Some(spawn_blocking(self.kernel.begin_verify()))
-                }
-                Input::TablesRead(tables) => self.verify(tables),
-                Input::RetryDue => {
-                    let _ = self.apply();
-                }
-                Input::DeadlineDue => self.look_at_clock(),
-                Input::FoundDue => self.take_found(),
+            if let ControlFlow::Break(reply) = self.take(input, utc::now_ms()) {
+                return self.end(reply).await;
             }
         }
     }
 
-    fn begin(&mut self) {
+    /// `now_ms` is the wall-clock time, in milliseconds since 1970, here as below.
+    pub(super) fn begin(&mut self, now_ms: u64) {
         for conflict in self.world.conflicts() {
             tracing::warn!("{conflict}");
         }
@@ -146,7 +112,7 @@ impl Actor {
         // Routes may have changed while no daemon watched.
         self.raise_epoch();
         // So may deadlines have passed.
-        let passed = self.world.pass_time(utc::now_ms());
+        let passed = self.world.pass_time(now_ms);
         if self.apply().is_ok() {
             let Placement { services, slots } = &*self.kernel.placement;
             tracing::info!(
@@ -159,12 +125,59 @@ impl Actor {
         for backend in passed {
             self.tell(drains::deadline_event(&backend, 0));
         }
-        self.look_at_clock();
+        self.look_at_clock(now_ms);
+    }
+
+    /// Does what one input asks for. Breaks if that is to end, with whom to tell.
+    pub(super) fn take(
+        &mut self,
+        input: Input,
+        now_ms: u64,
+    ) -> ControlFlow<Option<oneshot::Sender<()>>> {
+        match input {
+            Input::Reports(reports) => self.take_reports(reports),
+            Input::Message(Message::Stop { reply }) => return ControlFlow::Break(Some(reply)),
+            Input::Abandoned => return ControlFlow::Break(None),
+            Input::Message(Message::Change { decide, reply }) => {
+                let layers = self.world.layers().clone();
+                let result = decide(&layers).and_then(|change| self.commit(change));
+                let _ = reply.send(result.map(|message| Response::Done { message }));
+            }
+            Input::Message(Message::Reload { read, reply }) => {
+                let _ = reply.send(self.reload(*read));
+            }
+            Input::Message(Message::View { reply }) => {
+                let _ = reply.send(self.view());
+            }
+            Input::Message(Message::Snapshot { reply }) => {
+                let seconds = std::mem::take(&mut self.kernel.seconds);
+                let _ = reply.send((self.view(), seconds));
+            }
+            Input::NetworkChanged => {
+                self.follow_devices();
+                self.set_snat();
+                self.raise_epoch();
+                self.inputs.routes_due = Some(self.inputs.routes_rest);
+            }
+            Input::RoutesDue => self.look_up_routes(),
+            Input::Routed(routed) => self.take_routes(routed),
+            Input::ScanDue => self.scan(),
+            Input::Scanned(scanned) => self.take_scan(scanned),
+            Input::VerifyDue => {
+                self.inputs.tables = Some(spawn_blocking(self.kernel.begin_verify()))
+            }
+            Input::TablesRead(tables) => self.verify(tables),
+            Input::RetryDue => {
+                let _ = self.apply();
+            }
+            Input::DeadlineDue => self.look_at_clock(now_ms),
+            Input::FoundDue => self.take_found(),
+        }
+        ControlFlow::Continue(())
     }
 
     /// Ends the drains whose time is over.
-    fn look_at_clock(&mut self) {
-        let now_ms = utc::now_ms();
+    fn look_at_clock(&mut self, now_ms: u64) {
         let passed = self.world.pass_time(now_ms);
         if !passed.is_empty() {
             let _ = self.apply();

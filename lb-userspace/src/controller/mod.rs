@@ -55,7 +55,7 @@ use crate::{
     api::types::{BackendItem, Fault, Request, Response, ServiceItem, StatusItem},
     config::{self, Parsed},
     datapath::{Datapath, MapFill},
-    discovery::{SourceItem, Sources},
+    discovery::{Clock, SourceItem, Sources, system_clock},
     health::Checks,
     model::Config,
     state::Store,
@@ -110,6 +110,18 @@ pub fn start(
     config_file: Option<PathBuf>,
     datapath: Arc<dyn Datapath>,
 ) -> anyhow::Result<Handle> {
+    let (actor, handle) = prepare(config, config_file, datapath, system_clock())?;
+    tokio::spawn(actor.run());
+    Ok(handle)
+}
+
+/// The controller before its first pass. Sources go by `clock`.
+fn prepare(
+    config: Config,
+    config_file: Option<PathBuf>,
+    datapath: Arc<dyn Datapath>,
+    clock: Clock,
+) -> anyhow::Result<(Actor, Handle)> {
     let (store, state) = Store::open(&config.node.state_dir)?;
     let kernel = Kernel::new(datapath.clone())?;
     // They outlive even a cleanup, and explain a backend that takes no traffic.
@@ -122,7 +134,7 @@ pub fn start(
     };
     let directories = Directories::new(config_file.as_deref(), &config.node.state_dir);
     let found = Arc::new(Notify::new());
-    let sources = Sources::new(&config.node.state_dir, found.clone());
+    let sources = Sources::new(&config.node.state_dir, found.clone(), clock);
     let layers = begin_sources(
         Layers {
             file: Arc::new(config),
@@ -153,8 +165,7 @@ pub fn start(
         began_with,
         ready: ready.clone(),
     };
-    tokio::spawn(actor.run());
-    Ok(Handle {
+    let handle = Handle {
         messages: messages_sender,
         network,
         ready,
@@ -162,7 +173,8 @@ pub fn start(
         directories,
         config_file: config_file.map(Arc::from),
         reloading: Arc::default(),
-    })
+    };
+    Ok((actor, handle))
 }
 
 /// Starts all sources; what they last knew is in force from the first pass on.

@@ -130,3 +130,6 @@ impl Runner {
         self.shared.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
+
+#[cfg(test)]
+mod by_hand;
