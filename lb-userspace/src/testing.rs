@@ -10,13 +10,26 @@ pub(crate) struct Directory(PathBuf);
 
 impl Directory {
     pub(crate) fn new(name: &str) -> Self {
+        Self::below(&std::env::temp_dir(), name)
+    }
+
+    /// One whose files are on no disk where that can be had, for tests that write a lot.
+    pub(crate) fn in_memory(name: &str) -> Self {
+        let shared_memory = Path::new("/dev/shm");
+        match shared_memory.is_dir() {
+            true => Self::below(shared_memory, name),
+            false => Self::new(name),
+        }
+    }
+
+    fn below(parent: &Path, name: &str) -> Self {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let unique = format!(
             "lbd-{name}-{}-{}",
             std::process::id(),
             COUNT.fetch_add(1, Ordering::Relaxed)
         );
-        let path = std::env::temp_dir().join(unique);
+        let path = parent.join(unique);
         std::fs::create_dir_all(&path).unwrap();
         Self(path)
     }

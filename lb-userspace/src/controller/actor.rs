@@ -3,6 +3,7 @@
 
 use std::{
     net::IpAddr,
+    ops::ControlFlow,
     path::PathBuf,
     sync::{
         Arc,
@@ -16,7 +17,7 @@ use tokio::{sync::oneshot, task::spawn_blocking, time::Instant};
 
 use super::{
     changes::{self, Change},
-    clock::Clock,
+    clock::Wall,
     diff, drains,
     drains::Drains,
     events::{Event, Events, Reason},
@@ -29,7 +30,7 @@ use super::{
 use crate::{
     api::types::{Fault, Response},
     config::{Finding, Parsed},
-    discovery::Sources,
+    discovery::{Clock, Sources},
     health::{Checks, Report},
     model::Config,
     plan::Placement,
@@ -50,7 +51,9 @@ const CLOCK_EVERY: Duration = Duration::from_secs(10);
 pub(super) struct Actor {
     pub inputs: Inputs,
     pub world: World,
-    pub clock: Clock,
+    /// Tells what time it is.
+    pub time: Clock,
+    pub wall: Wall,
     pub kernel: Kernel,
     pub store: Store,
     pub checks: Checks,
@@ -102,52 +105,13 @@ impl Actor {
         self.begin();
         loop {
             let input = self.inputs.next().await;
-            match input {
-                Input::Reports(reports) => self.take_reports(reports),
-                Input::Message(Message::Stop { reply }) => return self.end(Some(reply)).await,
-                Input::Abandoned => return self.end(None).await,
-                Input::Message(Message::Change { decide, reply }) => {
-                    // What is said now is said by the clock as it is now.
-                    self.look_at_clock();
-                    let layers = self.world.layers().clone();
-                    let result = decide(&layers).and_then(|change| self.commit(change));
-                    let _ = reply.send(result.map(|message| Response::Done { message }));
-                }
-                Input::Message(Message::Reload { read, reply }) => {
-                    self.look_at_clock();
-                    let _ = reply.send(self.reload(*read));
-                }
-                Input::Message(Message::View { reply }) => {
-                    let _ = reply.send(self.view());
-                }
-                Input::Message(Message::Snapshot { reply }) => {
-                    let seconds = std::mem::take(&mut self.kernel.seconds);
-                    let _ = reply.send((self.view(), seconds));
-                }
-                Input::NetworkChanged => {
-                    self.follow_devices();
-                    self.set_snat();
-                    self.raise_epoch();
-                    self.inputs.routes_due = Some(self.inputs.routes_rest);
-                }
-                Input::RoutesDue => self.look_up_routes(),
-                Input::Routed(routed) => self.take_routes(routed),
-                Input::ScanDue => self.scan(),
-                Input::Scanned(scanned) => self.take_scan(scanned),
-                Input::VerifyDue => {
-                    self.inputs.tables = Some(spawn_blocking(self.kernel.begin_verify()))
-                }
-                Input::TablesRead(tables) => self.verify(tables),
-                Input::RetryDue => {
-                    let _ = self.apply();
-                }
-                Input::DeadlineDue => self.look_at_clock(),
-                Input::FoundDue => self.take_found(),
+            if let ControlFlow::Break(reply) = self.take(input) {
+                return self.end(reply).await;
             }
         }
     }
 
-    fn begin(&mut self) {
+    pub(super) fn begin(&mut self) {
         for conflict in self.world.conflicts() {
             tracing::warn!("{conflict}");
         }
@@ -155,7 +119,7 @@ impl Actor {
         // Routes may have changed while no daemon watched.
         self.raise_epoch();
         // So may deadlines have passed.
-        let passed = self.world.pass_time(utc::now_ms());
+        let passed = self.world.pass_time((self.time)().ms);
         if self.apply().is_ok() {
             let Placement { services, slots } = &*self.kernel.placement;
             tracing::info!(
@@ -171,10 +135,56 @@ impl Actor {
         self.look_at_clock();
     }
 
+    /// Does what one input asks for. Breaks if that is to end, with whom to tell.
+    pub(super) fn take(&mut self, input: Input) -> ControlFlow<Option<oneshot::Sender<()>>> {
+        match input {
+            Input::Reports(reports) => self.take_reports(reports),
+            Input::Message(Message::Stop { reply }) => return ControlFlow::Break(Some(reply)),
+            Input::Abandoned => return ControlFlow::Break(None),
+            Input::Message(Message::Change { decide, reply }) => {
+                // What is said now is said by the clock as it is now.
+                self.look_at_clock();
+                let layers = self.world.layers().clone();
+                let result = decide(&layers).and_then(|change| self.commit(change));
+                let _ = reply.send(result.map(|message| Response::Done { message }));
+            }
+            Input::Message(Message::Reload { read, reply }) => {
+                self.look_at_clock();
+                let _ = reply.send(self.reload(*read));
+            }
+            Input::Message(Message::View { reply }) => {
+                let _ = reply.send(self.view());
+            }
+            Input::Message(Message::Snapshot { reply }) => {
+                let seconds = std::mem::take(&mut self.kernel.seconds);
+                let _ = reply.send((self.view(), seconds));
+            }
+            Input::NetworkChanged => {
+                self.follow_devices();
+                self.set_snat();
+                self.raise_epoch();
+                self.inputs.routes_due = Some(self.inputs.routes_rest);
+            }
+            Input::RoutesDue => self.look_up_routes(),
+            Input::Routed(routed) => self.take_routes(routed),
+            Input::ScanDue => self.scan(),
+            Input::Scanned(scanned) => self.take_scan(scanned),
+            Input::VerifyDue => {
+                self.inputs.tables = Some(spawn_blocking(self.kernel.begin_verify()))
+            }
+            Input::TablesRead(tables) => self.verify(tables),
+            Input::RetryDue => {
+                let _ = self.apply();
+            }
+            Input::DeadlineDue => self.look_at_clock(),
+            Input::FoundDue => self.take_found(),
+        }
+        ControlFlow::Continue(())
+    }
+
     /// Ends the drains whose time is over.
     fn look_at_clock(&mut self) {
-        let now_ms = utc::now_ms();
-        self.follow_clock(now_ms);
+        let now_ms = self.follow_clock();
         let passed = self.world.pass_time(now_ms);
         if !passed.is_empty() {
             let _ = self.apply();
@@ -188,9 +198,11 @@ impl Actor {
         self.inputs.deadline_due = next.map(|at| Instant::now() + left(at));
     }
 
-    /// A drain lasts as long as was said, whoever sets the wall clock meanwhile.
-    fn follow_clock(&mut self, now_ms: u64) {
-        if let Some(by_ms) = self.clock.look(now_ms, std::time::Instant::now())
+    /// A drain lasts as long as was said, whoever sets the wall clock meanwhile. Returns what it says
+    /// now.
+    fn follow_clock(&mut self) -> u64 {
+        let now = (self.time)();
+        if let Some(by_ms) = self.wall.look(now)
             && self.world.shift_clock(by_ms)
         {
             let by = Duration::from_millis(by_ms.unsigned_abs());
@@ -206,6 +218,7 @@ impl Actor {
                 tracing::error!("cannot save the deadlines of drains: {error:#}");
             }
         }
+        now.ms
     }
 
     async fn end(mut self, reply: Option<oneshot::Sender<()>>) {
@@ -301,7 +314,7 @@ impl Actor {
             .relayer(layers, |address| kernel::route(&*datapath, address));
         self.inputs.deadline_due = Some(Instant::now());
         if moved {
-            self.kernel.note_moves(self.note.scans_begun);
+            self.kernel.note_moves();
         }
         if self.world.layers().file.node.snat != former.node.snat {
             self.set_snat();
@@ -490,7 +503,7 @@ impl Actor {
 
     pub(super) fn apply(&mut self) -> Result<(), String> {
         let failed_before = self.kernel.failure.is_some();
-        let result = self.kernel.apply(&self.world);
+        let result = self.kernel.apply(&self.world, self.note.scans_begun);
         match &result {
             Ok(()) => {
                 self.inputs.retry_due = None;

@@ -31,7 +31,7 @@ impl Actor {
             kernel::route(&*datapath, address)
         });
         if rediscovered.moved {
-            self.kernel.note_moves(self.note.scans_begun);
+            self.kernel.note_moves();
         }
         rediscovered
     }

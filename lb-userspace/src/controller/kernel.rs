@@ -35,7 +35,7 @@ pub(super) struct Kernel {
     moved: bool,
     /// A repair failed: services nobody touched may not be as planned.
     damaged: bool,
-    /// Number of the last scan begun when backends came or went.
+    /// Number of the last scan begun when a pass last had backends come or go.
     moved_at: u64,
 }
 
@@ -64,10 +64,9 @@ impl Kernel {
         self.reconciler.tables_written()
     }
 
-    /// Says that the next pass adds or removes objects, the last scan begun being `scan`.
-    pub(super) fn note_moves(&mut self, scan: u64) {
+    /// Says that the next pass adds or removes objects.
+    pub(super) fn note_moves(&mut self) {
         self.moved = true;
-        self.moved_at = scan;
     }
 
     /// Leaves out the connections of backends whose time to drain is over: they have ended, whether
@@ -121,9 +120,15 @@ impl Kernel {
         })
     }
 
-    /// Brings the kernel to what `world` desires. A failure is kept in [`Kernel::failure`].
-    pub(super) fn apply(&mut self, world: &World) -> Result<(), String> {
+    /// Brings the kernel to what `world` desires, the last scan begun being `scan`. A failure is kept in
+    /// [`Kernel::failure`].
+    pub(super) fn apply(&mut self, world: &World, scan: u64) -> Result<(), String> {
         let began = Instant::now();
+        if self.moved {
+            // Also where a pass that failed is made up for: until now a slot may have taken
+            // connections that an earlier scan did not see.
+            self.moved_at = scan;
+        }
         let result = match self.apply_part(world) {
             Ok(None) => self.apply_all(world),
             Ok(Some(changes)) => Ok(changes),
@@ -178,25 +183,17 @@ impl Kernel {
 
     /// Stops new connections to backends that failed, at once: the pass that must follow takes
     /// milliseconds where there are many services.
-    pub(super) fn evict(&self, transitions: &[Transition]) {
+    pub(super) fn evict(&mut self, transitions: &[Transition]) {
         if self.failure.is_some() {
             // What was placed may not be what the kernel holds.
             return;
         }
         let failed = |t: &&Transition| t.after.admit == Admit::Down;
         for transition in transitions.iter().filter(failed) {
-            let slot = self.placement.slots.get(&transition.backend);
-            let Some((slot, held)) =
-                slot.and_then(|s| Some((*s, self.installed().backends.get(s)?)))
-            else {
-                continue;
-            };
-            let down = Backend {
-                state: backend_state::DOWN,
-                ..*held
-            };
-            // If this fails, so does the pass, which is retried.
-            let _ = self.datapath.set_backend(slot, &down);
+            if let Some(slot) = self.placement.slots.get(&transition.backend) {
+                // If this fails, so does the pass, which is retried.
+                let _ = self.reconciler.evict(*slot);
+            }
         }
     }
 

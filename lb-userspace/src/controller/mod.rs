@@ -37,7 +37,6 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
-    time::Instant,
 };
 
 use tokio::{
@@ -47,7 +46,7 @@ use tokio::{
 
 use self::{
     actor::{Actor, Notes},
-    clock::Clock,
+    clock::Wall,
     directories::Directories,
     inputs::{Inputs, Message},
     kernel::Kernel,
@@ -58,11 +57,10 @@ use crate::{
     api::types::{BackendItem, Fault, Request, Response, ServiceItem, StatusItem},
     config::{self, Parsed},
     datapath::{Datapath, MapFill},
-    discovery::{SourceItem, Sources},
+    discovery::{Clock, SourceItem, Sources, system_clock},
     health::Checks,
     model::Config,
     state::Store,
-    utc,
 };
 
 /// How the rest of the daemon talks to the controller. Cheap to clone.
@@ -114,6 +112,18 @@ pub fn start(
     config_file: Option<PathBuf>,
     datapath: Arc<dyn Datapath>,
 ) -> anyhow::Result<Handle> {
+    let (actor, handle) = prepare(config, config_file, datapath, system_clock())?;
+    tokio::spawn(actor.run());
+    Ok(handle)
+}
+
+/// The controller before its first pass. All goes by `clock`.
+fn prepare(
+    config: Config,
+    config_file: Option<PathBuf>,
+    datapath: Arc<dyn Datapath>,
+    clock: Clock,
+) -> anyhow::Result<(Actor, Handle)> {
     let (store, state) = Store::open(&config.node.state_dir)?;
     let kernel = Kernel::new(datapath.clone())?;
     // They outlive even a cleanup, and explain a backend that takes no traffic.
@@ -126,7 +136,7 @@ pub fn start(
     };
     let directories = Directories::new(config_file.as_deref(), &config.node.state_dir);
     let found = Arc::new(Notify::new());
-    let sources = Sources::new(&config.node.state_dir, found.clone());
+    let sources = Sources::new(&config.node.state_dir, found.clone(), clock.clone());
     let layers = begin_sources(
         Layers {
             file: Arc::new(config),
@@ -148,7 +158,8 @@ pub fn start(
     let actor = Actor {
         inputs: Inputs::new(reports, messages, network.clone(), found),
         world,
-        clock: Clock::new(utc::now_ms(), Instant::now()),
+        wall: Wall::new(clock()),
+        time: clock,
         kernel,
         note: Notes::new(store.problems()),
         store,
@@ -158,8 +169,7 @@ pub fn start(
         began_with,
         ready: ready.clone(),
     };
-    tokio::spawn(actor.run());
-    Ok(Handle {
+    let handle = Handle {
         messages: messages_sender,
         network,
         ready,
@@ -167,7 +177,8 @@ pub fn start(
         directories,
         config_file: config_file.map(Arc::from),
         reloading: Arc::default(),
-    })
+    };
+    Ok((actor, handle))
 }
 
 /// Starts all sources; what they last knew is in force from the first pass on.

@@ -2,6 +2,7 @@
 
 mod bench;
 mod discovery;
+mod history;
 mod life;
 mod requests;
 

@@ -60,6 +60,8 @@ struct Inner {
     watcher: Option<Watcher>,
     /// Calls until one fails; it is the last one at 1.
     fail_in: Option<u64>,
+    /// All that follow fail as well.
+    is_broken: bool,
     flows: FlowScan,
     drops: Vec<u64>,
     routes: HashMap<IpAddr, Route>,
@@ -80,7 +82,17 @@ impl Memory {
 
     /// Makes the `n`-th call from now fail, from 1; reads count too. 0 forgets an earlier order.
     pub fn fail_call(&self, n: u64) {
-        self.lock().fail_in = (n > 0).then_some(n);
+        let mut inner = self.lock();
+        inner.fail_in = (n > 0).then_some(n);
+        inner.is_broken = false;
+    }
+
+    /// Makes the `n`-th call from now fail, from 1, and all after it, until
+    /// [`Memory::fail_call`] says otherwise: nothing reaches the kernel any more.
+    pub fn break_at_call(&self, n: u64) {
+        let mut inner = self.lock();
+        inner.fail_in = Some(n.max(1));
+        inner.is_broken = true;
     }
 
     /// What [`Datapath::scan_flows`] finds from now on.
@@ -152,7 +164,7 @@ impl Inner {
     fn count(&mut self, call: &str) -> anyhow::Result<()> {
         self.fail_in = match self.fail_in {
             Some(1) => {
-                self.fail_in = None;
+                self.fail_in = self.fail_in.filter(|_| self.is_broken);
                 bail!("{call}: failed by order")
             }
             other => other.map(|n| n - 1),

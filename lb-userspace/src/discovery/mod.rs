@@ -44,7 +44,7 @@ pub use self::{
     instance::{Instance, InstanceState, Snapshot},
     item::SourceItem,
     offer::{Catalogue, Offer},
-    run::{Asked, Sources},
+    run::{Asked, Clock, Sources, system_clock},
     secret::{Revealed, Secret},
     source::{Class, Failure, Feed, Report, Source, jittered},
     spec::{ServicesKind, ServicesSpec, Settings, SourceName, SourceSpec},

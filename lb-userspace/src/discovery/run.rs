@@ -49,6 +49,17 @@ impl Asked {
     }
 }
 
+/// Tells what time it is.
+pub type Clock = Arc<dyn Fn() -> Now + Send + Sync>;
+
+/// The time as it is.
+pub fn system_clock() -> Clock {
+    Arc::new(|| Now {
+        at: Instant::now(),
+        ms: utc::now_ms(),
+    })
+}
+
 /// All sources of the daemon. Stops them when dropped.
 pub struct Sources {
     hub: Arc<Hub>,
@@ -58,6 +69,7 @@ pub struct Sources {
 struct Hub {
     shared: Mutex<Shared>,
     shelf: Shelf,
+    clock: Clock,
     /// A set may be due earlier than the driver knows.
     wake: Notify,
     /// Something may have to be saved.
@@ -89,8 +101,8 @@ struct Running {
 }
 
 impl Sources {
-    /// Other sets in force are told to `changed`.
-    pub fn new(state_dir: &Path, changed: Arc<Notify>) -> Self {
+    /// Other sets in force are told to `changed`. `clock` says when they come into force.
+    pub fn new(state_dir: &Path, changed: Arc<Notify>, clock: Clock) -> Self {
         let hub = Arc::new(Hub {
             shared: Mutex::new(Shared {
                 running: BTreeMap::new(),
@@ -98,6 +110,7 @@ impl Sources {
                 lives: 0,
             }),
             shelf: Shelf::open(state_dir),
+            clock,
             wake: Notify::new(),
             unsaved: Notify::new(),
             changed,
@@ -142,7 +155,7 @@ impl Sources {
                     *lives += 1;
                     source.life = *lives;
                     source.asked = asked.clone();
-                    source.machine.set(asked, now());
+                    source.machine.set(asked, (self.hub.clock)());
                     source.task = self.hub.begin(name, asked, *lives);
                 }
                 None => {
@@ -179,10 +192,10 @@ impl Sources {
                 instances,
                 ..Restored::default()
             };
-            source.machine = Ruled::new(name, &source.asked, restored, now());
+            source.machine = Ruled::new(name, &source.asked, restored, (self.hub.clock)());
         } else {
             // It has just answered.
-            source.machine.advance(now());
+            source.machine.advance((self.hub.clock)());
         }
         source.is_known = true;
         shared.gather();
@@ -267,7 +280,7 @@ impl Hub {
             tracing::info!(source = %name, count, "begins with the services last known");
         }
         let saved_success_ms = restored.last_success_ms.unwrap_or(0);
-        let machine = Ruled::new(name, asked, restored, now());
+        let machine = Ruled::new(name, asked, restored, (self.clock)());
         Running {
             asked: asked.clone(),
             saved_success_ms,
@@ -315,7 +328,7 @@ impl Hub {
         };
         let was_failing = source.machine.is_failing();
         let left_out = source.machine.left_out();
-        source.machine.report(report, now());
+        source.machine.report(report, (self.clock)());
         let is_failing = source.machine.is_failing();
         let failure = source.machine.last_failure();
         let failure = failure.filter(|_| is_failing && !was_failing);
@@ -352,7 +365,7 @@ impl Hub {
 
     fn advance(&self) -> Option<Instant> {
         let mut shared = self.lock();
-        let now = now();
+        let now = (self.clock)();
         let mut any = false;
         for source in shared.running.values_mut() {
             if source.machine.advance(now) {
@@ -487,13 +500,6 @@ impl Running {
     }
 }
 
-fn now() -> Now {
-    Now {
-        at: Instant::now(),
-        ms: utc::now_ms(),
-    }
-}
-
 /// Runs a source for ever, and another in its place if it panics.
 pub(super) async fn run<A, S>(make: impl Fn() -> S, mut feed: Feed<A>)
 where
@@ -546,5 +552,7 @@ impl<T> Drop for Task<T> {
     }
 }
 
+#[cfg(test)]
+mod by_hand;
 #[cfg(test)]
 mod tests;

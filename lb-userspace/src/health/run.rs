@@ -133,3 +133,6 @@ impl Runner {
         self.shared.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
+
+#[cfg(test)]
+mod by_hand;

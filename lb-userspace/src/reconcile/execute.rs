@@ -103,7 +103,7 @@ impl Reconciler {
     }
 
     /// One write, and what it makes of `installed`.
-    fn write(&mut self, change: Change) -> anyhow::Result<()> {
+    pub(super) fn write(&mut self, change: Change) -> anyhow::Result<()> {
         let (datapath, installed) = (self.datapath.as_ref(), &mut self.installed);
         match change {
             Change::ClearCounters { slot, .. } => datapath.clear_counters(slot)?,

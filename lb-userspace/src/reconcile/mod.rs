@@ -12,7 +12,7 @@ use std::{
     sync::Arc,
 };
 
-use lb_common::abi::backend_state;
+use lb_common::abi::{Backend, backend_state};
 
 use crate::{
     datapath::Datapath,
@@ -131,6 +131,18 @@ impl Reconciler {
             Some(changes) => self.execute(changes).map(Some),
             None => Ok(None),
         }
+    }
+
+    /// Has a slot take no new connections, ahead of the pass that takes its backend for failed.
+    pub fn evict(&mut self, slot: u32) -> anyhow::Result<()> {
+        let Some(held) = self.installed.backends.get(&slot) else {
+            return Ok(());
+        };
+        let backend = Backend {
+            state: backend_state::DOWN,
+            ..*held
+        };
+        self.write(Change::SetBackend { slot, backend })
     }
 
     /// The first half of verifying, which takes most of its time and may run beside other calls:

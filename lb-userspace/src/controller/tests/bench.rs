@@ -63,7 +63,7 @@ fn eviction_at_size() {
         world.observe(report(number, host, true)).unwrap();
     }
     let began = Instant::now();
-    kernel.apply(&world).unwrap();
+    kernel.apply(&world, 0).unwrap();
     world.settled();
     println!("first pass in {:?}", began.elapsed());
     for number in 0..10 {
@@ -71,7 +71,7 @@ fn eviction_at_size() {
         let transition = world.observe(report(number, 3, false)).unwrap();
         kernel.evict(&[transition]);
         let evicted = began.elapsed();
-        kernel.apply(&world).unwrap();
+        kernel.apply(&world, 0).unwrap();
         world.settled();
         println!("evicted in {evicted:?}, tables in {:?}", began.elapsed());
     }

@@ -135,7 +135,7 @@ async fn sources_change_and_come_and_go_while_others_look() {
     // One that stays, and thereby never goes back.
     let staying = files.asked(0);
     let changed = Arc::new(Notify::new());
-    let sources = Arc::new(Sources::new(state.path(), changed.clone()));
+    let sources = Arc::new(Sources::new(state.path(), changed.clone(), system_clock()));
     sources.set(&all);
 
     let over = Arc::new(AtomicBool::new(false));
@@ -191,7 +191,7 @@ async fn sources_change_and_come_and_go_while_others_look() {
     // What was said last is what the next one begins with.
     sources.stop().await;
     (0..FILES).for_each(|n| fs::remove_file(files.path(n)).unwrap());
-    let next = Sources::new(state.path(), changed);
+    let next = Sources::new(state.path(), changed, system_clock());
     next.set(&all);
     let restored = numbers(&next.found());
     assert!(
