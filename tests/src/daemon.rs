@@ -421,13 +421,23 @@ impl Daemon {
         last.context("no source")
     }
 
-    /// The value of a series on `/metrics`, by its name with labels; 0 for one that is not there.
+    /// The value of a series on `/metrics`, by its name with labels.
+    ///
+    /// # Errors
+    /// Also if there is no such series: what was renamed must not look like what never happened.
     pub fn metric(&self, series: &str) -> anyhow::Result<f64> {
         let (_, page) = self.http("/metrics")?;
-        let value = page
-            .lines()
-            .find_map(|l| l.strip_prefix(series)?.strip_prefix(' '));
-        Ok(value.map_or(Ok(0.0), str::parse)?)
+        value_of(&page, series)?.with_context(|| format!("/metrics has no series {series}"))
+    }
+
+    /// Like [`Self::metric`]; 0 for a series that begins with what it counts. There must be others of
+    /// its name.
+    pub fn metric_or_zero(&self, series: &str) -> anyhow::Result<f64> {
+        let name = series.split('{').next().unwrap_or_default();
+        let (_, page) = self.http("/metrics")?;
+        let is_known = page.contains(&format!("# TYPE {name} "));
+        ensure!(is_known, "/metrics has no series of {name}");
+        Ok(value_of(&page, series)?.unwrap_or(0.0))
     }
 
     /// Puts a file on the node in place of an older one at once, as well-behaved writers do. `path`
@@ -515,10 +525,27 @@ impl Daemon {
 
     /// Resident memory in bytes.
     pub fn resident_bytes(&self) -> anyhow::Result<u64> {
+        self.memory("VmRSS")
+    }
+
+    /// Most resident memory in bytes that it had since its start or the last [`Self::forget_peak`].
+    pub fn peak_bytes(&self) -> anyhow::Result<u64> {
+        self.memory("VmHWM")
+    }
+
+    /// Has [`Self::peak_bytes`] begin anew, at what is resident now (proc(5), `clear_refs`).
+    pub fn forget_peak(&self) -> anyhow::Result<()> {
+        let path = format!("/proc/{}/clear_refs", self.pid());
+        fs::write(&path, "5").context(path)
+    }
+
+    fn memory(&self, field: &str) -> anyhow::Result<u64> {
         let status = fs::read_to_string(format!("/proc/{}/status", self.pid()))?;
-        let line = status.lines().find_map(|l| l.strip_prefix("VmRSS:"));
-        let kib = line.and_then(|l| l.split_whitespace().next());
-        Ok(kib.context("no VmRSS")?.parse::<u64>()? * 1024)
+        let mut lines = status.lines();
+        let value = lines.find_map(|l| l.strip_prefix(field)?.strip_prefix(':'));
+        let kib = value.and_then(|value| value.split_whitespace().next());
+        let kib = kib.with_context(|| format!("no {field}"))?;
+        Ok(kib.parse::<u64>()? * 1024)
     }
 
     /// `lbd` with other arguments, to its end.
@@ -526,6 +553,14 @@ impl Daemon {
         let mut command = self.node.command(&self.lbd);
         Ok(command.args(arguments).stdin(Stdio::null()).output()?)
     }
+}
+
+/// The value of a series on a page of metrics.
+fn value_of(page: &str, series: &str) -> anyhow::Result<Option<f64>> {
+    let value = page
+        .lines()
+        .find_map(|l| l.strip_prefix(series)?.strip_prefix(' '));
+    Ok(value.map(str::parse).transpose()?)
 }
 
 /// Where each thread of a process waits, a paragraph each.

@@ -22,6 +22,7 @@ pub mod etcd;
 pub mod eureka;
 pub mod frames;
 pub mod host;
+pub mod hostile;
 pub mod machine;
 pub mod names;
 pub mod net;

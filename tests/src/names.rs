@@ -61,8 +61,13 @@ pub type Replies = Vec<Vec<u8>>;
 
 type Script = dyn Fn(&Asked) -> Replies + Send + Sync;
 
+/// What is done to a TCP connection when its question has come.
+type Stream = dyn Fn(&Asked, &mut TcpStream) -> io::Result<()> + Send + Sync;
+
 struct Shared {
     script: Mutex<Arc<Script>>,
+    /// In place of the script's replies.
+    stream: Mutex<Option<Arc<Stream>>>,
     asked: Mutex<Vec<Asked>>,
     ends: AtomicBool,
 }
@@ -86,6 +91,7 @@ impl Names {
         tcp.set_nonblocking(true)?;
         let shared = Arc::new(Shared {
             script: Mutex::new(Arc::new(script)),
+            stream: Mutex::default(),
             asked: Mutex::default(),
             ends: AtomicBool::new(false),
         });
@@ -116,6 +122,14 @@ impl Names {
 
     pub fn set_zone(&self, zone: Zone) {
         self.set(move |asked| zone.replies(asked));
+    }
+
+    /// What becomes of questions by TCP, from the next one on; `None` for the script's replies.
+    pub fn set_stream(
+        &self,
+        stream: Option<impl Fn(&Asked, &mut TcpStream) -> io::Result<()> + Send + Sync + 'static>,
+    ) {
+        *lock(&self.shared.stream) = stream.map(|stream| Arc::new(stream) as Arc<Stream>);
     }
 
     /// All questions since the last call.
@@ -151,12 +165,10 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Shared {
-    fn replies(&self, bytes: &[u8], by_tcp: bool) -> Replies {
-        let Ok(message) = Message::from_vec(bytes) else {
-            return Vec::new();
-        };
+    fn asked(&self, bytes: &[u8], by_tcp: bool) -> Option<Asked> {
+        let message = Message::from_vec(bytes).ok()?;
         let [query] = &message.queries[..] else {
-            return Vec::new();
+            return None;
         };
         let asked = Asked {
             at: Instant::now(),
@@ -166,9 +178,13 @@ impl Shared {
             edns: message.edns.as_ref().map(|edns| edns.max_payload()),
         };
         lock(&self.asked).push(asked.clone());
+        Some(asked)
+    }
+
+    fn replies(&self, asked: &Asked) -> Replies {
         // The script may wait for something, and must not hold up others.
         let script = lock(&self.script).clone();
-        script(&asked)
+        script(asked)
     }
 
     fn ends(&self) -> bool {
@@ -182,7 +198,10 @@ fn serve_udp(shared: &Shared, socket: &UdpSocket) {
         let Ok((length, client)) = socket.recv_from(&mut buffer) else {
             continue;
         };
-        for reply in shared.replies(&buffer[..length], false) {
+        let Some(asked) = shared.asked(&buffer[..length], false) else {
+            continue;
+        };
+        for reply in shared.replies(&asked) {
             let _ = socket.send_to(&reply, client);
         }
     }
@@ -207,7 +226,14 @@ fn serve_stream(shared: &Shared, mut stream: TcpStream) -> io::Result<()> {
     stream.read_exact(&mut length)?;
     let mut bytes = vec![0; u16::from_be_bytes(length).into()];
     stream.read_exact(&mut bytes)?;
-    for reply in shared.replies(&bytes, true) {
+    let Some(asked) = shared.asked(&bytes, true) else {
+        return Ok(());
+    };
+    let done = lock(&shared.stream).clone();
+    if let Some(done) = done {
+        return done(&asked, &mut stream);
+    }
+    for reply in shared.replies(&asked) {
         stream.write_all(&framed(&reply))?;
     }
     Ok(())

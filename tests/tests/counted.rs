@@ -1,5 +1,5 @@
-//! Every reason to drop a packet is counted by some test, and documented; every metric that is
-//! documented is emitted, and the reverse. A reason or a metric that is added without fails here.
+//! Every reason to drop a packet is counted by some test, and documented. One that is added without fails
+//! here, as a metric does in `metrics.rs`.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -9,7 +9,6 @@ use std::{
 
 use lb_common::abi::Drop;
 use lb_tests::packets::{Action, Runner, Step, cases, slice::Slice};
-use lb_userspace::metrics::METRICS;
 
 /// Reasons that no packet case can bring about, and the test that does: its file and its name.
 const ELSEWHERE: [(Drop, &str, &str); 5] = [
@@ -156,42 +155,7 @@ fn documented(heading: &str) -> BTreeSet<String> {
 }
 
 #[test]
-fn the_documentation_has_every_metric_and_no_other() {
-    // `the_list_of_metrics_is_what_is_emitted` compares the list with what a daemon emits.
-    let emitted: BTreeSet<String> = METRICS.iter().map(|(name, _)| (*name).to_owned()).collect();
-    assert_eq!(documented("| metric | labels |"), emitted);
-}
-
-#[test]
 fn the_documentation_has_every_reason_to_drop_and_no_other() {
     let reasons: BTreeSet<String> = Drop::ALL.map(|reason| reason.name().to_owned()).into();
     assert_eq!(documented("| drop reason | |"), reasons);
-}
-
-/// Metrics that other pages and dashboards name.
-#[test]
-fn no_page_names_a_metric_that_there_is_not() {
-    let known: BTreeSet<&str> = METRICS.iter().map(|(name, _)| *name).collect();
-    for page in [
-        "../ARCHITECTURE.md",
-        "../docs/runbook.md",
-        "../docs/discovery/README.md",
-        "../docs/upgrade.md",
-        "../docs/install.md",
-    ] {
-        for word in read(page).split(|c: char| !c.is_ascii_alphanumeric() && c != '_') {
-            let is_metric = word.starts_with("lbd_")
-                && [
-                    "_total",
-                    "_seconds",
-                    "_entries",
-                    "_capacity",
-                    "_stale",
-                    "_instances",
-                ]
-                .iter()
-                .any(|end| word.ends_with(end));
-            assert!(!is_metric || known.contains(word), "{page}: {word}");
-        }
-    }
 }

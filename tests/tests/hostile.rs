@@ -5,21 +5,28 @@
 //! ```
 
 use std::{
+    fs,
     io::{Read, Write},
     net::{SocketAddr, TcpStream},
-    os::unix::net::UnixStream,
+    os::{fd::AsRawFd, unix::net::UnixStream},
+    thread,
     time::Duration,
 };
 
 use lb_tests::{
     clients::{Protocol, burst, summary},
-    daemon::{CONFIG, Config, HTTP, Service},
+    daemon::{CONFIG, Config, Daemon, HTTP, Service},
     eventually,
     net::{Family, Network, Topology},
     note,
-    servers::HTTP_PORT,
+    servers::{HTTP_PORT, start_all},
     world::World,
 };
+
+/// For bytes to be taken, and to come.
+const PATIENCE: Duration = Duration::from_secs(20);
+/// What one connection takes at most of what has no end, before it is cut off.
+const MOST: usize = 512 << 20;
 
 /// Ten mistakes: line, and what the finding must mention. Lines count from 1.
 const MISTAKES: &str = r#"node:
@@ -76,7 +83,12 @@ fn unharmed(world: &World, first_port: u16) {
         target,
     );
     assert_eq!(summary(&result.failures), "none");
-    assert_eq!(world.daemon.services().unwrap().len(), 1);
+    answers(world, 1);
+}
+
+/// lbctl is answered, with so many services, and so is the HTTP port.
+fn answers(world: &World, services: usize) {
+    assert_eq!(world.daemon.services().unwrap().len(), services);
     assert_eq!(world.daemon.http("/healthz").unwrap().0, 200);
 }
 
@@ -84,7 +96,7 @@ fn unharmed(world: &World, first_port: u16) {
 fn config_with_ten_mistakes_is_told_all_of_them() {
     let world = world();
     let path = "/run/lbd/wrong.yaml";
-    std::fs::write(world.network.node.run_path("lbd/wrong.yaml"), MISTAKES).unwrap();
+    fs::write(world.network.node.run_path("lbd/wrong.yaml"), MISTAKES).unwrap();
 
     let checked = world.daemon.lbctl(&["check", path]);
     let by_daemon = world.daemon.lbd(&["--config", path, "--check"]).unwrap();
@@ -148,37 +160,39 @@ fn weights(world: &World) -> Vec<u16> {
 }
 
 /// Somewhere to send bytes to, and read from.
-trait Peer: Read + Write {
+trait Peer: Read + Write + Send {
     fn set_patience(&self);
+    /// The same connection.
+    fn another(&self) -> Box<dyn Peer>;
 }
 
-impl Peer for TcpStream {
-    fn set_patience(&self) {
-        self.set_read_timeout(Some(Duration::from_secs(15)))
-            .unwrap();
-        self.set_write_timeout(Some(Duration::from_secs(15)))
-            .unwrap();
-    }
+macro_rules! peer {
+    ($stream:ty) => {
+        impl Peer for $stream {
+            fn set_patience(&self) {
+                self.set_read_timeout(Some(PATIENCE)).unwrap();
+                self.set_write_timeout(Some(PATIENCE)).unwrap();
+            }
+
+            fn another(&self) -> Box<dyn Peer> {
+                Box::new(self.try_clone().unwrap())
+            }
+        }
+    };
 }
 
-impl Peer for UnixStream {
-    fn set_patience(&self) {
-        self.set_read_timeout(Some(Duration::from_secs(15)))
-            .unwrap();
-        self.set_write_timeout(Some(Duration::from_secs(15)))
-            .unwrap();
-    }
-}
+peer!(TcpStream);
+peer!(UnixStream);
+
+const UNIX: &str = "unix socket";
+const PORT: &str = "HTTP port";
 
 fn peers(world: &World) -> [(&'static str, Box<dyn Peer>); 2] {
     let unix = UnixStream::connect(world.daemon.socket_path()).unwrap();
     let http = world.network.node.run(|| TcpStream::connect(HTTP).unwrap());
     unix.set_patience();
     http.set_patience();
-    [
-        ("unix socket", Box::new(unix)),
-        ("HTTP port", Box::new(http)),
-    ]
+    [(UNIX, Box::new(unix)), (PORT, Box::new(http))]
 }
 
 /// Sends all bytes, or as many as are taken, and returns what comes back until the end.
@@ -186,6 +200,44 @@ fn converse(peer: &mut dyn Peer, bytes: &[u8]) -> Vec<u8> {
     let _ = peer.write_all(bytes);
     let mut answer = Vec::new();
     let _ = peer.read_to_end(&mut answer);
+    answer
+}
+
+/// Status and body of a refusal, which must be whole.
+fn refusal(place: &str, answer: &[u8]) -> (u16, String) {
+    let answer = String::from_utf8_lossy(answer);
+    let (head, body) = answer
+        .split_once("\r\n\r\n")
+        .unwrap_or_else(|| panic!("{place}: {answer:?}"));
+    let status = head
+        .split(' ')
+        .nth(1)
+        .and_then(|status| status.parse().ok());
+    let status = status.unwrap_or_else(|| panic!("{place}: {head}"));
+    assert!((400..600).contains(&status), "{place}: {head}");
+    (status, body.to_owned())
+}
+
+/// Somebody pours bytes without end, until it is cut off, and gets this answer.
+fn pour(peer: &mut dyn Peer, head: &[u8], drop: &[u8], pause: Duration) -> Vec<u8> {
+    let mut writer = peer.another();
+    let mut bytes = head.to_vec();
+    let bucket = match pause.is_zero() {
+        true => drop.repeat((64 << 10) / drop.len()),
+        false => drop.to_vec(),
+    };
+    let pours = thread::spawn(move || {
+        let mut poured = 0;
+        while writer.write_all(&bytes).is_ok() {
+            poured += bytes.len();
+            assert!(poured < MOST, "nobody cuts it off");
+            bytes.clone_from(&bucket);
+            thread::sleep(pause);
+        }
+    });
+    let mut answer = Vec::new();
+    let _ = peer.read_to_end(&mut answer);
+    pours.join().unwrap();
     answer
 }
 
@@ -197,21 +249,22 @@ fn garbage_is_answered_by_an_error() {
     for round in 0..20 {
         random.fill(&mut noise);
         for (place, mut peer) in peers(&world) {
-            let answer = converse(&mut *peer, &noise);
-            let head = String::from_utf8_lossy(&answer).into_owned();
-            let refused = answer.is_empty() || head.starts_with("HTTP/1.1 4");
-            assert!(refused, "{place}, round {round}: {head}");
+            let (status, words) = refusal(place, &converse(&mut *peer, &noise));
+            assert_eq!(status, 400, "{place}, round {round}: {words}");
+            assert!(words.contains("no HTTP request"), "{place}: {words}");
         }
     }
     for (place, mut peer) in peers(&world) {
         let request = b"POST /v1/call HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\
             Content-Type: application/json\r\nConnection: close\r\n\r\n{\"verb\":1";
-        let answer = String::from_utf8(converse(&mut *peer, request)).unwrap();
-        note(format!(
-            "{place}: {}",
-            answer.lines().next().unwrap_or("closed")
-        ));
-        assert!(answer.starts_with("HTTP/1.1 4"), "{place}: {answer}");
+        let (status, words) = refusal(place, &converse(&mut *peer, request));
+        note(format!("{place}: {status} {words}"));
+        let (expected, told) = match place {
+            UNIX => (400, "invalid type: integer `1`"),
+            _ => (404, "no such path"),
+        };
+        assert_eq!(status, expected, "{place}: {words}");
+        assert!(words.contains(told), "{place}: {words}");
     }
     unharmed(&world, 10_000);
 }
@@ -251,30 +304,216 @@ fn half_requests_in_great_number_are_thrown_out() {
     drop(held);
 }
 
+/// Bytes that lbd took at most while `work` went on, beyond what it had.
+fn peak_of(world: &World, work: impl FnOnce()) -> u64 {
+    let before = world.daemon.resident_bytes().unwrap();
+    world.daemon.forget_peak().unwrap();
+    work();
+    let peak = world.daemon.peak_bytes().unwrap();
+    peak.saturating_sub(before)
+}
+
 #[test]
 fn ten_megabytes_do_not_become_memory() {
     let world = world();
-    let before = world.daemon.resident_bytes().unwrap();
-    let heads: [&[u8]; 3] = [
-        b"",
-        b"GET /",
-        b"POST /v1/call HTTP/1.1\r\nHost: x\r\nContent-Length: 10000000\r\n\r\n",
+    let post = b"POST /v1/call HTTP/1.1\r\nHost: x\r\nContent-Length: 10000000\r\n\r\n";
+    // What is not HTTP at all is told so. Of a line that does not end HTTP says no more than the status.
+    let heads: [(&[u8], &[u16], &str); 3] = [
+        (b"", &[400], "no HTTP request"),
+        (b"GET /", &[414, 431], ""),
+        (post, &[413, 404], "e"),
     ];
-    for head in heads {
-        for (place, mut peer) in peers(&world) {
-            let bytes = [head, &vec![b'x'; 10_000_000]].concat();
-            let answer = converse(&mut *peer, &bytes);
-            let text = String::from_utf8_lossy(&answer[..answer.len().min(200)]).into_owned();
-            let refused = answer.is_empty() || text.starts_with("HTTP/1.1 4");
-            assert!(refused, "{place}: {text}");
+    let grown = peak_of(&world, || {
+        for (head, statuses, words) in heads {
+            for (place, mut peer) in peers(&world) {
+                let bytes = [head, &vec![b'x'; 10_000_000]].concat();
+                let (status, told) = refusal(place, &converse(&mut *peer, &bytes));
+                assert!(statuses.contains(&status), "{place}: {status} {told}");
+                assert!(told.contains(words), "{place}: {status} {told}");
+            }
         }
-    }
-    let grown = world
-        .daemon
-        .resident_bytes()
-        .unwrap()
-        .saturating_sub(before);
-    note(format!("10 MB six times: lbd grew by {} KiB", grown / 1024));
+    });
+    note(format!(
+        "10 MB six times: at most {} KiB more",
+        grown / 1024
+    ));
     assert!(grown < 8_000_000, "{grown}");
     unharmed(&world, 10_000);
+}
+
+/// A request that never ends is cut off, and who sent it is told what was wrong.
+#[test]
+fn requests_without_end_are_cut_off() {
+    const CHUNKED: &[u8] =
+        b"POST /v1/call HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n";
+    const LONG: &[u8] =
+        b"POST /v1/call HTTP/1.1\r\nHost: x\r\nContent-Length: 1099511627776\r\n\r\n";
+    let at_once = Duration::ZERO;
+    let chunk = [b"40\r\n", &[b'['; 64][..], b"\r\n"].concat();
+    let now_and_then = Duration::from_millis(100);
+    let cases: [(&str, &[u8], &[u8], Duration, &[u16], &str); 5] = [
+        ("chunks", CHUNKED, &chunk, at_once, &[413], "larger than"),
+        (
+            "a length",
+            LONG,
+            b"[[[[[[[[",
+            at_once,
+            &[413],
+            "larger than",
+        ),
+        // So much to take apart for so little that time may be up first.
+        (
+            "chunks of a byte",
+            CHUNKED,
+            b"1\r\n[\r\n",
+            at_once,
+            &[408, 413],
+            "body",
+        ),
+        (
+            "a chunk now and then",
+            CHUNKED,
+            b"1\r\n[\r\n",
+            now_and_then,
+            &[408],
+            "was not read",
+        ),
+        (
+            "headers",
+            b"GET /metrics HTTP/1.1\r\n",
+            b"x-more: and more\r\n",
+            at_once,
+            &[431],
+            "",
+        ),
+    ];
+    let world = world();
+    for (what, head, drop, pause, expected, words) in cases {
+        let grown = peak_of(&world, || {
+            for (place, mut peer) in peers(&world) {
+                let answer = pour(&mut *peer, head, drop, pause);
+                // TCP forgets what the peer's kernel, busy with sending, had no room for, when a
+                // connection is closed of which not all is read.
+                if place == PORT && answer.is_empty() {
+                    note(format!("{what}, {place}: cut off"));
+                    continue;
+                }
+                let (status, told) = refusal(place, &answer);
+                note(format!("{what}, {place}: {status} {told}"));
+                let (expected, words): (&[u16], _) = match (place, expected) {
+                    (PORT, [431]) | (UNIX, _) => (expected, words),
+                    // What is posted there need not be read to be refused.
+                    _ => (&[404], "no such path"),
+                };
+                assert!(
+                    expected.contains(&status),
+                    "{what}, {place}: {status} {told}"
+                );
+                assert!(told.contains(words), "{what}, {place}: {told}");
+            }
+        });
+        note(format!("{what}: at most {} KiB more", grown / 1024));
+        // A body of 4 MiB is kept until it is seen to be larger, in a buffer that doubles.
+        assert!(grown < 16 << 20, "{what}: {grown}");
+        unharmed(&world, 10_000);
+    }
+}
+
+/// Backends enough for answers that no buffer of the kernel's takes, as the node has them.
+const MANY: u16 = 800;
+/// Connections to each place.
+const DEAF: usize = 16;
+
+/// Who asks and does not read keeps a place and an answer in memory for some seconds, and no longer.
+#[test]
+fn answers_that_nobody_reads_are_thrown_away() {
+    let network = Network::new(Topology::default()).unwrap();
+    let agents = start_all(&network.backends).unwrap();
+    let mut many = Service::new("many", Protocol::Tcp).listen(&network, 1, HTTP_PORT);
+    many.health = "{type: none}";
+    let address = |n: u16| SocketAddr::from(([10, 200, (n >> 8) as u8, n as u8], 80));
+    many.backends = (0..MANY).map(|n| (address(n), 1)).collect();
+    let config = config(&network).service(many);
+    let buffers = [("ipv4/tcp_wmem", "4096 16384 65536")];
+    network.node.sysctl(&buffers).unwrap();
+    let daemon = Daemon::start(&network.node, &config).unwrap();
+    let world = World {
+        daemon,
+        agents,
+        network,
+    };
+    let page = world.daemon.http("/metrics").unwrap().1.len();
+    let connections = || {
+        let fds = fs::read_dir(format!("/proc/{}/fd", world.daemon.pid()));
+        fds.unwrap().count()
+    };
+    let before = connections();
+    let mut held = Vec::new();
+    let grown = peak_of(&world, || {
+        for _ in 0..DEAF {
+            for (place, mut peer) in deaf(&world) {
+                let request: &[u8] = match place {
+                    UNIX => {
+                        b"POST /v1/call HTTP/1.1\r\nHost: x\r\nContent-Length: 23\r\n\r\n\
+                          {\"verb\":\"get-backends\"}"
+                    }
+                    _ => b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n",
+                };
+                peer.write_all(request).unwrap();
+                held.push(peer);
+            }
+        }
+        let taken = || connections() >= before + DEAF;
+        assert!(
+            eventually(Duration::from_secs(20), taken),
+            "nobody took them"
+        );
+        answers(&world, 2);
+        // Less than a connection may take that goes on.
+        let gone = || connections() <= before + 2;
+        assert!(eventually(Duration::from_secs(40), gone), "they are kept");
+    });
+    note(format!(
+        "{} answers that nobody reads, pages of {} KiB among them: at most {} MiB more",
+        held.len(),
+        page / 1024,
+        grown >> 20
+    ));
+    assert!(grown < (3 * DEAF * page) as u64, "{grown}");
+    let mut whole = 0;
+    // Of each sort; to such a peer the kernel hands what it has a little at a time.
+    for mut peer in held.into_iter().take(4) {
+        let mut answer = Vec::new();
+        let _ = peer.read_to_end(&mut answer);
+        let head = String::from_utf8_lossy(&answer[..answer.len().min(4096)]).into_owned();
+        let length = head
+            .lines()
+            .find_map(|line| line.strip_prefix("content-length: "));
+        let length = length.map_or(0, |length| length.parse::<usize>().unwrap());
+        let body = head.find("\r\n\r\n").map_or(0, |at| answer.len() - at - 4);
+        whole += usize::from(length > 200_000 && body == length);
+    }
+    assert_eq!(whole, 0, "whole answers kept for who does not read");
+    answers(&world, 2);
+}
+
+/// Connections that take little at a time.
+fn deaf(world: &World) -> [(&'static str, Box<dyn Peer>); 2] {
+    let unix = UnixStream::connect(world.daemon.socket_path()).unwrap();
+    let http = world.network.node.run(|| TcpStream::connect(HTTP).unwrap());
+    let little: libc::c_int = 4096;
+    // SAFETY: the descriptor is open, and the option is an int that outlives the call.
+    let set = unsafe {
+        libc::setsockopt(
+            http.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_RCVBUF,
+            (&raw const little).cast(),
+            size_of_val(&little) as libc::socklen_t,
+        )
+    };
+    assert_eq!(set, 0);
+    unix.set_patience();
+    http.set_patience();
+    [(UNIX, Box::new(unix)), (PORT, Box::new(http))]
 }

@@ -3,7 +3,7 @@
 
 use std::{
     io::{self, Read, Write},
-    net::{SocketAddr, TcpListener, TcpStream},
+    net::{TcpListener, TcpStream},
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -41,6 +41,7 @@ fn serve(
             came.fetch_add(1, Ordering::Relaxed);
             let harm = harm.clone();
             thread::spawn(move || {
+                let _ = peer.set_nodelay(true);
                 let _ = peer.set_read_timeout(Some(Duration::from_secs(10)));
                 let _ = peer.set_write_timeout(Some(Duration::from_secs(30)));
                 harm(&mut peer)

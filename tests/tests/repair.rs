@@ -90,11 +90,11 @@ fn whatever_is_taken_apart_is_repaired() {
     let mut port = 20_000;
     for (what, script, connections, told) in DAMAGES {
         let herd = Herd::open(&network.client, sources, target, 30).expect("all open");
-        let repairs = || daemon.metric("lbd_repairs_total").unwrap_or(0.0);
-        let (before, log) = (repairs(), daemon.log().len());
+        let repairs = || daemon.metric("lbd_repairs_total");
+        let (before, log) = (repairs().unwrap(), daemon.log().len());
         shell(&network.node, &format!("cd {BPFFS}; {script}"));
         let began = Instant::now();
-        let repaired = eventually(LIMIT, || repairs() > before);
+        let repaired = eventually(LIMIT, || repairs().is_ok_and(|now| now > before));
         let took = began.elapsed();
         let said = daemon.log()[log..].to_owned();
         assert!(repaired, "{what}: nobody noticed:\n{said}");

@@ -11,11 +11,13 @@ use std::{
 };
 
 use anyhow::{Context, bail};
-use tokio::net::UnixListener;
+use tokio::net::{UnixListener, UnixSocket};
 use tracing::warn;
 
 /// Group that may use the socket besides its owner, where the system has it.
 const GROUP: &str = "lbd";
+/// Connections that wait to be accepted.
+const BACKLOG: u32 = 1024;
 
 /// Fails if a live daemon has the path. Asked before the data path is touched, so that a second
 /// daemon stops before it does harm.
@@ -53,16 +55,24 @@ fn bind(path: &Path, fresh: &Path) -> io::Result<UnixListener> {
     if let Some(directory) = path.parent() {
         fs::create_dir_all(directory)?;
     }
+    let listener = reserve(fresh)?.listen(BACKLOG)?;
+    fs::rename(fresh, path)?;
+    Ok(listener)
+}
+
+/// A socket at `fresh` with its mode and group. It gets them before it listens: until then nobody can
+/// connect, whatever mode the umask left it.
+fn reserve(fresh: &Path) -> io::Result<UnixSocket> {
     if let Err(error) = fs::remove_file(fresh)
         && error.kind() != ErrorKind::NotFound
     {
         return Err(error);
     }
-    let listener = UnixListener::bind(fresh)?;
+    let socket = UnixSocket::new_stream()?;
+    socket.bind(fresh)?;
     fs::set_permissions(fresh, Permissions::from_mode(0o660))?;
     give_to_group(fresh);
-    fs::rename(fresh, path)?;
-    Ok(listener)
+    Ok(socket)
 }
 
 /// The file of a socket that is listened on; removed when dropped. To be dropped before the
@@ -130,6 +140,19 @@ mod tests {
         assert!(answers(&path));
         drop(file);
         assert!(!path.exists(), "an orderly end removes it");
+    }
+
+    #[tokio::test]
+    async fn nobody_connects_before_the_socket_has_its_mode() {
+        let directory = crate::testing::Directory::new("reserved-socket");
+        let path = directory.path().join("lbd.sock.new");
+        let socket = reserve(&path).unwrap();
+        let mode = fs::metadata(&path).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o660);
+        let refused = UnixStream::connect(&path).map(drop).unwrap_err();
+        assert_eq!(refused.kind(), ErrorKind::ConnectionRefused);
+        let _listener = socket.listen(BACKLOG).unwrap();
+        assert!(answers(&path));
     }
 
     #[tokio::test]

@@ -42,6 +42,9 @@ impl Directories {
         Ok(())
     }
 
+    /// By the path alone. Links that stand in these directories are followed when the file is read: root
+    /// alone can make one there (a mounted ConfigMap is made of them), so where one leads is root's word,
+    /// and no request's.
     fn holds(&self, file: &Path) -> bool {
         let is_plain = |part: Component<'_>| !matches!(part, Component::ParentDir);
         file.components().all(is_plain) && self.0.iter().any(|place| file.starts_with(place))

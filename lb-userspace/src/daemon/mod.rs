@@ -86,6 +86,7 @@ pub fn run() -> ExitCode {
     if args.check {
         return check(&args.config);
     }
+    keep_others_out();
     let end = match args.cleanup {
         true => cleanup(&args.config),
         false => start(&args.config, args.datapath_log),
@@ -156,6 +157,17 @@ fn start(file: &Path, DatapathLog(log_level): DatapathLog) -> anyhow::Result<()>
         .build()
         .context("cannot start the runtime")?
         .block_on(live(config, file, Options { log_level }))
+}
+
+/// Nobody else may write to files and directories that lbd makes, whatever umask it was started with:
+/// who may write where the socket or the state is could put others in their place.
+fn keep_others_out() {
+    const WRITE: libc::mode_t = libc::S_IWGRP | libc::S_IWOTH;
+    // SAFETY: no pointers, and there is no other thread yet that could make a file in between.
+    unsafe {
+        let given = libc::umask(WRITE);
+        libc::umask(given | WRITE);
+    }
 }
 
 /// Has all threads allocate from one arena. With one each, what the threads of a start or of a

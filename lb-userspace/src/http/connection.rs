@@ -1,6 +1,6 @@
 //! One connection, from its first byte to its close.
 
-use std::{convert::Infallible, sync::Arc, time::Duration};
+use std::{convert::Infallible, future::poll_fn, sync::Arc, time::Duration};
 
 use http_body_util::{BodyExt, Full};
 use hyper::{
@@ -37,6 +37,8 @@ const REFUSE_TIME: Duration = Duration::from_secs(1);
 const SEND_TIME: Duration = Duration::from_secs(10);
 /// For the answer to leave, and for what the peer still sends to be read away.
 const CLOSE_TIME: Duration = Duration::from_secs(5);
+/// Bytes that are read away.
+const SCRAP: u64 = 16 << 20;
 
 pub(super) struct Server<S> {
     site: Arc<S>,
@@ -94,7 +96,7 @@ impl<S: Site> Server<S> {
             }
             Ok(Ok(Sniffed::Nothing) | Err(_)) | Err(_) => return,
         };
-        let served = hyper::server::conn::http1::Builder::new()
+        let mut connection = hyper::server::conn::http1::Builder::new()
             .timer(TokioTimer::new())
             .header_read_timeout(self.limits.header_time)
             .max_buf_size(HEAD)
@@ -104,12 +106,16 @@ impl<S: Site> Server<S> {
             .half_close(true)
             .serve_connection(
                 TokioIo::new(http),
-                service_fn(|request| self.request(request, place, answered)),
-            )
-            .await;
+                service_fn(|request| Box::pin(self.request(request, place, answered))),
+            );
+        let served = poll_fn(|context| connection.poll_without_shutdown(context)).await;
         if let Err(error) = served {
             debug!(%error, "connection ended early");
+            if error.is_timeout() {
+                return;
+            }
         }
+        close(connection.into_parts().io.into_inner()).await;
     }
 
     async fn request(
@@ -240,13 +246,21 @@ async fn collect(mut body: Incoming, limit: usize) -> Result<Bytes, Reply> {
     ))
 }
 
-/// Closing with unread input would reset the connection, and the peer might never see the reply.
 async fn say_and_close(mut stream: impl AsyncRead + AsyncWrite + Unpin + Send, reply: Reply) {
+    let bytes = reply.into_bytes();
+    match timeout(CLOSE_TIME, stream.write_all(&bytes)).await {
+        Ok(Ok(())) => close(stream).await,
+        Ok(Err(error)) => debug!(%error, "connection ended before the answer was read"),
+        Err(_) => {}
+    }
+}
+
+/// Closing with unread input would reset the connection, and the peer might never see the answer: for a
+/// while what still comes is read away.
+async fn close(mut stream: impl AsyncRead + AsyncWrite + Unpin + Send) {
     let linger = async {
-        stream.write_all(&reply.into_bytes()).await?;
         stream.shutdown().await?;
-        let mut scrap = [0; 4096];
-        while stream.read(&mut scrap).await? > 0 {}
+        tokio::io::copy(&mut stream.take(SCRAP), &mut tokio::io::sink()).await?;
         std::io::Result::Ok(())
     };
     if let Ok(Err(error)) = timeout(CLOSE_TIME, linger).await {

@@ -217,8 +217,8 @@ fn look_for_leaks(stage: &Stage, before: &Count, memory: u64) -> anyhow::Result<
     let gone = eventually(FORGOTTEN_WITHIN, || {
         left.clear();
         for map in ["FLOWS4", "FLOWS6"] {
-            let entries = daemon.metric(&format!("lbd_map_entries{{map=\"{map}\"}}"));
-            if !entries.as_ref().is_ok_and(|entries| *entries == 0.0) {
+            let entries = leaks::map_entries(daemon, map);
+            if !entries.as_ref().is_ok_and(|entries| *entries == 0) {
                 left.push(format!("{map} {entries:?}"));
             }
         }
