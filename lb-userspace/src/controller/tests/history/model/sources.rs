@@ -22,6 +22,8 @@ struct Source {
     known: BTreeMap<String, Known>,
     in_force: BTreeMap<SocketAddr, Member>,
     in_force_since: Option<u64>,
+    /// More is known, or other settings hold, than when `in_force` was made. A failure is neither.
+    changed: bool,
     failing: bool,
     /// Milliseconds, as below.
     last_answer: Option<u64>,
@@ -69,7 +71,10 @@ impl Sources {
         for (name, settings) in wanted {
             let source = self.running.entry(name.clone());
             let source = source.or_insert_with(|| Source::new(settings, self.saved.get(name)));
-            source.settings = settings.clone();
+            if source.settings != *settings {
+                source.settings = settings.clone();
+                source.changed = true;
+            }
         }
     }
 
@@ -167,6 +172,7 @@ impl Source {
             known: saved.map(|s| s.known.clone()).unwrap_or_default(),
             in_force: BTreeMap::new(),
             in_force_since: None,
+            changed: false,
             failing: false,
             last_answer: saved.and_then(|s| s.last_answer),
             saved_answer: saved.and_then(|s| s.last_answer).unwrap_or(0),
@@ -192,6 +198,7 @@ impl Source {
             };
         self.failing = false;
         self.last_answer = Some(now_ms);
+        self.changed = true;
         let named: BTreeSet<&str> = said.iter().map(|instance| instance.id.as_str()).collect();
         for (id, known) in &mut self.known {
             if !named.contains(id.as_str()) {
@@ -213,16 +220,22 @@ impl Source {
     }
 
     fn drop_missing(&mut self, now_ms: u64) {
+        let before = self.known.len();
         let stays = |known: &Known| known.missing_until.is_none_or(|until| until > now_ms);
         self.known.retain(|_, known| stays(known));
+        self.changed |= self.known.len() < before;
     }
 
     fn advance(&mut self, now_ms: u64) {
         self.drop_missing(now_ms);
         let window = self.settings.merge_window.as_millis() as u64;
         let is_due = self.in_force_since.is_none_or(|at| at + window <= now_ms);
+        if !is_due || !self.changed {
+            return;
+        }
+        self.changed = false;
         let set = self.set();
-        if is_due && set != self.in_force {
+        if set != self.in_force {
             self.in_force = set;
             self.in_force_since = Some(now_ms);
             self.unsaved = true;
