@@ -53,8 +53,11 @@ impl<S: Service> Site for Api<S> {
     }
 }
 
-/// Errors say what a request looks like, or which verb, field or value is wrong.
-fn parse(body: &[u8]) -> Result<Request, String> {
+/// A request as it stands in a body.
+///
+/// # Errors
+/// They say what a request looks like, or which verb, field or value is wrong.
+pub fn parse(body: &[u8]) -> Result<Request, String> {
     if values(body) > MAX_VALUES {
         return Err(format!("the body holds more than {MAX_VALUES} values"));
     }
@@ -66,7 +69,7 @@ fn parse(body: &[u8]) -> Result<Request, String> {
 
 /// Upper bound of the values in a JSON text, of which each takes up to forty times its length in
 /// memory while serde looks for the verb.
-fn values(json: &[u8]) -> usize {
+pub fn values(json: &[u8]) -> usize {
     let (mut values, mut in_string, mut escaped) = (1, false, false);
     for byte in json {
         match byte {

@@ -20,7 +20,7 @@ const MAX_PERCENT: u16 = 1000;
 
 /// Layers that a request asks for.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub(super) struct Change {
+pub struct Change {
     pub layers: Layers,
     /// What was done, in one line.
     pub message: String,
@@ -328,13 +328,7 @@ pub(super) fn find<'a>(
 /// Holds every change to the rules of the config file, and drops overrides with their backends.
 fn finish(old: &Layers, mut new: Layers, message: String) -> Result {
     let services = merged(&new);
-    let whole = Config {
-        node: new.file.node.clone(),
-        admin: new.file.admin.clone(),
-        services: configured(&services),
-        discovery: new.file.discovery.clone(),
-    };
-    let findings = config::check(&whole);
+    let findings = config::check(&whole(&new, &services));
     if !findings.is_empty() {
         return Err(faults::invalid(findings.join("\n")));
     }
@@ -349,6 +343,20 @@ fn finish(old: &Layers, mut new: Layers, message: String) -> Result {
         layers: new,
         message,
     })
+}
+
+/// The config file that says all that people said.
+pub fn configuration(layers: &Layers) -> Config {
+    whole(layers, &merged(layers))
+}
+
+fn whole(layers: &Layers, services: &[Merged]) -> Config {
+    Config {
+        node: layers.file.node.clone(),
+        admin: layers.file.admin.clone(),
+        services: configured(services),
+        discovery: layers.file.discovery.clone(),
+    }
 }
 
 /// What people said, without what was found.

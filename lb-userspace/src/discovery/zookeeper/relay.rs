@@ -14,7 +14,7 @@ use tokio::{
 };
 
 /// Longest packet of a server, in bytes: the names of as many instances as a source may have.
-const MAX_PACKET: u32 = 16 << 20;
+pub const MAX_PACKET: u32 = 16 << 20;
 
 /// A way to one server for one connection. Ends when dropped.
 pub(super) struct Relay {
@@ -69,8 +69,12 @@ impl Drop for Relay {
     }
 }
 
-/// Hands packets on until one is too long, or the end.
-async fn packets(
+/// Hands packets on until the end.
+///
+/// # Errors
+/// If one is too long (`InvalidData`), the end comes within a length (`UnexpectedEof`), or one of the
+/// sides fails.
+pub async fn packets(
     from: &mut (impl AsyncRead + Unpin),
     to: &mut (impl AsyncWrite + Unpin),
 ) -> io::Result<()> {
