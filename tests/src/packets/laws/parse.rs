@@ -30,7 +30,12 @@ impl<'a> Parsed<'a> {
             [0x86, 0xdd] => Self::at(bytes, ETHERNET, true)?,
             _ => return None,
         };
-        let is_whole = (parsed.header..=bytes.len() - ETHERNET).contains(&parsed.total);
+        // The path does not ask whether a later fragment's extension headers lie inside its packet.
+        let least = match parsed.is_later_fragment {
+            true => 0,
+            false => parsed.header,
+        };
+        let is_whole = (least..=bytes.len() - ETHERNET).contains(&parsed.total);
         is_whole.then_some(parsed)
     }
 
