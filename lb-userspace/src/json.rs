@@ -5,7 +5,7 @@ use std::io;
 use serde::Serialize;
 
 /// Upper bound of the values in a JSON text: each takes memory of its own, however short it is.
-pub(crate) fn values(json: &[u8]) -> usize {
+pub fn values(json: &[u8]) -> usize {
     let mut counter = Counter::default();
     counter.read(json);
     counter.values

@@ -9,7 +9,7 @@ pub mod datapath;
 pub mod discovery;
 pub mod health;
 pub mod http;
-mod json;
+pub mod json;
 pub mod metrics;
 pub mod model;
 pub mod plan;

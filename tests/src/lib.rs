@@ -21,6 +21,7 @@ pub mod docs;
 pub mod etcd;
 pub mod eureka;
 pub mod frames;
+pub mod fuzz;
 pub mod host;
 pub mod hostile;
 pub mod machine;

@@ -11,20 +11,37 @@ const CARGO_FUZZ: &str = "0.13.2";
 pub(crate) fn run_all(arguments: &[String]) -> Outcome {
     let Options { minutes, seed } = Options::read(arguments)?;
     build(&[])?;
+    install()?;
     let mut kernel = as_root(root().join("target/release/fuzz"));
     kernel.args(["--minutes", &minutes.div_ceil(2).to_string()]);
     if let Some(seed) = seed {
         kernel.args(["--seed", &seed.to_string()]);
     }
-    run(&mut kernel)?;
-    install()?;
+    let mut outcomes = vec![("the kernel's programs".to_owned(), run(&mut kernel))];
     let targets = targets()?;
     let seconds = (30 * minutes / targets.len() as u64).max(10);
-    for target in &targets {
+    for target in targets {
         println!("{target}: {seconds} s");
-        parser(target, seconds, seed)?;
+        let outcome = parser(&target, seconds, seed);
+        outcomes.push((target, outcome));
     }
-    Ok(())
+    summary(&outcomes)
+}
+
+/// One that fails keeps none of the others from running, and is named once more at the end.
+fn summary(outcomes: &[(String, Outcome)]) -> Outcome {
+    let failed: Vec<String> = outcomes
+        .iter()
+        .filter_map(|(name, outcome)| Some(format!("{name}: {}", outcome.as_ref().err()?)))
+        .collect();
+    if failed.is_empty() {
+        return Ok(());
+    }
+    let (failures, all) = (failed.len(), outcomes.len());
+    Err(format!(
+        "{failures} of {all} failed:\n{}",
+        failed.join("\n")
+    ))
 }
 
 struct Options {
@@ -79,13 +96,15 @@ fn targets() -> Result<Vec<String>, String> {
 }
 
 fn parser(target: &str, seconds: u64, seed: Option<u64>) -> Outcome {
-    let corpus = format!("tests/fuzz/corpus/{target}");
-    std::fs::create_dir_all(root().join(&corpus)).map_err(|e| format!("{corpus}: {e}"))?;
+    // What is found goes there; the directories that are committed are only read.
+    let new = format!("target/fuzz/new/{target}");
+    std::fs::create_dir_all(root().join(&new)).map_err(|e| format!("{new}: {e}"))?;
     let mut fuzz: Command = cargo(&["fuzz", "run", "--fuzz-dir", "tests/fuzz"]);
     // The pinned toolchain is a stable one, and may use the sanitizer so.
     fuzz.env("RUSTC_BOOTSTRAP", "1");
-    fuzz.args(["--target-dir", "target/fuzz", target, &corpus]);
-    fuzz.arg(format!("tests/fuzz/seeds/{target}"));
+    fuzz.args(["--target-dir", "target/fuzz", target, &new]);
+    let committed = ["seeds", "corpus"].map(|kind| format!("tests/fuzz/{kind}/{target}"));
+    fuzz.args(committed.iter().filter(|path| root().join(path).is_dir()));
     fuzz.args([
         "--",
         &format!("-max_total_time={seconds}"),
@@ -95,4 +114,23 @@ fn parser(target: &str, seconds: u64, seed: Option<u64>) -> Outcome {
         fuzz.arg(format!("-seed={}", seed as u32));
     }
     run(&mut fuzz)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_that_failed_are_named() {
+        let of = |name: &str, outcome| (name.to_owned(), outcome);
+        let mut outcomes = vec![
+            of("config", Ok(())),
+            of("dns", Err("it crashed".to_owned())),
+        ];
+        outcomes.push(of("etcd", Ok(())));
+        outcomes.push(of("state", Err("it hangs".to_owned())));
+        let wanted = "2 of 4 failed:\ndns: it crashed\nstate: it hangs";
+        assert_eq!(summary(&outcomes), Err(wanted.to_owned()));
+        assert_eq!(summary(&outcomes[..1]), Ok(()));
+    }
 }

@@ -55,8 +55,11 @@ impl<S: Service> Site for Api<S> {
     }
 }
 
-/// Errors say what a request looks like, or which verb, field or value is wrong.
-fn parse(body: &[u8]) -> Result<Request, String> {
+/// A request as it stands in a body.
+///
+/// # Errors
+/// They say what a request looks like, or which verb, field or value is wrong.
+pub fn parse(body: &[u8]) -> Result<Request, String> {
     if json::values(body) > MAX_VALUES {
         return Err(format!("the body holds more than {MAX_VALUES} values"));
     }

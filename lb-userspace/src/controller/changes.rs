@@ -24,7 +24,7 @@ const MAX_PERCENT: u16 = 1000;
 
 /// Layers that a request asks for.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub(super) struct Change {
+pub struct Change {
     pub layers: Layers,
     /// What was done, in one line.
     pub message: String,
@@ -335,13 +335,7 @@ pub(super) fn find<'a>(
 /// Holds every change to the rules of the config file, and drops overrides with their backends.
 fn finish(old: &Layers, mut new: Layers, message: String) -> Result {
     let (before, services) = (merged(old), merged(&new));
-    let whole = Config {
-        node: new.file.node.clone(),
-        admin: new.file.admin.clone(),
-        services: configured(&services),
-        discovery: new.file.discovery.clone(),
-    };
-    let findings = config::check(&whole);
+    let findings = config::check(&whole(&new, &services));
     if !findings.is_empty() {
         return Err(faults::invalid(findings.join("\n")));
     }
@@ -395,6 +389,20 @@ fn drop_overrides(old: &Layers, before: &[Merged], new: &mut Layers, after: &[Me
             (None, None) => !sources_before.contains_key(service) && !(found && is_named_as_found),
         }
     });
+}
+
+/// The config file that says all that people said.
+pub fn configuration(layers: &Layers) -> Config {
+    whole(layers, &merged(layers))
+}
+
+fn whole(layers: &Layers, services: &[Merged]) -> Config {
+    Config {
+        node: layers.file.node.clone(),
+        admin: layers.file.admin.clone(),
+        services: configured(services),
+        discovery: layers.file.discovery.clone(),
+    }
 }
 
 /// What people said, without what was found.

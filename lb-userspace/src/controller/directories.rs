@@ -7,10 +7,10 @@ use crate::{api::types::Fault, model::ServiceSpec};
 
 /// The directories of the daemon: that of its config file, and the state directory.
 #[derive(Clone, Debug)]
-pub(super) struct Directories(Vec<PathBuf>);
+pub struct Directories(Vec<PathBuf>);
 
 impl Directories {
-    pub(super) fn new(config_file: Option<&Path>, state_dir: &Path) -> Self {
+    pub fn new(config_file: Option<&Path>, state_dir: &Path) -> Self {
         let beside = config_file.and_then(Path::parent);
         let absolute = |path: &Path| std::path::absolute(path).ok();
         Self(

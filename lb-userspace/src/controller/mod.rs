@@ -44,14 +44,20 @@ use tokio::{
     task::spawn_blocking,
 };
 
+pub use self::{
+    changes::{Change, configuration},
+    directories::Directories,
+    requests::{Decision, decision},
+    world::Layers,
+};
+
 use self::{
     actor::{Actor, Notes},
     clock::Wall,
-    directories::Directories,
     inputs::{Inputs, Message},
     kernel::Kernel,
     view::View,
-    world::{Layers, World},
+    world::World,
 };
 use crate::{
     api::types::{BackendItem, Fault, Request, Response, ServiceItem, StatusItem},

@@ -28,7 +28,7 @@ use crate::{
 
 /// What people said, in the config file and by `lbctl`, and what sources found on their behalf.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub(super) struct Layers {
+pub struct Layers {
     pub file: Arc<Config>,
     pub state: State,
     pub found: Arc<Discovered>,

@@ -1,17 +1,6 @@
-//! The config parser never panics, and what it accepts survives being written and read again.
+//! See `lb_tests::fuzz::config`.
 #![no_main]
 
-use lb_userspace::config::{check, parse, render};
-use libfuzzer_sys::fuzz_target;
-
-fuzz_target!(|text: &str| {
-    let Ok(parsed) = parse(text, "fuzz") else {
-        return;
-    };
-    assert_eq!(check(&parsed.config), Vec::<String>::new());
-    let rendered = render(&parsed.config);
-    match parse(&rendered, "rendered") {
-        Ok(again) => assert_eq!(again.config, parsed.config, "{rendered}"),
-        Err(faults) => panic!("{faults}\n{rendered}"),
-    }
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
+    lb_tests::fuzz::config::run(bytes);
 });

@@ -1,18 +1,6 @@
-//! The parser of Consul's answers never panics, and leaves out what has no port, whatever the
-//! weights.
+//! See `lb_tests::fuzz::consul`.
 #![no_main]
 
-use lb_userspace::discovery::consul::parse;
-use libfuzzer_sys::fuzz_target;
-
-fuzz_target!(|bytes: &[u8]| {
-    let Ok(snapshot) = parse(bytes, 100) else {
-        return;
-    };
-    let light = parse(bytes, 1).expect("the unit does not matter");
-    assert_eq!(light.left_out, snapshot.left_out);
-    for (one, hundred) in light.instances.iter().zip(&snapshot.instances) {
-        assert_eq!((&one.id, one.address), (&hundred.id, hundred.address));
-        assert!(one.weight <= hundred.weight);
-    }
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
+    lb_tests::fuzz::consul::run(bytes);
 });

@@ -1,19 +1,6 @@
-//! The parser of the file source's files never panics, and what it accepts is what the file says:
-//! each id once, each address one that a backend can have.
+//! See `lb_tests::fuzz::instances`.
 #![no_main]
 
-use std::collections::HashSet;
-
-use lb_userspace::config::parse_instances;
-use libfuzzer_sys::fuzz_target;
-
-fuzz_target!(|text: &str| {
-    match parse_instances(text, "fuzz") {
-        Ok(instances) => {
-            let ids: HashSet<_> = instances.iter().map(|i| &i.id).collect();
-            assert_eq!(ids.len(), instances.len());
-            assert!(instances.iter().all(|i| i.address.port() != 0));
-        }
-        Err(faults) => assert!(!faults.findings.is_empty()),
-    }
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
+    lb_tests::fuzz::instances::run(bytes);
 });

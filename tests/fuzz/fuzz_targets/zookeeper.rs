@@ -1,32 +1,6 @@
-//! What nodes of ZooKeeper say: nothing panics, every node is an instance or a fault, and what was
-//! understood once stays until the node is gone.
-//!
-//! An input is lines `NODE DATA`, each of which is read; a line without data is of a node that is gone.
+//! See `lb_tests::fuzz::zookeeper`.
 #![no_main]
 
-use lb_userspace::discovery::zookeeper::{known::Known, parse};
-use libfuzzer_sys::fuzz_target;
-
-fuzz_target!(|bytes: &[u8]| {
-    let ssl_port = bytes.first().is_some_and(|byte| byte % 2 == 1);
-    let mut known = Known::new(ssl_port);
-    for line in bytes.split(|byte| *byte == b'\n') {
-        let mut words = line.splitn(2, |byte| *byte == b' ');
-        let node = String::from_utf8_lossy(words.next().unwrap_or_default());
-        let data = words.next();
-        let before = known.snapshot().instances;
-        known.read(&node, data).unwrap();
-        let after = known.snapshot();
-        let Some(data) = data else {
-            assert!(after.instances.iter().all(|i| i.id != node));
-            continue;
-        };
-        match parse::instance(&node, data, ssl_port) {
-            Ok(instance) => assert!(after.instances.contains(&instance)),
-            Err(fault) => {
-                assert_eq!(after.instances, before);
-                assert!(after.left_out.iter().any(|note| note.starts_with(&fault)));
-            }
-        }
-    }
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
+    lb_tests::fuzz::zookeeper::run(bytes);
 });

@@ -6,6 +6,7 @@ pub mod cases;
 pub mod differ;
 pub mod flow_life;
 pub mod kernel;
+pub mod laws;
 pub mod slice;
 mod sys;
 pub mod verifier;

@@ -2,7 +2,7 @@
 
 mod exchange;
 pub mod message;
-mod resolv;
+pub mod resolv;
 #[cfg(test)]
 mod tests;
 pub mod walk;
@@ -377,7 +377,10 @@ async fn system(path: &Path) -> Result<Resolv, Failure> {
 }
 
 /// The names that `name` may mean, in the order in which they are tried (resolv.conf(5)).
-fn candidates(name: &str, resolv: &Resolv) -> Result<Vec<Name>, Failure> {
+///
+/// # Errors
+/// If `name` is no name.
+pub fn candidates(name: &str, resolv: &Resolv) -> Result<Vec<Name>, Failure> {
     let full = |name: &str| {
         let mut name = Name::from_ascii(name).map_err(|error| {
             Failure::new(Class::Config, format!("`{name}` is no name: {error}"))

@@ -4,20 +4,20 @@ use std::net::{IpAddr, SocketAddr};
 
 /// What the file says.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub(super) struct Resolv {
-    pub(super) servers: Vec<SocketAddr>,
-    pub(super) search: Vec<String>,
-    pub(super) ndots: u8,
+pub struct Resolv {
+    pub servers: Vec<SocketAddr>,
+    pub search: Vec<String>,
+    pub ndots: u8,
 }
 
 /// Dots from which on a name is first asked as it stands.
-pub(super) const NDOTS: u8 = 1;
+pub const NDOTS: u8 = 1;
 
 /// Most that resolvers take, and so does lbd.
-pub(super) const MAX_NDOTS: u8 = 15;
+pub const MAX_NDOTS: u8 = 15;
 
 /// Lines that are not understood are passed over, as every resolver does.
-pub(super) fn parse(text: &str) -> Resolv {
+pub fn parse(text: &str) -> Resolv {
     let mut resolv = Resolv {
         servers: Vec::new(),
         search: Vec::new(),

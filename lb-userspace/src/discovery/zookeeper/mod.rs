@@ -7,7 +7,7 @@
 
 pub mod known;
 pub mod parse;
-mod relay;
+pub mod relay;
 #[cfg(test)]
 mod tests;
 

@@ -20,7 +20,7 @@ use tokio::{
 use crate::discovery::{resolve, rules::MAX_INSTANCES};
 
 /// Longest packet of a server, in bytes: the names of as many instances as a source may have.
-const MAX_PACKET: u32 = 16 << 20;
+pub const MAX_PACKET: u32 = 16 << 20;
 /// All answers to what is asked at once, in bytes.
 const MAX_ANSWERS: usize = 32 << 20;
 /// Events that nobody took yet, in bytes.
@@ -44,7 +44,7 @@ pub(super) struct Relay {
 
 /// What passed.
 #[derive(Default)]
-struct Seen {
+pub struct Seen {
     fault: OnceLock<String>,
     /// The requests that are to be answered by a list.
     lists: Mutex<HashSet<i32>>,
@@ -159,7 +159,10 @@ impl Seen {
     }
 
     /// Hands packets of the server on until one is too large, in itself or with others, or the end.
-    async fn answers(
+    ///
+    /// # Errors
+    /// What the server did wrong (`InvalidData`), or one of the sides fails.
+    pub async fn answers(
         &self,
         from: &mut (impl AsyncRead + Unpin),
         to: &mut (impl AsyncWrite + Unpin),

@@ -4,7 +4,7 @@ use std::{fmt, net::IpAddr};
 
 use lb_common::path::Budget;
 
-use super::super::Side;
+use super::super::{Runner as _, Side, slice::Slice};
 
 /// Bytes to be read: each event prints as one line, which says all there is to it.
 #[derive(Clone, PartialEq, Debug)]
@@ -33,6 +33,26 @@ pub(super) enum Event {
     Budget(Budget, u32),
     /// SNAT takes these addresses of the node, one of each family at most.
     Sources(Vec<IpAddr>),
+}
+
+impl Event {
+    /// Has an event that is neither a packet nor time happen to the byte slice.
+    pub(super) fn happen(&self, slice: &mut Slice) {
+        match self {
+            Self::Packet { .. } | Self::Second => {}
+            Self::Backend {
+                slot,
+                state,
+                generation,
+            } => slice.set_backend(*slot, *state, *generation),
+            Self::Epoch => slice.next_epoch(),
+            Self::Evict { v6, key } => {
+                slice.forget_handshake(*v6, key);
+            }
+            Self::Budget(budget, per_second) => slice.set_budget(*budget, *per_second),
+            Self::Sources(sources) => slice.set_sources(sources),
+        }
+    }
 }
 
 impl fmt::Display for Event {

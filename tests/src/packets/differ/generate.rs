@@ -5,7 +5,7 @@
 use std::{collections::VecDeque, net::IpAddr};
 
 use lb_common::{abi::as_bytes, path::Budget};
-use rand::{Rng, rngs::StdRng};
+use rand::Rng;
 
 use super::super::{
     Action, Outcome, Side, Step,
@@ -83,8 +83,8 @@ fn one_of_each_family(sources: &[IpAddr]) -> Vec<IpAddr> {
     [false, true].into_iter().filter_map(first).collect()
 }
 
-pub(super) struct Generator<'s> {
-    rng: StdRng,
+pub(super) struct Generator<'s, R> {
+    rng: R,
     seeds: &'s Seeds,
     /// What is to come of a case that was begun, or of a datagram's fragments.
     pending: VecDeque<Event>,
@@ -92,14 +92,19 @@ pub(super) struct Generator<'s> {
     seen: VecDeque<(Side, Vec<u8>)>,
 }
 
-impl<'s> Generator<'s> {
-    pub(super) fn new(rng: StdRng, seeds: &'s Seeds) -> Self {
+impl<'s, R: Rng> Generator<'s, R> {
+    pub(super) fn new(rng: R, seeds: &'s Seeds) -> Self {
         Self {
             rng,
             seeds,
             pending: VecDeque::new(),
             seen: VecDeque::new(),
         }
+    }
+
+    /// What the events are drawn by.
+    pub(super) fn rng(&self) -> &R {
+        &self.rng
     }
 
     pub(super) fn next(&mut self, slice: &Slice) -> Event {

@@ -3,7 +3,7 @@
 use std::{collections::VecDeque, net::SocketAddr, sync::LazyLock};
 
 use lb_common::abi::{Backend, backend_state};
-use rand::{Rng, rngs::StdRng};
+use rand::Rng;
 
 use super::super::{
     Side,
@@ -38,11 +38,11 @@ static LISTENS: LazyLock<Vec<world::Listen>> = LazyLock::new(world::listens);
 static BACKENDS: LazyLock<[Vec<(u32, Backend)>; 2]> =
     LazyLock::new(|| [false, true].map(|v6| world::backends(Addresses { v6 })));
 
-pub(super) fn pick<'a, T>(rng: &mut StdRng, all: &'a [T]) -> &'a T {
+pub(super) fn pick<'a, T>(rng: &mut impl Rng, all: &'a [T]) -> &'a T {
     &all[rng.random_range(0..all.len())]
 }
 
-pub(super) fn packet(rng: &mut StdRng) -> Event {
+pub(super) fn packet(rng: &mut impl Rng) -> Event {
     let (side, packet) = plain(rng);
     let bytes = odd(rng, packet).bytes();
     Event::Packet {
@@ -53,7 +53,7 @@ pub(super) fn packet(rng: &mut StdRng) -> Event {
 }
 
 /// TCP, UDP or an echo request between any two that there are.
-fn plain(rng: &mut StdRng) -> (Side, Packet) {
+fn plain(rng: &mut impl Rng) -> (Side, Packet) {
     let a = Addresses { v6: rng.random() };
     let listen = pick(rng, &LISTENS);
     let client = client(rng, a);
@@ -97,7 +97,7 @@ fn plain(rng: &mut StdRng) -> (Side, Packet) {
 }
 
 /// Few clients with few ports, so that they meet.
-fn client(rng: &mut StdRng, a: Addresses) -> SocketAddr {
+fn client(rng: &mut impl Rng, a: Addresses) -> SocketAddr {
     let ports = [1000, 1000, 1000, 1001, 1002, 8080, world::SNAT_PORT];
     let port = *pick(rng, &ports);
     match rng.random_range(0..16) {
@@ -113,7 +113,7 @@ fn client(rng: &mut StdRng, a: Addresses) -> SocketAddr {
     }
 }
 
-fn tcp(rng: &mut StdRng, mut packet: Packet) -> Packet {
+fn tcp(rng: &mut impl Rng, mut packet: Packet) -> Packet {
     let flags = match rng.random_range(0..20) {
         0 => rng.random(),
         _ => *pick(rng, &FLAGS),
@@ -129,7 +129,7 @@ fn tcp(rng: &mut StdRng, mut packet: Packet) -> Packet {
 }
 
 /// Gives the packet a payload, often none, sometimes near an MTU.
-fn sized(rng: &mut StdRng, mut packet: Packet) -> Packet {
+fn sized(rng: &mut impl Rng, mut packet: Packet) -> Packet {
     let length = match rng.random_range(0..12) {
         0..6 => rng.random_range(0..4),
         6 | 7 => rng.random_range(0..300),
@@ -142,7 +142,7 @@ fn sized(rng: &mut StdRng, mut packet: Packet) -> Packet {
 }
 
 /// Gives some packets what few have.
-fn odd(rng: &mut StdRng, mut packet: Packet) -> Packet {
+fn odd(rng: &mut impl Rng, mut packet: Packet) -> Packet {
     packet.ttl = *pick(rng, &TTLS);
     packet.tos = *pick(rng, &[0, 0, 0, 0x10, 0xb8, 3]);
     packet.fragment = *pick(rng, &[0x4000, 0x4000, 0]);
@@ -175,7 +175,7 @@ fn odd(rng: &mut StdRng, mut packet: Packet) -> Packet {
     packet
 }
 
-fn extensions(rng: &mut StdRng) -> Vec<(u8, Vec<u8>)> {
+fn extensions(rng: &mut impl Rng) -> Vec<(u8, Vec<u8>)> {
     let mut all = Vec::new();
     for _ in 0..rng.random_range(1..=4) {
         let number = *pick(rng, &[0, 43, 60, 60, 44]);
@@ -195,7 +195,7 @@ fn extensions(rng: &mut StdRng) -> Vec<(u8, Vec<u8>)> {
 }
 
 /// A datagram or segment in fragments, in order or not.
-pub(super) fn fragments(rng: &mut StdRng) -> VecDeque<Event> {
+pub(super) fn fragments(rng: &mut impl Rng) -> VecDeque<Event> {
     let (side, mut packet) = plain(rng);
     // Longer than the first fragment.
     let length = rng.random_range(64..600);
@@ -227,7 +227,7 @@ pub(super) fn fragments(rng: &mut StdRng) -> VecDeque<Event> {
 }
 
 /// An ICMP error about a packet, from its receiver or from a router.
-pub(super) fn errors_about(rng: &mut StdRng, about: &[u8]) -> Option<Vec<u8>> {
+pub(super) fn errors_about(rng: &mut impl Rng, about: &[u8]) -> Option<Vec<u8>> {
     let (transport, v6) = mutate::transport(about)?;
     let a = Addresses { v6 };
     let quoted = (transport - mutate::NETWORK) + *pick(rng, &[8, 8, 20, 100, 7, 0]);
@@ -266,7 +266,7 @@ fn ends(bytes: &[u8], v6: bool) -> (SocketAddr, SocketAddr) {
 }
 
 /// A backend fails, drains, comes back, or its slot goes to another.
-pub(super) fn backend(rng: &mut StdRng) -> Event {
+pub(super) fn backend(rng: &mut impl Rng) -> Event {
     use backend_state::{ACTIVE, CLOSED, DOWN, DRAINING, FREE};
     let family = usize::from(rng.random::<bool>());
     let slot = pick(rng, &BACKENDS[family]).0;

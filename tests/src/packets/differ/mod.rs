@@ -4,6 +4,7 @@
 //! A sequence is known by its run's seed and its number. One that ends in a disagreement is made as
 //! short as it can be, and printed in a form that [`replay`] reads.
 
+mod alone;
 mod clock;
 mod event;
 mod generate;
@@ -19,6 +20,8 @@ use anyhow::Result;
 use rand::{SeedableRng, rngs::StdRng};
 
 use super::kernel::Hook;
+pub use alone::{is_handled, play};
+
 use generate::{Generator, Seeds};
 use pair::Pair;
 

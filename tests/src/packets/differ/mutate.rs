@@ -1,6 +1,6 @@
 //! Changes to bytes that know what a packet looks like, and some that do not.
 
-use rand::{Rng, rngs::StdRng};
+use rand::Rng;
 
 /// Ethernet without a tag.
 pub(super) const NETWORK: usize = 14;
@@ -19,7 +19,7 @@ const WORDS: [u16; 16] = [
 ];
 
 /// One to three changes.
-pub(super) fn mutate(rng: &mut StdRng, bytes: &mut Vec<u8>) {
+pub(super) fn mutate(rng: &mut impl Rng, bytes: &mut Vec<u8>) {
     for _ in 0..rng.random_range(1..=3) {
         change(rng, bytes);
     }
@@ -34,7 +34,7 @@ pub(super) fn fit(bytes: &mut Vec<u8>) {
     }
 }
 
-fn change(rng: &mut StdRng, bytes: &mut Vec<u8>) {
+fn change(rng: &mut impl Rng, bytes: &mut Vec<u8>) {
     // Mostly headers; a payload changes nothing but sums.
     let reach = bytes.len().min(if rng.random_bool(0.8) { 78 } else { 400 });
     if reach < 2 {

@@ -5,9 +5,10 @@ use std::fmt;
 use anyhow::Result;
 use lb_common::abi::{Drop, map};
 
-use super::super::{Action, Outcome, Runner as _, Side, kernel::Hook, slice::Slice};
+use super::super::{Action, Outcome, Runner as _, Side, kernel::Hook, laws, slice::Slice};
 use super::{
     Report,
+    alone::is_handled,
     clock::{self, HZ, STEP, STEPS},
     event::Event,
     twin::{ROOM, State, Twin},
@@ -107,18 +108,8 @@ impl Pair {
                 bytes,
                 summed,
             } => self.send(*side, bytes, *summed)?,
-            Event::Backend {
-                slot,
-                state,
-                generation,
-            } => slice.set_backend(*slot, *state, *generation),
-            Event::Epoch => slice.next_epoch(),
             Event::Second => slice.wait(STEP),
-            Event::Evict { v6, key } => {
-                slice.forget_handshake(*v6, key);
-            }
-            Event::Budget(budget, per_second) => slice.set_budget(*budget, *per_second),
-            Event::Sources(sources) => slice.set_sources(sources),
+            other => other.happen(slice),
         }
         Ok(())
     }
@@ -139,9 +130,8 @@ impl Pair {
             Action::Transmit | Action::Redirect | Action::Resolve if by_tc => Action::Send,
             action => action,
         };
-        if action != Action::Pass || wanted.packet != bytes {
-            self.handled += 1;
-        }
+        self.handled += u64::from(is_handled(bytes, &wanted));
+        laws::check(side, bytes, &wanted).map_err(Fault)?;
         for reason in &wanted.counted {
             self.drops[*reason as usize] += 1;
         }
