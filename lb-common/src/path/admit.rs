@@ -25,14 +25,14 @@ pub fn admit<A: Address, T: FamilyTables<A>>(tables: &T) -> Result<Step, Drop> {
         return PASS;
     };
     let packet = work.packet;
-    // Only the first fragment opens anything.
-    if packet.is_later_fragment() {
-        return Err(Drop::FragmentUnknown);
-    }
     let listen = ServiceKey::new(work.key.dst, work.key.dst_port, packet.protocol);
     let Some(service) = tables.service(&listen) else {
         return PASS;
     };
+    // Only the first fragment opens anything.
+    if packet.is_later_fragment() {
+        return Err(Drop::FragmentUnknown);
+    }
     if packet.has(tcp::RST) {
         return Err(Drop::ResetWithoutFlow);
     }
