@@ -164,6 +164,29 @@ fn a_full_table_refuses_the_next_client_in_the_same_jiffy() {
     }
 }
 
+/// Jiffies come round to where they were.
+#[test]
+fn a_table_that_was_full_once_refuses_nobody_later() {
+    use lb_common::abi::Drop;
+    use lb_tests::packets::{build, slice::Devices, world};
+    for v6 in [false, true] {
+        let mut slice = Slice::twin(Devices::default(), 0, false);
+        let a = Addresses { v6 };
+        let second = world::CONFIG.hz;
+        let send = |slice: &mut Slice, client, flags| {
+            let to = a.vip(world::port::L2);
+            let packet = build::Packet::tcp(world::FROM_CLIENT, a.client(client), to, flags);
+            slice.run(true, &packet.bytes()).counted
+        };
+        assert_eq!(send(&mut slice, 1000, build::SYN), []);
+        assert_eq!(send(&mut slice, 1000, build::ACK), [Drop::FlowTableFull]);
+        slice.wait(second);
+        assert_eq!(send(&mut slice, 1001, build::SYN), []);
+        slice.wait(0_u32.wrapping_sub(second));
+        assert_eq!(send(&mut slice, 1002, build::SYN), [], "{v6}");
+    }
+}
+
 #[test]
 fn cases_have_names_of_their_own() {
     let cases = cases::all();
