@@ -5,7 +5,9 @@ mod direct;
 pub mod echo;
 mod extensions;
 mod foreign;
+mod forged;
 mod fragments;
+mod halves;
 mod icmp;
 mod refuse;
 mod tcp;
@@ -23,6 +25,8 @@ pub fn all() -> Vec<Case> {
     for v6 in [false, true] {
         table.addresses = Addresses { v6 };
         tcp::cases(&mut table);
+        forged::cases(&mut table);
+        halves::cases(&mut table);
         udp::cases(&mut table);
         refuse::cases(&mut table);
         foreign::cases(&mut table);
