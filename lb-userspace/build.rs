@@ -69,6 +69,8 @@ fn build(workspace: &Path, target: &str, target_dir: &Path) {
         .current_dir(workspace)
         // build-std is unstable; the pinned toolchain is known to do it.
         .env("RUSTC_BOOTSTRAP", "1")
+        // In pieces the programs are larger, to the verifier too; a user's own settings may ask for it.
+        .env("CARGO_INCREMENTAL", "0")
         .env_remove("RUSTFLAGS")
         .env("CARGO_ENCODED_RUSTFLAGS", RUSTFLAGS.join("\x1f"))
         .args([

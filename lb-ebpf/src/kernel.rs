@@ -395,7 +395,7 @@ fn lookup(context: *mut c_void, ingress: u32, query: &Query, hop: &mut NextHop) 
 }
 
 macro_rules! family_tables {
-    ($family:ty, $services:ident, $flows:ident, $handshakes:ident, $sources:ident, $affinity:ident, $fragments:ident, $held:ident, $work:ident, $take_source:ident, $former_flows:ident, $former_handshakes:ident, $places:ident, $recalled:ident, $recall:ident) => {
+    ($family:ty, $services:ident, $flows:ident, $handshakes:ident, $sources:ident, $affinity:ident, $fragments:ident, $held:ident, $work:ident, $take_source:ident, $former_flows:ident, $former_handshakes:ident, $places:ident, $recalled:ident, $recall:ident, $is_whole:ident, $forget:ident) => {
         impl<C: Context> FamilyTables<$family> for Kernel<C> {
             #[inline(always)]
             fn service(&self, key: &ServiceKey<$family>) -> Option<&Service> {
@@ -416,9 +416,11 @@ macro_rules! family_tables {
                 key: &FlowKey<$family>,
                 flow: &Flow<$family>,
             ) -> Result<(), InsertError> {
-                maps::$flows
-                    .insert(key, flow, BPF_ANY as u64)
-                    .map_err(|_| InsertError::Full)
+                match maps::$flows.insert(key, flow, BPF_NOEXIST as u64) {
+                    Ok(()) => Ok(()),
+                    Err(EEXIST) => Err(InsertError::Exists),
+                    Err(_) => Err(InsertError::Full),
+                }
             }
 
             #[inline(always)]
@@ -544,6 +546,20 @@ macro_rules! family_tables {
             }
 
             #[inline(always)]
+            fn is_whole(&self, key: &FlowKey<$family>) -> bool {
+                let Some(recalled) = self.recalled() else {
+                    return true;
+                };
+                recalled.key = *key;
+                $is_whole() != 0
+            }
+
+            #[inline(always)]
+            fn forget(&self) {
+                $forget();
+            }
+
+            #[inline(always)]
             fn take_source(&self, candidate: Candidate) -> Attempt {
                 match C::$take_source(self.context, candidate.word()) {
                     ENTERED => Attempt::Entered,
@@ -588,7 +604,9 @@ family_tables!(
     FORMER_HANDSHAKES4,
     FORMER_PLACES4,
     RECALLED4,
-    recall4
+    recall4,
+    is_whole4,
+    forget4
 );
 family_tables!(
     V6,
@@ -605,7 +623,9 @@ family_tables!(
     FORMER_HANDSHAKES6,
     FORMER_PLACES6,
     RECALLED6,
-    recall6
+    recall6,
+    is_whole6,
+    forget6
 );
 
 const TAKEN: u32 = Attempt::Taken as u32;
@@ -648,6 +668,38 @@ extern "C" fn recall4() -> u32 {
 extern "C" fn recall6() -> u32 {
     let kernel = Kernel::new(core::ptr::null_mut::<xdp_md>());
     (former::is_on() && path::bring::<V6, _>(&kernel)) as u32
+}
+
+/// [`path::is_whole`]; the key stands in `RECALLED4`.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn is_whole4() -> u32 {
+    let kernel = Kernel::new(core::ptr::null_mut::<xdp_md>());
+    path::is_whole::<V4, _>(&kernel) as u32
+}
+
+/// As [`is_whole4`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn is_whole6() -> u32 {
+    let kernel = Kernel::new(core::ptr::null_mut::<xdp_md>());
+    path::is_whole::<V6, _>(&kernel) as u32
+}
+
+/// [`path::forget`]; the connection's tuples stand in `WORK4`.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn forget4() -> u32 {
+    path::forget::<V4, _>(&Kernel::new(core::ptr::null_mut::<xdp_md>()));
+    0
+}
+
+/// As [`forget4`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn forget6() -> u32 {
+    path::forget::<V6, _>(&Kernel::new(core::ptr::null_mut::<xdp_md>()));
+    0
 }
 
 /// [`path::count_active`].

@@ -198,6 +198,64 @@ fn a_full_table_refuses_the_next_client_in_the_same_jiffy() {
     }
 }
 
+/// Jiffies come round to where they were.
+#[test]
+fn a_table_that_was_full_once_refuses_nobody_later() {
+    use lb_common::abi::Drop;
+    use lb_tests::packets::{build, slice::Devices, world};
+    for v6 in [false, true] {
+        let mut slice = Slice::twin(Devices::default(), 0, false);
+        let a = Addresses { v6 };
+        let second = world::CONFIG.hz;
+        let send = |slice: &mut Slice, client, flags| {
+            let to = a.vip(world::port::L2);
+            let packet = build::Packet::tcp(world::FROM_CLIENT, a.client(client), to, flags);
+            slice.run(true, &packet.bytes()).counted
+        };
+        assert_eq!(send(&mut slice, 1000, build::SYN), []);
+        assert_eq!(send(&mut slice, 1000, build::ACK), [Drop::FlowTableFull]);
+        slice.wait(second);
+        assert_eq!(send(&mut slice, 1001, build::SYN), []);
+        slice.wait(0_u32.wrapping_sub(second));
+        assert_eq!(send(&mut slice, 1002, build::SYN), [], "{v6}");
+    }
+}
+
+/// Whoever sends two datagrams in another's name has proven nothing that another client should pay
+/// for: a table that is full refuses no flow of UDP, and says nothing of it to TCP.
+#[test]
+fn datagrams_go_on_without_a_place_in_a_full_table() {
+    use lb_tests::packets::{Action, build, slice::Devices, world};
+    for v6 in [false, true] {
+        let mut slice = Slice::twin(Devices::default(), 0, false);
+        let a = Addresses { v6 };
+        let (client, dns, backend) = (
+            a.client(40_053),
+            a.vip(world::port::DNS),
+            a.backend(13, 5353),
+        );
+        let request = build::Packet::udp(world::FROM_CLIENT, client, dns).bytes();
+        let reply = build::Packet::udp(world::FROM_BACKEND, backend, client).bytes();
+        let goes_on = |slice: &mut Slice, from_client, packet: &[u8]| {
+            let outcome = slice.run(from_client, packet);
+            assert_eq!(outcome.action, Action::Redirect, "{v6}");
+            assert_eq!(outcome.counted, [], "{v6}");
+        };
+        for _ in 0..3 {
+            goes_on(&mut slice, true, &request);
+            goes_on(&mut slice, false, &reply);
+        }
+        let web = a.vip(world::port::WEB);
+        let other = build::Packet::tcp(world::FROM_CLIENT, a.client(1001), web, build::SYN);
+        goes_on(&mut slice, true, &other.bytes());
+        slice.wait(world::CONFIG.hz);
+        // The backend's proof, by an answer that comes late.
+        goes_on(&mut slice, false, &reply);
+        goes_on(&mut slice, true, &request);
+        assert!(slice.seen_flows().iter().all(|flow| !flow.is_established));
+    }
+}
+
 #[test]
 fn cases_have_names_of_their_own() {
     let cases = cases::all();

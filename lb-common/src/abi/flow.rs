@@ -19,6 +19,8 @@ pub mod flow_state {
     pub const ANSWERED: u32 = 1 << 5;
     /// The connection did not begin here: its first packet was no SYN.
     pub const MIDDLE: u32 = 1 << 6;
+    /// The reset was the backend's. Only beside [`RESET`].
+    pub const BACKEND_RESET: u32 = 1 << 7;
     /// Packets keep addresses and ports, and go to the backend's own Ethernet address. Written
     /// when the flow begins, as [`TUNNEL`]; the service may be forwarded otherwise by now.
     pub const L2: u32 = 1 << 8;
@@ -37,8 +39,13 @@ pub mod flow_state {
     /// At least one side began to close.
     #[inline(always)]
     pub const fn is_closing(state: u32) -> bool {
-        state & (RESET | CLIENT_FIN | BACKEND_FIN) != 0
+        state & ENDS != 0
     }
+
+    /// Any side's end.
+    pub const ENDS: u32 = CLIENT_FIN | BACKEND_FIN | RESET;
+    /// The backend's end.
+    pub const BACKEND_ENDS: u32 = BACKEND_FIN | BACKEND_RESET;
 }
 
 /// [`NextHop::link`], and the values of the `DEVICES` map.

@@ -25,14 +25,14 @@ pub fn admit<A: Address, T: FamilyTables<A>>(tables: &T) -> Result<Step, Drop> {
         return PASS;
     };
     let packet = work.packet;
-    // Only the first fragment opens anything.
-    if packet.is_later_fragment() {
-        return Err(Drop::FragmentUnknown);
-    }
     let listen = ServiceKey::new(work.key.dst, work.key.dst_port, packet.protocol);
     let Some(service) = tables.service(&listen) else {
         return PASS;
     };
+    // Only the first fragment opens anything.
+    if packet.is_later_fragment() {
+        return Err(Drop::FragmentUnknown);
+    }
     if packet.has(tcp::RST) {
         return Err(Drop::ResetWithoutFlow);
     }
@@ -47,10 +47,15 @@ pub fn admit<A: Address, T: FamilyTables<A>>(tables: &T) -> Result<Step, Drop> {
         return Err(Drop::SourceDenied);
     }
     // Refused here already, while the client has nothing to lose.
-    let was_full = tables.last_full().map_or(0, |last| last.get());
-    if was_full != 0 && tables.now().wrapping_sub(was_full) < config.hz {
-        tables.count_drop(Drop::FlowTableFull);
-        return Ok(Step::Answer);
+    if let Some(last) = tables.last_full()
+        && last.get() != 0
+    {
+        if tables.now().wrapping_sub(last.get()) < config.hz {
+            tables.count_drop(Drop::FlowTableFull);
+            return Ok(Step::Answer);
+        }
+        // Jiffies come round to where they were.
+        last.set(0);
     }
     let mut affinity = 0;
     // What no host accepts begins nothing, and takes nothing of what others may have.

@@ -51,7 +51,7 @@ pub use parse::{Network, Packet, network};
 pub use recall::{Recalled, bring, recall};
 pub use reject::answer;
 pub use select::draw;
-pub use slow::slow;
+pub use slow::{forget, is_whole, slow};
 
 /// What becomes of a packet, if it is not dropped.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -347,7 +347,7 @@ pub trait FamilyTables<A: Address>: Tables {
     fn service(&self, key: &ServiceKey<A>) -> Option<&Service>;
 
     fn flow(&self, key: &FlowKey<A>) -> Option<&Flow<A>>;
-    /// Overwrites an entry of the same key.
+    /// Leaves an entry of the same key as it is.
     fn insert_flow(&self, key: &FlowKey<A>, flow: &Flow<A>) -> Result<(), InsertError>;
     fn remove_flow(&self, key: &FlowKey<A>);
 
@@ -365,7 +365,7 @@ pub trait FamilyTables<A: Address>: Tables {
     /// False if there is none.
     fn recall(&self, key: &FlowKey<A>) -> bool;
 
-    /// Memory for [`FamilyTables::recall`] off the stack.
+    /// Memory for [`FamilyTables::recall`] and [`FamilyTables::is_whole`] off the stack.
     #[expect(
         clippy::mut_from_ref,
         reason = "per-CPU memory, lent to one borrower at a time"
@@ -393,6 +393,12 @@ pub trait FamilyTables<A: Address>: Tables {
 
     /// A fragment that waits.
     fn held(&self, key: &HeldKey<A>) -> Option<&Held>;
+
+    /// [`is_whole`], which see.
+    fn is_whole(&self, key: &FlowKey<A>) -> bool;
+
+    /// [`forget`], which see.
+    fn forget(&self);
 
     /// [`take_source`], which see.
     fn take_source(&self, candidate: Candidate) -> Attempt;

@@ -201,26 +201,26 @@ pub fn segment<A: Family, F: Frame, T: FamilyTables<A>>(
     let Some(ports) = frame.load::<[Be16; 2]>(packet.transport()) else {
         return PASS;
     };
-    if !parse::is_wanted(tables, protocol, ports) {
-        return PASS;
-    }
-    let Some(flags) = parse::segment::<A, F>(frame, protocol, packet.transport(), length, is_first)
-    else {
-        return PASS;
-    };
     work.key.src_port = ports[0];
     work.key.dst_port = ports[1];
-    work.packet.flags = flags;
-    if !is_first {
-        return Ok(Step::Slow);
-    }
-    let listen = ServiceKey::new(work.key.dst, work.key.dst_port, protocol);
-    if tables.flow(&work.key).is_none()
-        && tables.handshake(&work.key).is_none()
-        && !(tables.recalls() && tables.recall(&work.key))
-        && tables.service(&listen).is_none()
-    {
-        return PASS;
+    let is_wanted = parse::is_wanted(tables, protocol, ports);
+    let flags = match is_wanted {
+        true => parse::segment::<A, F>(frame, protocol, packet.transport(), length, is_first),
+        false => None,
+    };
+    let goes_on = match flags {
+        Some(flags) => {
+            work.packet.flags = flags;
+            Ok(Step::Slow)
+        }
+        None => PASS,
+    };
+    // Whatever goes to a VIP, also what no service wants: the later fragments, which do not say so
+    // themselves, wait for this.
+    let is_noted =
+        is_first && (is_vip(tables, &work.key) || is_wanted && is_known(tables, &work.key));
+    if !is_noted {
+        return goes_on;
     }
     tables.insert_fragmented(
         &work.held.datagram,
@@ -236,7 +236,18 @@ pub fn segment<A: Family, F: Frame, T: FamilyTables<A>>(
     let waits = tables
         .held(&work.held)
         .is_some_and(|held| is_recent(config, now, held.seen));
-    Ok(if waits { Step::Release } else { Step::Slow })
+    if waits {
+        return Ok(Step::Release);
+    }
+    goes_on
+}
+
+/// Whether packets of this tuple are of a connection.
+#[inline(always)]
+fn is_known<A: Family, T: FamilyTables<A>>(tables: &T, key: &FlowKey<A>) -> bool {
+    tables.flow(key).is_some()
+        || tables.handshake(key).is_some()
+        || tables.recalls() && tables.recall(key)
 }
 
 /// What becomes of a later fragment whose datagram's first is not known.

@@ -4,10 +4,10 @@
 //! begin with empty flow tables, and nobody writes to the former any more. What is not found here is
 //! looked for there, until the daemon has moved the rest.
 
-use super::{FamilyTables, Step, Verdict};
+use super::{FamilyTables, InsertError, Step, Verdict};
 use crate::abi::{Address, Flow, FlowKey, flow_state};
 
-/// What [`FamilyTables::recall`] works on. Too much for a BPF stack.
+/// What [`FamilyTables::recall`] and [`FamilyTables::is_whole`] work on. Too much for a BPF stack.
 #[repr(C)]
 #[derive(Clone, Debug)]
 pub struct Recalled<A> {
@@ -66,7 +66,7 @@ fn bring_one<A: Address, T: FamilyTables<A>>(
     // Entered here before it is removed there: on whatever CPU its next packet is, it finds the one
     // entry or the other.
     if tables.former_flow(key, flow) {
-        if tables.flow(key).is_none() && tables.insert_flow(key, flow).is_err() {
+        if tables.flow(key).is_none() && tables.insert_flow(key, flow) == Err(InsertError::Full) {
             return false;
         }
         tables.remove_former_flow(key);

@@ -5,7 +5,9 @@ use super::active;
 use super::allocate;
 use super::parse::Packet;
 use super::wire::tcp;
-use super::{Family, FamilyTables, Frame, InsertError, Milestone, Step, Verdict, Work, translate};
+use super::{
+    Family, FamilyTables, Frame, InsertError, Milestone, Recalled, Step, Verdict, Work, translate,
+};
 use crate::abi::{Address, Config, Drop, Flow, FlowKey, backend_state, flow_state};
 
 /// Which table a flow stands in.
@@ -14,6 +16,9 @@ enum Found {
     Established,
     Handshake,
 }
+
+/// Bits of [`flow_state`] of entries that are not a client's half of a translation.
+const OTHERS: u32 = flow_state::REVERSE | flow_state::DIRECT;
 
 /// What is to become of a packet's known flow.
 enum Fate {
@@ -68,10 +73,10 @@ pub fn slow<A: Family, F: Frame, T: FamilyTables<A>>(
     } else {
         flow.opposite(packet.protocol)
     };
-    match fate(tables, &packet, flow) {
+    match fate(tables, &packet, &work.key, flow, found) {
         Fate::Keep => known(frame, tables, config, work, &packet, flow, found),
         Fate::Redraw => {
-            forget(tables, work, flow, found);
+            tables.forget();
             Ok(Step::Admit)
         }
         Fate::Gone(reason) => {
@@ -92,10 +97,16 @@ fn is_direct<A>(flow: &Flow<A>) -> bool {
 }
 
 #[inline(always)]
-fn fate<A: Family, T: FamilyTables<A>>(tables: &T, packet: &Packet, flow: &Flow<A>) -> Fate {
+fn fate<A: Family, T: FamilyTables<A>>(
+    tables: &T,
+    packet: &Packet,
+    key: &FlowKey<A>,
+    flow: &Flow<A>,
+    found: Found,
+) -> Fate {
     let state = flow.state.get();
     let reverse = state & flow_state::REVERSE != 0;
-    // A new connection on an old one's tuple, or a SYN again because nobody answered.
+    // A new connection on an old one's tuple, a SYN again because nobody answered, or a stranger's.
     let begins = !packet.is_udp() && packet.flags & (tcp::SYN | tcp::ACK) == tcp::SYN;
     let (alive, ends, backend_state) = match tables.backend(flow.slot) {
         Some(backend) if backend.generation == flow.generation => (
@@ -105,17 +116,25 @@ fn fate<A: Family, T: FamilyTables<A>>(tables: &T, packet: &Packet, flow: &Flow<
         ),
         _ => (false, false, backend_state::FREE),
     };
+    // What is established is over when its backend said so, or cannot have it any more: whoever
+    // forged the client's segments may have forged its end too. If the backend still has the
+    // connection, it answers a SYN by asking the client (RFC 5961 4.2), else it begins anew.
+    let (fails, over) = match found {
+        Found::Established => (backend_state::DOWN, flow_state::BACKEND_ENDS),
+        Found::Handshake => (backend_state::DRAINING, flow_state::ENDS),
+    };
     let redraw = if packet.is_udp() {
         !alive || ends
     } else {
-        begins
-            && (!alive || backend_state != backend_state::ACTIVE || flow_state::is_closing(state))
+        begins && (!alive || backend_state >= fails || state & over != 0)
     };
     match (reverse, redraw) {
         (false, true) => Fate::Redraw,
         _ if !alive => Fate::Gone(Drop::BackendRemoved),
         // What a failed backend still answers helps UDP clients that wait for it.
         _ if ends && !packet.is_udp() => Fate::Gone(Drop::BackendDown),
+        // The backend's answers would be another connection's.
+        _ if found == Found::Handshake && !tables.is_whole(key) => Fate::Redraw,
         _ => Fate::Keep,
     }
 }
@@ -143,7 +162,7 @@ fn known<A: Family, F: Frame, T: FamilyTables<A>>(
         packet.departs(),
         (&mut work.query, &mut work.hop),
     )?;
-    if packet.has(tcp::FIN | tcp::RST) || flow.state.get() & flow_state::RESET != 0 {
+    if packet.has(tcp::FIN | tcp::RST) || flow_state::is_closing(flow.state.get()) {
         note_end(tables, &work.opposite, packet, flow, found, reverse);
     }
     if translate::is_too_big(frame, &work.key, packet, flow, &mut to, &work.hop) {
@@ -154,16 +173,20 @@ fn known<A: Family, F: Frame, T: FamilyTables<A>>(
     // A later fragment shows nothing: it has no transport header.
     if found == Found::Handshake && !packet.is_later_fragment() {
         proven = is_proven(frame, tables, config, work, packet, flow)?;
-        if proven && establish(tables, work, flow).is_err() {
-            if let Some(last) = tables.last_full() {
-                // Never 0, and never later than now: that would be a long time ago.
-                last.set(tables.now().wrapping_sub(1) | 1);
+        if proven && let Err(error) = establish(tables, work, flow) {
+            // Without a place of its own it goes on where others may evict it.
+            proven = false;
+            if error == InsertError::Full && !packet.is_udp() {
+                if let Some(last) = tables.last_full() {
+                    // Never 0, and never later than now: that would be a long time ago.
+                    last.set(tables.now().wrapping_sub(1) | 1);
+                }
+                if reverse {
+                    return Err(Drop::FlowTableFull);
+                }
+                tables.count_drop(Drop::FlowTableFull);
+                return Ok(Step::Answer);
             }
-            if reverse {
-                return Err(Drop::FlowTableFull);
-            }
-            tables.count_drop(Drop::FlowTableFull);
-            return Ok(Step::Answer);
         }
     }
     if mode == flow_state::TUNNEL {
@@ -282,8 +305,9 @@ fn restore<A: Family, T: FamilyTables<A>>(tables: &T, work: &mut Work<A>, revers
 }
 
 /// Marks both directions with the end that this packet brings, and takes back the mark of a reset
-/// that is followed by more: it was forged, or too old to count. Who waits for the connection's
-/// source to have rested looks at one direction only.
+/// that is followed by more: it was forged, or too old to count. A SYN of the backend's takes all
+/// marks back, for it has begun another connection on the tuple; with direct return the client's has
+/// to do. Who waits for the connection's source to have rested looks at one direction only.
 #[inline(always)]
 fn note_end<A: Family, T: FamilyTables<A>>(
     tables: &T,
@@ -293,9 +317,13 @@ fn note_end<A: Family, T: FamilyTables<A>>(
     found: Found,
     reverse: bool,
 ) {
+    const RESETS: u32 = flow_state::RESET | flow_state::BACKEND_RESET;
     let mut bits = 0;
     if packet.has(tcp::RST) {
-        bits |= flow_state::RESET;
+        bits |= match reverse {
+            true => RESETS,
+            false => flow_state::RESET,
+        };
     }
     if packet.has(tcp::FIN) {
         bits |= if reverse {
@@ -305,7 +333,9 @@ fn note_end<A: Family, T: FamilyTables<A>>(
         };
     }
     let before = flow.state.get();
-    let after = before & !flow_state::RESET | bits;
+    let begins = packet.has(tcp::SYN) && found == Found::Established && before & OTHERS != 0;
+    let over = RESETS | begins as u32 * flow_state::ENDS;
+    let after = before & !over | bits;
     flow.state.set(after);
     tables.count_active(flow.slot, flow.generation, before, after);
     let other = match found {
@@ -313,14 +343,16 @@ fn note_end<A: Family, T: FamilyTables<A>>(
         Found::Handshake => tables.handshake(opposite),
     };
     if let Some(other) = other {
-        other
-            .state
-            .set(other.state.get() & !flow_state::RESET | bits);
+        other.state.set(other.state.get() & !over | bits);
         other.last_seen.set(tables.now());
     }
 }
 
 /// Enters both directions, or the only one, where no stranger's packet can evict them.
+///
+/// # Errors
+/// Nothing is entered: there is no room, or another CPU entered the connection meanwhile, or another
+/// connection has the other direction's tuple, to which this handshake is late.
 #[inline(always)]
 fn establish<A: Family, T: FamilyTables<A>>(
     tables: &T,
@@ -364,17 +396,62 @@ fn mirror<A: Address>(flow: &mut Flow<A>, key: &FlowKey<A>) {
     flow.state.set(flow.state.get() ^ flow_state::REVERSE);
 }
 
+/// Removes the connection in [`Work`]. Under the other direction's tuple another one may stand. Behind
+/// [`FamilyTables::forget`], which keeps it out of what the verifier walks in [`slow`].
 #[inline(always)]
-fn forget<A: Family, T: FamilyTables<A>>(tables: &T, work: &Work<A>, flow: &Flow<A>, found: Found) {
-    match found {
-        Found::Established => {
-            active::forget(tables, flow);
-            tables.remove_flow(&work.opposite);
-            tables.remove_flow(&work.key);
+pub fn forget<A: Address, T: FamilyTables<A>>(tables: &T) {
+    let Some(Work { key, opposite, .. }) = tables.work() else {
+        return;
+    };
+    let is_pair =
+        |other: Option<&Flow<A>>| other.is_some_and(|other| allocate::belongs_to(other, key));
+    if let Some(flow) = tables.flow(key) {
+        active::forget(tables, flow);
+        if is_pair(tables.flow(opposite)) {
+            tables.remove_flow(opposite);
         }
-        Found::Handshake => {
-            tables.remove_handshake(&work.opposite);
-            tables.remove_handshake(&work.key);
+        tables.remove_flow(key);
+    } else {
+        if is_pair(tables.handshake(opposite)) {
+            tables.remove_handshake(opposite);
         }
+        tables.remove_handshake(key);
+    }
+}
+
+/// Whether the handshake of [`Recalled::key`], if it is a client's, has the tuple by which its backend
+/// answers. The entry of that tuple is made again if it was evicted: the two are not used alike.
+/// Behind [`FamilyTables::is_whole`], as [`forget`].
+#[inline(always)]
+pub fn is_whole<A: Address, T: FamilyTables<A>>(tables: &T) -> bool {
+    let Some(Recalled {
+        key,
+        opposite,
+        flow,
+    }) = tables.recalled()
+    else {
+        return true;
+    };
+    let Some(handshake) = tables.handshake(key) else {
+        return true;
+    };
+    if handshake.state.get() & OTHERS != 0 {
+        return true;
+    }
+    *opposite = handshake.opposite(key.protocol());
+    let half = tables.handshake(opposite);
+    // Behind that: what is established enters the flows before it leaves the handshakes.
+    if let Some(other) = tables.flow(opposite).or(half) {
+        return allocate::belongs_to(other, key);
+    }
+    flow.clone_from(handshake);
+    mirror(flow, key);
+    flow.next_hop.set(Default::default());
+    match tables.insert_handshake(opposite, flow, false) {
+        // Without room it stays as it is.
+        Ok(()) | Err(InsertError::Full) => true,
+        Err(InsertError::Exists) => tables
+            .handshake(opposite)
+            .is_some_and(|other| allocate::belongs_to(other, key)),
     }
 }

@@ -59,7 +59,9 @@ pub(super) fn way<A: Family, F: Frame, T: FamilyTables<A>>(
         return Ok(To::Stack);
     }
     *hop = flow.next_hop.get();
-    if hop.epoch == config.epoch {
+    // Before the question: an answer from before a change must not count as one from after it.
+    let epoch = config.epoch;
+    if hop.epoch == epoch {
         return Ok(To::Neighbour);
     }
     let mode = flow.state.get() & flow_state::DIRECT;
@@ -77,7 +79,7 @@ pub(super) fn way<A: Family, F: Frame, T: FamilyTables<A>>(
     }
     hop.narrow(overhead);
     if to == To::Neighbour {
-        hop.epoch = config.epoch;
+        hop.epoch = epoch;
         flow.next_hop.set(*hop);
     }
     Ok(to)

@@ -5,7 +5,9 @@ mod direct;
 pub mod echo;
 mod extensions;
 mod foreign;
+mod forged;
 mod fragments;
+mod halves;
 mod icmp;
 mod liveness;
 mod narrow;
@@ -28,6 +30,8 @@ pub fn all() -> Vec<Case> {
         tcp::cases(&mut table);
         sources::cases(&mut table);
         liveness::cases(&mut table);
+        forged::cases(&mut table);
+        halves::cases(&mut table);
         udp::cases(&mut table);
         refuse::cases(&mut table);
         foreign::cases(&mut table);

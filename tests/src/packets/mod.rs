@@ -93,6 +93,8 @@ pub enum Expect {
     /// Lets those go on that were put aside, where the hook can do so, else is sent out of the
     /// other device.
     Released(Vec<u8>),
+    /// The same, else is left to the kernel, untouched.
+    LetGo,
 }
 
 /// Where a packet comes from.
@@ -173,7 +175,8 @@ impl Expect {
             Self::Resolve(packet) => (&[Resolve, Pass, Send], Some(packet)),
             Self::Held if dropped_for(Drop::FragmentHeld) => return None,
             Self::Held => (&[Pass], Some(sent)),
-            Self::Released(_) if dropped_for(Drop::FragmentResumed) => return None,
+            Self::Released(_) | Self::LetGo if dropped_for(Drop::FragmentResumed) => return None,
+            Self::LetGo => (&[Pass], Some(sent)),
             Self::Released(packet) => (&[Redirect, Send], Some(packet)),
             Self::Dropped(reason) => {
                 if outcome.action == Action::Drop && outcome.counted.contains(reason) {
@@ -248,7 +251,7 @@ pub fn run(case: &Case, runner: &mut dyn Runner) -> Result<(), String> {
             step => return Err(fault(format!("there is a handshake or is none: {step:?}"))),
         };
         let outcome = match expect {
-            Expect::Released(_) => runner.run_reused(from_client, packet),
+            Expect::Released(_) | Expect::LetGo => runner.run_reused(from_client, packet),
             _ => runner.run(from_client, packet),
         };
         if let Some(difference) = expect.difference(packet, &outcome) {

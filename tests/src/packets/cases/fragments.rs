@@ -312,15 +312,19 @@ fn left_alone(table: &mut Table) {
     let other = Connection::new(dns.client, a.node(port::DNS), dns.backend).udp();
     let steps = requests(&other, &long(other.request(0), 2000), ID, &[1400]);
     pass("udp_fragments_to_others", table, steps);
-    // Of a port on which nobody listens the first tells no one, and the later ones wait in vain.
+    // Of a port on which nobody listens: the address may be the node's own.
     let other = Connection::new(dns.client, a.vip(5354), dns.backend).udp();
-    let steps = requests(&other, &long(other.request(0), 2000), ID, &[1400]);
-    let expects = [Expect::Pass, Expect::Held];
-    let steps = steps.into_iter().zip(expects);
-    table.add(
-        "udp_fragments_to_other_port",
-        steps.map(|(step, expect)| but(step, expect)).collect(),
-    );
+    let steps = requests(&other, &long(other.request(0), 3000), ID, &[1400, 1400]);
+    pass("udp_fragments_to_other_port", table, steps.clone());
+    let mut late: Vec<_> = steps[1..].to_vec();
+    late.reverse();
+    let mut late: Vec<_> = late.into_iter().map(|s| but(s, Expect::Held)).collect();
+    late.push(but(steps[0].clone(), Expect::LetGo));
+    late.extend(steps.into_iter().map(|step| but(step, Expect::Pass)));
+    table.add("udp_fragments_to_other_port_before_the_first", late);
+    let ssh = Connection::new(dns.client, a.vip(22), dns.backend);
+    let steps = requests(&ssh, &long(ssh.request(ACK), 1400), ID, &[800]);
+    pass("tcp_fragments_to_other_port", table, steps);
     // A reply nobody asked for.
     let stray = long(dns.reply(0), 2000).fragments(ID, &[1400]);
     let steps = stray

@@ -48,13 +48,15 @@ pub(super) fn cases(table: &mut Table) {
             &format!("tcp_new_connection_refused_while_backend_{name}"),
             vec![state(value), Step::FromClient(syn.bytes(), answer.clone())],
         );
-        let mut steps = web.opened();
-        steps.push(state(value));
-        steps.push(Step::FromClient(syn.bytes(), answer.clone()));
-        table.add(
-            &format!("tcp_port_reused_while_backend_{name}_is_drawn_anew"),
-            steps,
-        );
+        if value != backend_state::DRAINING {
+            let mut steps = web.opened();
+            steps.push(state(value));
+            steps.push(Step::FromClient(syn.bytes(), answer.clone()));
+            table.add(
+                &format!("tcp_port_reused_while_backend_{name}_is_drawn_anew"),
+                steps,
+            );
+        }
         let steps = vec![
             web.forwards(web.request(SYN)),
             state(value),

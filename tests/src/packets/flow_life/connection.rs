@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 
 use lb_common::abi::flow_state as bit;
 
-use super::super::build::{FIN, Packet, RST, Transport};
+use super::super::build::{FIN, Packet, RST, SYN, Transport};
 
 #[derive(Clone, Debug)]
 pub(super) struct Connection {
@@ -22,6 +22,8 @@ pub(super) struct Connection {
     pub(super) client_fin: bool,
     pub(super) backend_fin: bool,
     pub(super) reset: bool,
+    /// By the backend.
+    pub(super) backend_reset: bool,
     pub(super) begun: u32,
     /// When either side last sent, and when either last sent a FIN or RST.
     pub(super) seen: u32,
@@ -37,6 +39,15 @@ impl Connection {
         self.client_fin && self.backend_fin || self.reset
     }
 
+    /// A SYN of the client's begins another connection: the backend has, or may have, ended this one.
+    /// What is established ends by no word of the client's, which anybody may have sent.
+    pub(super) fn is_over(&self) -> bool {
+        match self.is_established {
+            true => self.backend_fin || self.backend_reset,
+            false => self.is_closing(),
+        }
+    }
+
     pub(super) fn is_open(&self) -> bool {
         self.is_established && !self.is_closed()
     }
@@ -46,6 +57,11 @@ impl Connection {
         self.seen = now;
         // Forged, or too late, if more follows.
         self.reset = flags & RST != 0;
+        self.backend_reset = self.reset && !is_client;
+        // The backend begins another connection on the tuple.
+        if self.is_established && !is_client && flags & SYN != 0 {
+            (self.client_fin, self.backend_fin) = (false, false);
+        }
         if flags & (RST | FIN) != 0 {
             self.ended = now;
         }
@@ -61,6 +77,7 @@ impl Connection {
             | set(self.client_fin, bit::CLIENT_FIN)
             | set(self.backend_fin, bit::BACKEND_FIN)
             | set(self.reset, bit::RESET)
+            | set(self.backend_reset, bit::BACKEND_RESET)
     }
 }
 

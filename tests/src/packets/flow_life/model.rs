@@ -198,8 +198,11 @@ impl Model {
         let draws_again = match Scene::is_udp(name.1) {
             true => end.is_some() || state == backend_state::DOWN,
             false => {
-                let may_stay = state == backend_state::ACTIVE && !known.is_closing();
-                flags == SYN && (end.is_some() || !may_stay)
+                let keeps = match known.is_established {
+                    true => state != backend_state::DOWN,
+                    false => state == backend_state::ACTIVE,
+                };
+                flags == SYN && (end.is_some() || !keeps || known.is_over())
             }
         };
         if draws_again {
@@ -232,7 +235,9 @@ impl Model {
         };
         let mut what = "goes on";
         if !known.is_established && known.is_answered && is_proof {
-            if !has_room {
+            if !has_room && Scene::is_udp(name.1) {
+                what = "goes on without a place of its own";
+            } else if !has_room {
                 next.full = Some(now);
                 return next.turn_back(
                     packet,
@@ -240,8 +245,10 @@ impl Model {
                     "no room for the client's proof",
                 );
             }
-            known.is_established = true;
-            what = "established by the client";
+            if has_room {
+                known.is_established = true;
+                what = "established by the client";
+            }
         }
         let moved = packet.moved(world::TO_BACKEND, known.source, known.backend);
         next.redirects(what, moved)
@@ -290,7 +297,9 @@ impl Model {
             milestones[1] += u64::from(!known.is_answered);
             known.is_answered = true;
             let lasts = Scene::is_udp(name.1) && now - known.begun >= SECOND;
-            if known.is_picked_up || lasts {
+            if lasts && !has_room {
+                what = "goes on without a place of its own";
+            } else if known.is_picked_up || lasts {
                 if !has_room {
                     next.full = Some(now);
                     let dropped = Expect::Dropped(Drop::FlowTableFull);
@@ -418,6 +427,7 @@ impl Model {
             client_fin: flags(packet) & FIN != 0,
             backend_fin: false,
             reset: false,
+            backend_reset: false,
             begun: self.now,
             seen: self.now,
             ended: self.now,

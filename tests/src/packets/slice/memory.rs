@@ -402,7 +402,10 @@ macro_rules! family_tables {
                 flow: &Flow<$family>,
             ) -> Result<(), InsertError> {
                 let flows = &self.$field.flows;
-                if flows.len() >= self.room && !flows.contains(key) {
+                if flows.contains(key) {
+                    return Err(InsertError::Exists);
+                }
+                if flows.len() >= self.room {
                     return Err(InsertError::Full);
                 }
                 flows.insert(*key, flow.clone());
@@ -512,6 +515,16 @@ macro_rules! family_tables {
 
             fn held(&self, key: &HeldKey<$family>) -> Option<&Held> {
                 self.$field.held.get(key)
+            }
+
+            fn is_whole(&self, key: &FlowKey<$family>) -> bool {
+                let recalled = FamilyTables::<$family>::recalled(self);
+                recalled.expect("it is there").key = *key;
+                path::is_whole::<$family, _>(self)
+            }
+
+            fn forget(&self) {
+                path::forget::<$family, _>(self);
             }
 
             fn take_source(&self, candidate: Candidate) -> Attempt {
