@@ -163,6 +163,11 @@ pub fn segment<A: Family, F: Frame, T: FamilyTables<A>>(
     let packet = work.packet;
     let now = tables.now();
     let protocol = packet.protocol;
+    // Of a packet that ends before its own headers do.
+    let length = packet.transport_length::<A>();
+    if length > packet.payload as usize {
+        return PASS;
+    }
     if work.fragment & FRAGMENT_OFFSET as u32 != 0 {
         work.packet.transport = 0;
         let Some(first) = tables.fragmented(&work.held.datagram) else {
@@ -183,10 +188,6 @@ pub fn segment<A: Family, F: Frame, T: FamilyTables<A>>(
         return Ok(Step::Slow);
     }
     let is_first = work.fragment != 0;
-    let length = packet.transport_length::<A>();
-    if length > packet.payload as usize {
-        return PASS;
-    }
     let header = if packet.is_udp() {
         size_of::<Udp>()
     } else {

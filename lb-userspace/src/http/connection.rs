@@ -115,7 +115,9 @@ impl<S: Site> Server<S> {
                 return;
             }
         }
-        close(connection.into_parts().io.into_inner()).await;
+        let close = close(connection.into_parts().io.into_inner());
+        place.rejoin();
+        close.await;
     }
 
     async fn request(

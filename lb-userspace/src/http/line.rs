@@ -1,4 +1,5 @@
-//! Connections that have not asked for anything yet, in the order in which they came.
+//! Connections that have not asked for anything yet, or have had their answer, in the order in which they
+//! came.
 
 use std::{
     collections::BTreeMap,
@@ -56,6 +57,12 @@ impl Place<'_> {
     /// It has asked, and is not dismissed any more.
     pub(super) fn leave(&self) {
         self.line.lock().by_age.remove(&self.number);
+    }
+
+    /// It has its answer: who only waits for the other side to close gives way as well.
+    pub(super) fn rejoin(&self) {
+        let mut waiting = self.line.lock();
+        waiting.by_age.insert(self.number, self.dismissed.clone());
     }
 
     pub(super) async fn dismissed(&self) {

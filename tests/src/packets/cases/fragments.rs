@@ -222,13 +222,22 @@ fn hostile(table: &mut Table) {
         let steps = vec![Step::FromClient(short.bytes(), Expect::Pass)];
         table.add("tcp_fragment_with_total_length_too_small", steps);
     }
+    // A later fragment that ends in its own headers.
+    let dns = dns(table);
+    let mut steps = requests(&dns, &long(dns.request(0), 2000), ID, &[1400]);
+    let later = long(dns.request(0), 2000).fragments(ID, &[1400])[1].clone();
+    let short = later.with(|packet| {
+        packet.options = vec![1; 8];
+        packet.total_length = Some(if table.addresses.v6 { 4 } else { 24 });
+    });
+    steps.push(Step::FromClient(short.bytes(), Expect::Pass));
+    table.add("udp_later_fragment_that_ends_in_its_headers", steps);
     // Elsewhere tiny fragments are none of our business.
     let foreign = Connection::new(a.client(40_001), a.node(port::WEB), a.backend(1, 8080));
     let steps = requests(&foreign, &long(foreign.request(SYN), 100), ID, &[8]);
     let steps = steps.into_iter().map(|step| but(step, Expect::Pass));
     table.add("tcp_tiny_fragments_of_others", steps.collect());
     // The same identification again, for another flow.
-    let dns = dns(table);
     let other = Connection {
         client: dns.client,
         vip: a.vip(port::DNS_TWO),

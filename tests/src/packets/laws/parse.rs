@@ -30,12 +30,7 @@ impl<'a> Parsed<'a> {
             [0x86, 0xdd] => Self::at(bytes, ETHERNET, true)?,
             _ => return None,
         };
-        // The path does not ask whether a later fragment's options or extension headers lie inside it.
-        let least = match parsed.is_later_fragment {
-            true => 0,
-            false => parsed.header,
-        };
-        let is_whole = (least..=bytes.len() - ETHERNET).contains(&parsed.total);
+        let is_whole = (parsed.header..=bytes.len() - ETHERNET).contains(&parsed.total);
         is_whole.then_some(parsed)
     }
 
@@ -61,11 +56,7 @@ impl<'a> Parsed<'a> {
         parsed.total = number(2)?;
         parsed.protocol = *ip.get(9)?;
         parsed.is_later_fragment = number(6)? & 0x1fff != 0;
-        let least = match parsed.is_later_fragment {
-            true => 20,
-            false => parsed.header,
-        };
-        (first >> 4 == 4 && parsed.header >= 20 && ip.len() >= least).then_some(parsed)
+        (first >> 4 == 4 && parsed.header >= 20 && ip.len() >= parsed.header).then_some(parsed)
     }
 
     fn behind_extensions(&mut self, ip: &[u8]) -> Option<()> {
@@ -191,7 +182,7 @@ impl<'a> Parsed<'a> {
     pub(super) fn header_sum(&self) -> u32 {
         match self.is_v6 {
             true => 0,
-            false => sum(&self.bytes[self.start..self.transport().min(self.bytes.len())]),
+            false => sum(&self.bytes[self.start..self.transport()]),
         }
     }
 
