@@ -174,10 +174,13 @@ fn every_target_is_known_everywhere() {
     }
 }
 
-/// What each packet of the case table becomes.
+/// What each packet of the case table becomes, in the world that the laws know.
 fn outcomes(mut see: impl FnMut(&str, Side, &[u8], Outcome)) {
     let mut slice = Slice::default();
     for case in cases::all() {
+        if case.steps.iter().any(|s| matches!(s, Step::Pool { .. })) {
+            continue;
+        }
         slice.reset();
         for step in &case.steps {
             let (side, packet) = match step {
@@ -211,10 +214,13 @@ fn the_laws_hold_of_all_cases() {
     );
 }
 
-/// What one packet does not tell: to which client of the node's own address a later fragment goes, whose
-/// IPv6 header has no checksum; and the bits in which the sources of a tunnel differ.
+/// What one packet does not tell: the bits in which the sources of a tunnel differ.
 fn is_unknown(case: &str) -> bool {
-    ["v6_udp_fragments_with_snat", "v6_tunnel_sources_are_spread"].contains(&case)
+    case == "v6_tunnel_sources_are_spread"
+}
+
+fn is_v6_fragment(frame: &[u8]) -> bool {
+    frame[12..14] == [0x86, 0xdd] && frame[20] == 44
 }
 
 /// Of no packet that leaves may a bit be another, or a byte more or less be there.
@@ -236,6 +242,10 @@ fn the_laws_leave_no_bit_free() {
                 16 | 17 if outer => 0xff,
                 _ => 0,
             };
+            // A fragment has no checksum over its addresses, and several may be those of backends.
+            if is_v6_fragment(&outcome.packet) && (22..54).contains(&at) {
+                continue;
+            }
             // One of its bits: all of them, in all bytes, take forty times as long.
             let bit = 1 << ((at + packet.len()) % 8);
             if bit & label != 0 || is_unknown(name) {
