@@ -349,12 +349,13 @@ fn finish(old: &Layers, mut new: Layers, message: String) -> Result {
 /// Lets sources that come in others' place begin with what those have found: the services that
 /// changed so go on as they are until the new ones answer.
 fn hand_over(old: &Layers, new: &mut Layers) {
-    let names = |layers: &Layers| -> Vec<SourceName> {
-        let services = layers.file.services.iter().chain(&layers.state.services);
-        let names = services.flat_map(|s| s.discovery.iter().map(|spec| spec.name(&s.name)));
-        names.collect()
-    };
-    let heirs = discovery::heirs(&names(old), &names(new));
+    if old.found.sets.is_empty() {
+        return;
+    }
+    // Only those in force run, and found anything.
+    let names = |layers: &Layers| merge::sources(&layers.file, &merged(layers)).into_keys();
+    let (before, after): (Vec<_>, Vec<_>) = (names(old).collect(), names(new).collect());
+    let heirs = discovery::heirs(&before, &after);
     if heirs.is_empty() {
         return;
     }
@@ -372,7 +373,7 @@ fn drop_overrides(old: &Layers, before: &[Merged], new: &mut Layers, after: &[Me
     let (were, are) = (origins(before), references(after));
     let (sources_before, sources) = (sources(before), sources(after));
     let was_heard =
-        |name: &SourceName| old.found.sets.contains_key(name) && !old.found.unknown.contains(name);
+        |name: &SourceName| old.found.sets.contains_key(name) && !old.found.unheard.contains(name);
     let finds = |layers: &Layers| !layers.file.discovery.is_empty();
     let (found, finds) = (finds(old), finds(new));
     new.state.overrides.retain(|backend, _| {

@@ -49,7 +49,12 @@ mod tests {
 
     #[test]
     fn those_of_one_service_and_kind_follow_each_other() {
-        let cases: [(&[&str], &[&str], &[(&str, &str)]); 7] = [
+        type Case = (
+            &'static [&'static str],
+            &'static [&'static str],
+            &'static [(&'static str, &'static str)],
+        );
+        let cases: [Case; 7] = [
             (&["web/a"], &["web/a"], &[]),
             (&["web/a"], &["web/b"], &[("web/b", "web/a")]),
             (&["web/a"], &["api/a"], &[]),

@@ -168,4 +168,7 @@ pub struct Discovered {
     /// Sources of which nothing is known, of this life or an earlier one: their sets are empty and
     /// mean nothing.
     pub unknown: BTreeSet<SourceName>,
+    /// These, and sources that never answered and have what others knew: the source in whose place
+    /// they came, or the kernel.
+    pub unheard: BTreeSet<SourceName>,
 }

@@ -164,6 +164,18 @@ impl<I: Item> Machine<I> {
         machine
     }
 
+    /// One that takes its place and asks for something else: it has what this one has, and never
+    /// answered itself. What this one had not put in force so far follows as it would have.
+    pub fn heir(&self, settings: Settings, now: Now) -> Self {
+        let known = self.known().cloned().collect();
+        Self {
+            in_force: self.in_force.clone(),
+            last_in_force: self.last_in_force,
+            changed: Some(now.at),
+            ..Self::new(settings, known, None, now)
+        }
+    }
+
     /// Takes other settings in place of these. Holds that run keep their ends.
     pub fn set_settings(&mut self, settings: Settings, now: Now) {
         self.settings = settings;
@@ -322,7 +334,8 @@ impl<I: Item> Machine<I> {
 
     /// Neither an answer of this life nor one of an earlier life is known.
     pub fn is_blank(&self) -> bool {
-        !self.answered && self.known.is_empty() && self.last_success_ms.is_none()
+        let has_any = !self.known.is_empty() || self.in_force != I::Set::default();
+        !self.answered && !has_any && self.last_success_ms.is_none()
     }
 
     /// What the last answer holds of which nothing can be made.

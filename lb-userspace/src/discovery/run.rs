@@ -88,8 +88,10 @@ struct Shared {
 struct Running {
     asked: Asked,
     machine: Ruled,
-    /// What is in force is what the source said, now or in an earlier life.
+    /// What is in force means something, whoever said it.
     is_known: bool,
+    /// The source itself said what is in force, now or in an earlier life.
+    is_heard: bool,
     life: u64,
     task: AbortHandle,
     /// What is in force is not on disk.
@@ -142,10 +144,10 @@ impl Sources {
         let gone = running.extract_if(.., |name, _| !wanted.contains_key(name));
         for (name, source) in gone {
             source.task.abort();
-            left.insert(name.clone(), source.machine.to_save());
             if let Err(error) = self.hub.shelf.remove(&name) {
                 tracing::warn!("{error:#}");
             }
+            left.insert(name, source.machine);
         }
         for (name, asked) in wanted {
             match running.get_mut(name) {
@@ -252,25 +254,27 @@ impl Drop for Sources {
 }
 
 impl Hub {
-    /// `former` is what the source knew in whose place this one comes.
+    /// `former` is the machine of the source in whose place this one comes.
     fn running(
         self: &Arc<Self>,
         name: &SourceName,
         asked: &Asked,
         life: u64,
-        former: Option<Restored>,
+        former: Option<Ruled>,
     ) -> Running {
-        let (mut restored, disk_fault) = self.shelf.load(name);
+        let (restored, disk_fault) = self.shelf.load(name);
         if let Some(fault) = &disk_fault {
             tracing::error!(source = %name, "{fault}");
         }
-        let mut unsaved = false;
-        if let Some(Restored { instances, .. }) = former
-            && restored == Restored::default()
-        {
-            unsaved = !instances.is_empty();
-            restored.instances = instances;
+        let now = (self.clock)();
+        let heir = former.filter(|_| restored == Restored::default());
+        let heir = heir.and_then(|former| former.heir(asked, now));
+        let heir = heir.filter(|heir| !heir.is_blank());
+        if let Some(heir) = &heir {
+            let count = heir.instances();
+            tracing::info!(source = %name, count, "begins with what another one had in its place");
         }
+        let unsaved = heir.is_some();
         if !restored.instances.is_empty() {
             let count = restored.instances.len();
             tracing::info!(source = %name, count, "begins with the instances last known");
@@ -280,11 +284,12 @@ impl Hub {
             tracing::info!(source = %name, count, "begins with the services last known");
         }
         let saved_success_ms = restored.last_success_ms.unwrap_or(0);
-        let machine = Ruled::new(name, asked, restored, (self.clock)());
+        let machine = heir.unwrap_or_else(|| Ruled::new(name, asked, restored, now));
         Running {
             asked: asked.clone(),
             saved_success_ms,
             is_known: !machine.is_blank(),
+            is_heard: machine.last_success_ms().is_some(),
             machine,
             life,
             task: self.begin(name, asked, life),
@@ -376,6 +381,10 @@ impl Hub {
                 source.is_known = true;
                 any = true;
             }
+            if !source.is_heard && source.machine.last_success_ms().is_some() {
+                source.is_heard = true;
+                any = true;
+            }
         }
         if any {
             shared.gather();
@@ -463,6 +472,9 @@ impl Shared {
             source.machine.gather(name, &mut found);
             if !source.is_known {
                 found.unknown.insert(name.clone());
+            }
+            if !source.is_heard {
+                found.unheard.insert(name.clone());
             }
         }
         self.found = Arc::new(found);

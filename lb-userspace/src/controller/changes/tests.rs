@@ -505,7 +505,7 @@ fn what_operators_said_of_found_backends_outlives_changes_of_their_source() {
     // A source that was not heard so far may have it as well.
     let mut unheard = with_source();
     let found = Arc::make_mut(&mut unheard.found);
-    found.unknown = found.sets.keys().cloned().collect();
+    found.unheard = found.sets.keys().cloned().collect();
     let change = reload(&unheard, with_discovery(&[], old_source)).unwrap();
     assert_eq!(left(&change), [1, 5, 6]);
 
@@ -538,6 +538,18 @@ fn a_source_in_anothers_place_begins_with_what_that_found() {
         let change = reload(&old, with_discovery(&["10.0.0.1:80"], discovery)).unwrap();
         assert_eq!(merged(&change.layers)[0].spec.backends.len(), 1);
     }
+}
+
+/// The file's `web` hid another one that was added by lbctl, as after an edit while no daemon ran.
+#[test]
+fn a_source_begins_with_what_that_found_which_was_in_force() {
+    let mut old = with_source();
+    old.state.services = with_discovery(&["10.0.0.1:80"], "file: {path: /new}").services;
+    let change = reload(&old, config([])).unwrap();
+    let service = &merged(&change.layers)[0];
+    assert_eq!(service.layer, Layer::Cli);
+    assert_eq!(service.spec.backends, merged(&old)[0].spec.backends);
+    assert_eq!(left(&change), [1, 5, 6]);
 }
 
 /// One request of each kind, over few names and addresses so that they meet.

@@ -236,6 +236,41 @@ fn what_was_last_known_serves_until_the_first_answer() {
 }
 
 #[test]
+fn one_in_anothers_place_moves_nobody_until_something_is_due() {
+    let mut bed = Bed::new(settings(), &[]);
+    bed.snapshot(&["a", "b"]);
+    bed.snapshot(&["a", "c"]);
+    bed.machine = bed.machine.heir(settings(), bed.now());
+    assert!(!bed.machine.advance(bed.now()));
+    assert_eq!(bed.ids(), ["a", "b"]);
+    assert_eq!(bed.state(), State::Starting);
+    assert_eq!(bed.machine.last_success_ms(), None);
+    // The merge window is over, and nobody goes on a word that another one gave.
+    bed.pass(SECOND);
+    assert_eq!(bed.ids(), ["a", "b", "c"]);
+    bed.pass(200 * SECOND);
+    assert_eq!(bed.ids(), ["a", "b", "c"]);
+    bed.snapshot(&["c", "d"]);
+    bed.pass(5 * SECOND);
+    assert_eq!(bed.ids(), ["c", "d"]);
+
+    // Whom the other one had let go goes as well.
+    let at_once = Settings {
+        removal_hold: Duration::ZERO,
+        empty_hold: Duration::ZERO,
+        ..settings()
+    };
+    let mut bed = Bed::new(at_once.clone(), &[]);
+    bed.snapshot(&["a"]);
+    bed.snapshot(&[]);
+    bed.machine = bed.machine.heir(at_once, bed.now());
+    assert!(!bed.machine.is_blank());
+    assert_eq!(bed.ids(), ["a"]);
+    bed.pass(SECOND);
+    assert_eq!(bed.ids(), [] as [&str; 0]);
+}
+
+#[test]
 fn an_instance_that_moves_leaves_its_old_address_at_once() {
     let mut bed = Bed::new(settings(), &[]);
     bed.snapshot(&["a"]);

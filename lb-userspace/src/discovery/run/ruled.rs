@@ -44,6 +44,17 @@ impl Ruled {
         }
     }
 
+    /// One in its place that asks for something else, if it is of the kind that has any.
+    pub(super) fn heir(&self, asked: &Asked, now: Now) -> Option<Self> {
+        match (self, asked) {
+            (Self::Backends(machine), Asked::Backends(spec)) => {
+                let heir = machine.heir(spec.settings.clone(), now);
+                Some(Self::Backends(Box::new(heir)))
+            }
+            _ => None,
+        }
+    }
+
     /// Takes other keys in place of those it has. A name says what is found, so it stays what it is.
     pub(super) fn set(&mut self, asked: &Asked, now: Now) {
         match (self, asked) {

@@ -199,3 +199,67 @@ async fn sources_change_and_come_and_go_while_others_look() {
         "{restored:?}"
     );
 }
+
+#[tokio::test]
+async fn a_source_in_anothers_place_is_heard_only_once_it_answers_itself() {
+    let files = Files(Directory::new("heirs"));
+    let begin = || Sources::new(files.0.path(), Arc::default(), system_clock());
+    let (old, new) = (files.asked(1), files.asked(2));
+    // Of the same service.
+    let new = (
+        SourceName {
+            target: new.0.target,
+            ..old.0.clone()
+        },
+        new.1,
+    );
+    let answers = |sources: &Sources, name: &SourceName| {
+        let instance = Instance::new("a", ([10, 0, 0, 1], 80).into());
+        sources.say(name, Report::Snapshot(vec![instance].into()));
+        sources.advance();
+    };
+    let check = |sources: &Sources, has: usize, is_heard: bool| {
+        let found = sources.found();
+        assert_eq!(found.sets[&new.0].len(), has);
+        assert_eq!(found.unknown.contains(&new.0), has == 0);
+        assert_eq!(found.unheard.contains(&new.0), !is_heard);
+    };
+    let set = |sources: &Sources, one: &(SourceName, Asked)| sources.set(&[one.clone()].into());
+
+    let sources = begin();
+    set(&sources, &new);
+    check(&sources, 0, false);
+    set(&sources, &old);
+    answers(&sources, &old.0);
+    sources.save();
+    set(&sources, &new);
+    check(&sources, 1, false);
+    sources.advance();
+    check(&sources, 1, false);
+    drop(sources);
+
+    // What it began with was not saved, and the kernel has it.
+    let sources = begin();
+    set(&sources, &new);
+    check(&sources, 0, false);
+    sources.assume(&new.0, vec![Instance::new("b", ([10, 0, 0, 1], 80).into())]);
+    check(&sources, 1, false);
+    drop(sources);
+
+    let sources = begin();
+    set(&sources, &old);
+    answers(&sources, &old.0);
+    set(&sources, &new);
+    sources.save();
+    drop(sources);
+    let sources = begin();
+    set(&sources, &new);
+    check(&sources, 1, false);
+    answers(&sources, &new.0);
+    check(&sources, 1, true);
+    sources.save();
+    drop(sources);
+    let sources = begin();
+    set(&sources, &new);
+    check(&sources, 1, true);
+}

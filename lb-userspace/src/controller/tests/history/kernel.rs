@@ -61,7 +61,8 @@ fn number(protocol: Protocol) -> u8 {
 
 macro_rules! ensure {
     ($condition:expr, $($words:tt)+) => {
-        if !$condition {
+        let holds: bool = $condition;
+        if !holds {
             return Err(format!($($words)+));
         }
     };

@@ -7,7 +7,7 @@ use std::{
     pin::pin,
     sync::{
         Arc, Mutex, MutexGuard,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicI64, AtomicU64, Ordering},
     },
     task::{Context, Poll, Waker},
     thread,
@@ -53,10 +53,12 @@ pub(super) struct Life {
     memory: Arc<Memory>,
     guard: Arc<Mutex<Guard>>,
     clock_ms: Arc<AtomicU64>,
+    /// By how much the wall clock was set in all.
+    set_by_ms: Arc<AtomicI64>,
     clock: Clock,
     daemon: Option<(Actor, Handle)>,
     model: Model,
-    file: Vec<ServiceSpec>,
+    file: File,
     /// A scan under way.
     scan: Option<Scanned>,
     /// As last seen, with the number of its time in force.
@@ -78,14 +80,16 @@ impl Life {
         let watcher = guard.clone();
         memory.watch(move |write, maps| watcher.lock().unwrap().watch(write, maps));
         let clock_ms = Arc::new(AtomicU64::new(BEGAN_MS));
+        let set_by_ms = Arc::new(AtomicI64::new(0));
         let mut life = Self {
             memory,
             guard,
-            clock: clock(clock_ms.clone()),
+            clock: clock(clock_ms.clone(), set_by_ms.clone()),
             clock_ms,
+            set_by_ms,
             daemon: None,
             model: Model::new(BEGAN_MS),
-            file: Vec::new(),
+            file: File(Vec::new()),
             scan: None,
             slots: BTreeMap::new(),
             reached: BTreeSet::new(),
@@ -94,7 +98,7 @@ impl Life {
         };
         // Whoever writes a file that is refused starts without.
         if config::parse(&life.text(&first.specs()), "f").is_ok() {
-            life.file = first.specs();
+            life.file = first.clone();
         }
         life.start(0)?;
         life.check()?;
@@ -113,9 +117,14 @@ impl Life {
             | Operation::SetMode(..)
             | Operation::Unset(..)
             | Operation::Apply(_) => self.request(operation)?,
+            Operation::AskElsewhere(name, asks) => {
+                let file = self.file.asking(*name, *asks);
+                self.request(&Operation::Reload(file))?;
+            }
             Operation::Report(name, said) => self.report(NAMES[*name], said),
             Operation::Probe(answers) => self.probe(answers),
             Operation::Wait(seconds) => self.wait(*seconds)?,
+            Operation::SetClock(seconds) => self.set_clock(*seconds),
             Operation::Flows(mask) => self.set_flows(*mask),
             Operation::ScanBegins => self.begin_scan(),
             Operation::ScanEnds => self.end_scan(),
@@ -158,6 +167,7 @@ impl Life {
             done.map_err(|fault| fault.message)?;
         }
         kernel::check_ports(&self.memory.maps())?;
+        self.reached.extend(&self.model.reached);
         Ok(self.reached.into_iter().collect())
     }
 
@@ -191,7 +201,7 @@ impl Life {
 
     /// As whoever supervises a daemon does, until it starts.
     fn start(&mut self, fail: u64) -> Outcome {
-        let text = self.text(&self.file);
+        let text = self.text(&self.file.specs());
         std::fs::write(self.config_file(), &text).unwrap();
         let config = config::parse(&text, "f").unwrap().config;
         self.memory.fail_call(0);
@@ -207,7 +217,7 @@ impl Life {
         self.daemon = Some(daemon.map_err(|error| format!("cannot start: {error:#}"))?);
         self.memory.fail_call(fail);
         self.actor().begin();
-        self.model.restart(self.file.clone(), &maps);
+        self.model.restart(self.file.specs(), &maps);
         Ok(())
     }
 
@@ -216,11 +226,11 @@ impl Life {
         if self.actor().kernel.failure.is_some() {
             self.reached.insert("crash while the kernel is behind");
         }
-        if let Some(specs) = file.map(File::specs)
-            && config::parse(&self.text(&specs), "f").is_ok()
+        if let Some(file) = file
+            && config::parse(&self.text(&file.specs()), "f").is_ok()
         {
             self.reached.insert("crash with another file");
-            self.file = specs;
+            self.file = file.clone();
         }
         self.scan = None;
         self.daemon = None;
@@ -232,6 +242,7 @@ impl Life {
     }
 
     fn request(&mut self, operation: &Operation) -> Outcome {
+        self.model.look_at_clock();
         let result = self.ask(operation);
         let is_granted = self.model.request(operation);
         let failure = self.actor().kernel.failure.clone();
@@ -255,13 +266,13 @@ impl Life {
             (result, _) => return Err(format!("granted: {is_granted}, but {result:?}")),
         };
         if let (Operation::Reload(file), true) = (operation, is_granted) {
-            self.file = file.specs();
+            self.file = file.clone();
         }
         Ok(())
     }
 
     fn ask(&mut self, operation: &Operation) -> Result<Response, Fault> {
-        let now_ms = self.model.now_ms;
+        let now_ms = self.wall_ms();
         let decide: Decision = match operation.clone() {
             Operation::Reload(file) => {
                 let text = self.text(&file.specs());
@@ -323,14 +334,14 @@ impl Life {
         let known = self.actor().world.sources();
         let source = known
             .into_keys()
-            .find(|s| (&s.service, &s.target) == (&name.0, &name.1));
-        let now_ms = self.model.now_ms;
+            .find(|s| (&s.service, s.kind, &s.target) == (&name.0, name.1, &name.2));
+        let (now_ms, wall_ms) = (self.model.now_ms, self.wall_ms());
         let report = match said {
             Said::Instances(_, decided) => {
                 let instances = said.instances();
                 self.model
                     .sources()
-                    .answer(&name, &instances, *decided, now_ms);
+                    .answer(&name, &instances, *decided, now_ms, wall_ms);
                 Report::Snapshot(Snapshot {
                     decided: *decided,
                     ..instances.into()
@@ -366,9 +377,30 @@ impl Life {
         let due = self.actor().inputs.deadline_due.take();
         ensure!(due.is_some() || !is_awaited, "nobody waits for a deadline");
         if due.is_some() {
-            self.take(Input::DeadlineDue);
+            self.look_at_clock();
         }
         Ok(())
+    }
+
+    /// While a deadline is to come somebody looks at once, else with the next request.
+    fn set_clock(&mut self, seconds: i64) {
+        self.set_by_ms.fetch_add(1000 * seconds, Ordering::Relaxed);
+        self.model.set_clock(1000 * seconds);
+        if self.actor().inputs.deadline_due.take().is_some() {
+            self.reached
+                .insert("the clock is set while a drain has time left");
+            self.look_at_clock();
+        }
+    }
+
+    fn look_at_clock(&mut self) {
+        self.model.look_at_clock();
+        self.take(Input::DeadlineDue);
+    }
+
+    fn wall_ms(&self) -> u64 {
+        let set_by_ms = self.set_by_ms.load(Ordering::Relaxed);
+        self.model.now_ms.saturating_add_signed(set_by_ms)
     }
 
     /// Only a backend that takes connections gets any.
@@ -464,7 +496,7 @@ impl Life {
             .take_if(|at| *at <= tokio::time::Instant::now())
             .is_some()
         {
-            self.take(Input::DeadlineDue);
+            self.look_at_clock();
         }
     }
 
@@ -522,13 +554,13 @@ impl Life {
     }
 }
 
-fn clock(ms: Arc<AtomicU64>) -> Clock {
+fn clock(ms: Arc<AtomicU64>, set_by_ms: Arc<AtomicI64>) -> Clock {
     let began = Instant::now();
     Arc::new(move || {
         let ms = ms.load(Ordering::Relaxed);
         Now {
             at: began + Duration::from_millis(ms - BEGAN_MS),
-            ms,
+            ms: ms.saturating_add_signed(set_by_ms.load(Ordering::Relaxed)),
         }
     })
 }

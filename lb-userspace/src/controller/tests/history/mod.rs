@@ -21,27 +21,37 @@ use self::{
 };
 
 /// A few seconds' worth.
-const CASES: u32 = 300;
+const CASES: u32 = 400;
 
 /// What histories come by, sooner or later; else the model checks less than it seems to.
-const REACHED: [&str; 17] = [
+const REACHED: [&str; 27] = [
     "a backend removed with connections keeps its slot",
     "a call fails",
     "a call fails at the start",
+    "a configured backend goes and its override stays",
+    "a configured backend goes with its override",
     "a deadline passes",
     "a disk is full",
+    "a found backend goes and its override stays",
+    "a found backend goes with its override",
     "a full disk takes an override back",
     "a missing instance is held",
     "a request is granted",
     "a request is refused",
     "a scan ends after changes",
     "a slot is freed",
+    "a source comes in another's place",
     "at rest",
     "crash",
+    "crash before a source in another's place answers",
+    "crash before a source in another's place is saved",
     "crash while the kernel is behind",
     "crash with another file",
     "granted while the kernel is behind",
     "probes change a state",
+    "the clock is set while a drain has time left",
+    "the override of a backend that is away goes",
+    "the override of a backend that is away stays",
 ];
 
 #[test]

@@ -69,9 +69,14 @@ struct Seen {
 
 #[derive(Default)]
 pub(super) struct Model {
+    /// By a clock that nobody sets, as all times here: a drain has the time that was said.
     pub now_ms: u64,
+    /// By how much the wall clock was set since the deadlines on disk were right.
+    unsaved_ms: i64,
     /// Nothing can be saved.
     pub disk_is_full: bool,
+    /// What it came by.
+    pub reached: BTreeSet<&'static str>,
     said: Said,
     sources: Sources,
     serving: Vec<Serving>,
@@ -156,6 +161,18 @@ impl Model {
         }
     }
 
+    pub(super) fn set_clock(&mut self, by_ms: i64) {
+        self.unsaved_ms += by_ms;
+    }
+
+    /// Deadlines are right on disk from here on.
+    pub(super) fn look_at_clock(&mut self) {
+        let mut said = self.said.overrides.values();
+        if !self.disk_is_full || said.all(|said| said.deadline_ms.is_none()) {
+            self.unsaved_ms = 0;
+        }
+    }
+
     /// Some drain is to end later.
     pub(super) fn awaits_deadline(&self) -> bool {
         let deadlines = self.said.overrides.values().filter_map(|s| s.deadline_ms);
@@ -186,8 +203,22 @@ impl Model {
     /// Begins, or begins anew, with what is saved, this file, and what the kernel holds.
     pub(super) fn restart(&mut self, file: Vec<ServiceSpec>, maps: &Maps) {
         self.said.file = file;
+        // Nobody knows any more that the clock was set.
+        let unsaved_ms = std::mem::take(&mut self.unsaved_ms);
+        let deadlines = self.said.overrides.values_mut();
+        for deadline in deadlines.filter_map(|said| said.deadline_ms.as_mut()) {
+            *deadline = deadline.saturating_add_signed(-unsaved_ms);
+        }
         let mut serving = serving(&self.said, &self.sources);
         let settings = settings(&serving);
+        for (name, is_saved) in self.sources.heirs() {
+            self.reached
+                .insert(match (settings.contains_key(name), is_saved) {
+                    (true, true) => "crash before a source in another's place answers",
+                    (true, false) => "crash before a source in another's place is saved",
+                    (false, _) => continue,
+                });
+        }
         self.sources.restart(&settings);
         serving = self::serving(&self.said, &self.sources);
         for service in &serving {
@@ -268,7 +299,9 @@ impl Model {
     /// people said until now.
     fn serve(&mut self, before: &Said) {
         let wanted = settings(&serving(&self.said, &self.sources));
-        self.sources.set(&wanted);
+        if self.sources.set(&wanted) > 0 {
+            self.reached.insert("a source comes in another's place");
+        }
         let old = std::mem::replace(&mut self.serving, serving(&self.said, &self.sources));
         let mut former = std::mem::take(&mut self.seen);
         let mut seen = BTreeMap::new();
@@ -407,7 +440,8 @@ fn serving(said: &Said, sources: &Sources) -> Vec<Serving> {
 
 fn name(spec: &ServiceSpec) -> Option<Name> {
     let source = spec.discovery.first()?;
-    Some((spec.name.clone(), source.kind.target()))
+    let kind = &source.kind;
+    Some((spec.name.clone(), kind.name(), kind.target()))
 }
 
 /// The sources that are to run.

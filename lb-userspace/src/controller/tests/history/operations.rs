@@ -1,13 +1,13 @@
 //! What can happen to a controller, and how often it does.
 
-use std::{net::SocketAddr, path::PathBuf, time::Duration};
+use std::{net::SocketAddr, time::Duration};
 
 use proptest::{collection::vec, option, prelude::*, sample::select};
 
 use crate::{
     api::types::UnsetWhat,
     controller::testing,
-    discovery::{Instance, InstanceState, Kind, Settings, SourceSpec, file},
+    discovery::{Instance, InstanceState, Kind, Settings, SourceSpec, dns, file},
     model::{
         Admission, BackendRef, BackendSpec, Health, HealthCheck, Mode, NoBackend, OnBackendDown,
         Policy, Protocol, ServiceSpec, Snat, WeightOverride,
@@ -62,7 +62,8 @@ pub(super) struct Draft {
 /// A source; times in seconds.
 #[derive(Clone, Debug)]
 struct Query {
-    file: usize,
+    /// Of two files and a name.
+    asks: usize,
     empty_hold: u64,
     removal_hold: u64,
     merge_window: u64,
@@ -74,6 +75,8 @@ pub(super) enum Operation {
     Reload(File),
     /// With a line at its end that does not belong there.
     ReloadFaulty(File, &'static str),
+    /// A reload after which the source of a service asks for something else.
+    AskElsewhere(usize, usize),
     AddService(Draft),
     RemoveService(usize),
     AddBackend(Place, u16),
@@ -89,6 +92,8 @@ pub(super) enum Operation {
     Probe(Vec<Option<bool>>),
     /// Seconds.
     Wait(u64),
+    /// Somebody sets the wall clock forward by so many seconds, or back.
+    SetClock(i64),
     /// Connections of slots in use; those that take no new ones lose what is not among these.
     Flows(u16),
     ScanBegins,
@@ -189,10 +194,16 @@ impl Draft {
 impl Query {
     fn spec(&self) -> SourceSpec {
         let seconds = Duration::from_secs;
+        let of_file = |path: &str| Kind::File(file::Config { path: path.into() });
         SourceSpec {
-            kind: Kind::File(file::Config {
-                path: PathBuf::from(format!("/etc/lbd/instances-{}.yaml", self.file)),
-            }),
+            kind: match self.asks {
+                0 => of_file("/etc/lbd/instances.yaml"),
+                1 => of_file("/etc/lbd/others.yaml"),
+                _ => Kind::Dns(dns::Config::new(dns::Lookup::Host {
+                    name: "instances.example".to_owned(),
+                    port: 80,
+                })),
+            },
             settings: Settings {
                 empty_hold: seconds(self.empty_hold),
                 removal_hold: seconds(self.removal_hold),
@@ -216,6 +227,16 @@ impl Place {
 impl File {
     pub(super) fn specs(&self) -> Vec<ServiceSpec> {
         self.0.iter().map(Draft::spec).collect()
+    }
+
+    /// The same, but that the source of a service asks for something else.
+    pub(super) fn asking(&self, name: usize, asks: usize) -> Self {
+        let mut file = self.clone();
+        let drafts = file.0.iter_mut().filter(|draft| draft.name == name);
+        for query in drafts.filter_map(|draft| draft.source.as_mut()) {
+            query.asks = asks;
+        }
+        file
     }
 }
 
@@ -262,17 +283,19 @@ fn operation() -> BoxedStrategy<Operation> {
     prop_oneof![
         4 => file(0.8).prop_map(O::Reload),
         1 => (file(0.5), slip()).prop_map(|(file, slip)| O::ReloadFaulty(file, slip)),
+        6 => (0..NAMES.len(), asks()).prop_map(|(name, asks)| O::AskElsewhere(name, asks)),
         2 => (0..NAMES.len()).prop_flat_map(draft).prop_map(O::AddService),
         2 => (0..NAMES.len()).prop_map(O::RemoveService),
         3 => (place(), weight()).prop_map(|(place, weight)| O::AddBackend(place, weight)),
         3 => place().prop_map(O::RemoveBackend),
         4 => (place(), overweight()).prop_map(|(place, weight)| O::SetWeight(place, weight)),
-        5 => (place(), mode()).prop_map(|(place, (mode, time))| O::SetMode(place, mode, time)),
+        7 => (place(), mode()).prop_map(|(place, (mode, time))| O::SetMode(place, mode, time)),
         3 => (place(), unset()).prop_map(|(place, what)| O::Unset(place, what)),
         2 => file(0.4).prop_map(O::Apply),
         14 => (0..NAMES.len(), said()).prop_map(|(name, said)| O::Report(name, said)),
         8 => vec(answer(), HOSTS.len()).prop_map(O::Probe),
         5 => select(vec![1, 5, 20, 60]).prop_map(O::Wait),
+        2 => select(vec![-3600, -20, 20, 3600]).prop_map(O::SetClock),
         4 => any::<u16>().prop_map(O::Flows),
         1 => Just(O::Flows(0)),
         3 => Just(O::ScanBegins),
@@ -284,7 +307,7 @@ fn operation() -> BoxedStrategy<Operation> {
         1 => Just(O::Verify),
         1 => Just(O::DiskFills),
         2 => Just(O::DiskEmpties),
-        3 => Just(O::SaveSources),
+        8 => Just(O::SaveSources),
         2 => (option::weighted(0.4, file(0.8)), fail()).prop_map(|(file, n)| O::Crash(file, n)),
         3 => Just(O::Quiet),
     ]
@@ -382,7 +405,7 @@ fn draft(name: usize) -> BoxedStrategy<Draft> {
         option::weighted(0.2, select(vec!["10.1.0.0/16", "::/0"])),
     );
     let manners = (rarely(), protocol, policy, probed, rarely());
-    (manners, backends, option::weighted(0.6, query()), limits)
+    (manners, backends, option::weighted(0.7, query()), limits)
         .prop_map(move |(manners, backends, source, limits)| {
             let (both_listens, protocol, policy, probed, resets) = manners;
             let (limit, allows, denies) = limits;
@@ -403,17 +426,21 @@ fn draft(name: usize) -> BoxedStrategy<Draft> {
         .boxed()
 }
 
+fn asks() -> impl Strategy<Value = usize> {
+    prop_oneof![3 => Just(0), 2 => Just(1), 2 => Just(2)]
+}
+
 fn query() -> impl Strategy<Value = Query> {
     (
-        prop_oneof![5 => Just(0), 1 => Just(1usize)],
+        asks(),
         select(vec![0, 20, 60]),
         prop_oneof![3 => Just(0), 1 => Just(20)],
         prop_oneof![3 => Just(0), 1 => Just(5)],
         weight(),
     )
         .prop_map(
-            |(file, empty_hold, removal_hold, merge_window, weight)| Query {
-                file,
+            |(asks, empty_hold, removal_hold, merge_window, weight)| Query {
+                asks,
                 empty_hold,
                 removal_hold,
                 merge_window,

@@ -24,8 +24,12 @@ impl Model {
         };
         let is_saved = state(&said) == state(&before) || !self.disk_is_full;
         if is_saved || only_overrides {
+            let former = self.serving.clone();
             self.said = said.clone();
             self.serve(&before);
+            if !only_overrides {
+                self.note_overrides(&before, &former);
+            }
         }
         if !is_saved && only_overrides {
             // An override is in force before it is saved, and taken back.
@@ -33,6 +37,25 @@ impl Model {
             self.serve(&said);
         }
         is_saved
+    }
+
+    /// Notes what became of what was said of backends that are not in force any more.
+    fn note_overrides(&mut self, before: &Said, former: &[Serving]) {
+        for backend in before.overrides.keys() {
+            if has(&self.serving, backend) {
+                continue;
+            }
+            let stays = self.said.overrides.contains_key(backend);
+            let name = match (find(former, backend).map(|b| b.origin), stays) {
+                (Some(Origin::Found(_)), true) => "a found backend goes and its override stays",
+                (Some(Origin::Found(_)), false) => "a found backend goes with its override",
+                (Some(_), true) => "a configured backend goes and its override stays",
+                (Some(_), false) => "a configured backend goes with its override",
+                (None, true) => "the override of a backend that is away stays",
+                (None, false) => "the override of a backend that is away goes",
+            };
+            self.reached.insert(name);
+        }
     }
 
     /// What people will have said, if it is to be granted, and whether only overrides differ.
@@ -170,11 +193,29 @@ impl Model {
             }
             _ => return None,
         }
-        // Overrides go with their backends.
-        let after = serving(&said, &self.sources);
-        let overrides = &mut said.overrides;
-        overrides.retain(|backend, _| has(&after, backend) || !has(&self.serving, backend));
+        let mut sources = self.sources.clone();
+        sources.set(&settings(&serving(&said, &sources)));
+        let after = serving(&said, &sources);
+        let mut overrides = std::mem::take(&mut said.overrides);
+        overrides.retain(|backend, _| self.outlives(backend, &after));
+        said.overrides = overrides;
         Some((said, false))
+    }
+
+    /// What was said of a backend goes with it, unless a source may still find the same one.
+    fn outlives(&self, backend: &BackendRef, after: &[Serving]) -> bool {
+        if has(after, backend) {
+            return true;
+        }
+        let origin = self.find(backend).map(|backend| backend.origin);
+        let is_configured = matches!(origin, Some(Origin::File | Origin::Lbctl));
+        let mut service = after.iter().filter(|s| s.spec.name == backend.service);
+        match service.find_map(|service| name(&service.spec)) {
+            // One that answered without it does not have it.
+            Some(source) if is_configured => !self.sources.was_heard(&source),
+            Some(_) => true,
+            None => origin.is_none() && self.source(&backend.service).is_none(),
+        }
     }
 
     fn find_service(&self, name: &str) -> Option<&Serving> {
@@ -182,11 +223,7 @@ impl Model {
     }
 
     fn find(&self, backend: &BackendRef) -> Option<&Backend> {
-        let service = self.find_service(&backend.service)?;
-        service
-            .backends
-            .iter()
-            .find(|b| b.address == backend.address)
+        find(&self.serving, backend)
     }
 }
 
@@ -194,6 +231,11 @@ impl Said {
     fn added(&mut self, service: &str) -> Option<&mut ServiceSpec> {
         self.services.iter_mut().find(|s| s.name == service)
     }
+}
+
+fn find<'a>(serving: &'a [Serving], backend: &BackendRef) -> Option<&'a Backend> {
+    let mut services = serving.iter().filter(|s| s.spec.name == backend.service);
+    services.find_map(|s| s.backends.iter().find(|b| b.address == backend.address))
 }
 
 fn collides(one: &ServiceSpec, other: &ServiceSpec) -> bool {

@@ -1,13 +1,14 @@
 //! What sources have in force, by the rules of the documentation: a failure changes nothing; who is
-//! missing goes after a hold, which an empty answer, or the first after a failure, makes longer.
+//! missing goes after a hold, which an empty answer, or the first after a failure, makes longer. A
+//! service's source that asks for something else by now begins with what it knew.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::*;
 use crate::discovery::{Instance, InstanceState, Settings};
 
-/// Of a service, and what it asks for.
-pub(in super::super) type Name = (String, String);
+/// Of a service, of a kind, and what it asks for.
+pub(in super::super) type Name = (String, &'static str, String);
 
 #[derive(Clone, Default)]
 pub(in super::super) struct Sources {
@@ -25,7 +26,9 @@ struct Source {
     /// More is known, or other settings hold, than when `in_force` was made. A failure is neither.
     changed: bool,
     failing: bool,
-    /// Milliseconds, as below.
+    /// It came in another's place.
+    is_heir: bool,
+    /// By the wall clock, as the next.
     last_answer: Option<u64>,
     saved_answer: u64,
     unsaved: bool,
@@ -64,18 +67,37 @@ pub(in super::super) struct Member {
 }
 
 impl Sources {
-    /// Runs those of these services, and forgets all others.
-    pub(super) fn set(&mut self, wanted: &BTreeMap<Name, Settings>) {
-        self.running.retain(|name, _| wanted.contains_key(name));
+    /// Runs those of these services, and forgets all others. Gives how many begin with what
+    /// another one has.
+    pub(super) fn set(&mut self, wanted: &BTreeMap<Name, Settings>) -> usize {
+        let before = std::mem::take(&mut self.running);
         self.saved.retain(|name, _| wanted.contains_key(name));
+        let mut heirs = 0;
         for (name, settings) in wanted {
-            let source = self.running.entry(name.clone());
-            let source = source.or_insert_with(|| Source::new(settings, self.saved.get(name)));
-            if source.settings != *settings {
-                source.settings = settings.clone();
-                source.changed = true;
-            }
+            let source = match before.get(name) {
+                Some(source) if source.settings == *settings => source.clone(),
+                Some(source) => Source {
+                    settings: settings.clone(),
+                    changed: true,
+                    ..source.clone()
+                },
+                None => {
+                    let mut source = Source::new(settings, self.saved.get(name));
+                    // No service has two of them here.
+                    let place = |name: &Name| (name.0.clone(), name.1);
+                    let former = before.iter().find(|(other, _)| place(other) == place(name));
+                    // One that has nothing leaves nothing.
+                    let has_any = |s: &Source| !(s.known.is_empty() && s.in_force.is_empty());
+                    if let Some((_, former)) = former.filter(|(_, former)| has_any(former)) {
+                        source.inherit(former);
+                        heirs += 1;
+                    }
+                    source
+                }
+            };
+            self.running.insert(name.clone(), source);
         }
+        heirs
     }
 
     /// Dies, and begins with what was saved.
@@ -86,6 +108,19 @@ impl Sources {
 
     pub(super) fn in_force(&self, name: &Name) -> impl Iterator<Item = (&SocketAddr, &Member)> {
         self.running.get(name).into_iter().flat_map(|s| &s.in_force)
+    }
+
+    /// It answered once, in this life or one of which something was saved.
+    pub(super) fn was_heard(&self, name: &Name) -> bool {
+        let source = self.running.get(name);
+        source.is_some_and(|source| source.last_answer.is_some())
+    }
+
+    /// Those that came in another's place and never answered, each with whether it is saved.
+    pub(super) fn heirs(&self) -> impl Iterator<Item = (&Name, bool)> {
+        let running = self.running.iter();
+        let heirs = running.filter(|(_, source)| source.is_heir && source.last_answer.is_none());
+        heirs.map(|(name, source)| (name, !source.unsaved))
     }
 
     pub(super) fn is_blank(&self, name: &Name) -> bool {
@@ -121,19 +156,18 @@ impl Sources {
         said: &[Instance],
         decided: bool,
         now_ms: u64,
+        wall_ms: u64,
     ) {
         if let Some(source) = self.running.get_mut(name) {
             source.answer(said, decided, now_ms);
+            source.last_answer = Some(wall_ms);
         }
     }
 
     pub(in super::super) fn fail(&mut self, name: &Name) {
         if let Some(source) = self.running.get_mut(name) {
             source.failing = true;
-            source
-                .known
-                .values_mut()
-                .for_each(|k| k.missing_until = None);
+            source.miss_nobody();
         }
     }
 
@@ -174,16 +208,31 @@ impl Source {
             in_force_since: None,
             changed: false,
             failing: false,
+            is_heir: false,
             last_answer: saved.and_then(|s| s.last_answer),
             saved_answer: saved.and_then(|s| s.last_answer).unwrap_or(0),
             unsaved: false,
         };
-        source
-            .known
-            .values_mut()
-            .for_each(|k| k.missing_until = None);
+        source.miss_nobody();
         source.in_force = source.set();
         source
+    }
+
+    /// The next answer says it again.
+    fn miss_nobody(&mut self) {
+        let known = self.known.values_mut();
+        known.for_each(|known| known.missing_until = None);
+    }
+
+    /// Begins with what another one has, which is no answer of its own.
+    fn inherit(&mut self, former: &Self) {
+        self.known.clone_from(&former.known);
+        self.in_force.clone_from(&former.in_force);
+        self.in_force_since = former.in_force_since;
+        self.changed = true;
+        self.is_heir = true;
+        self.unsaved = true;
+        self.miss_nobody();
     }
 
     fn answer(&mut self, said: &[Instance], decided: bool, now_ms: u64) {
@@ -197,7 +246,6 @@ impl Source {
                 removal
             };
         self.failing = false;
-        self.last_answer = Some(now_ms);
         self.changed = true;
         let named: BTreeSet<&str> = said.iter().map(|instance| instance.id.as_str()).collect();
         for (id, known) in &mut self.known {
