@@ -18,7 +18,7 @@ use lb_tests::{
     servers::ECHO_PORT,
     zookeeper::{ADDRESS, Registrar, Zookeeper},
 };
-use lb_userspace::discovery::Class::{self, Malformed, Timeout};
+use lb_userspace::discovery::Class::{self, Malformed, Timeout, Unreachable};
 
 /// What five sources may take at once, each with an answer of 10 MiB that it reads and takes apart, or of
 /// 32 MiB from Kubernetes, in a buffer that doubles.
@@ -31,11 +31,13 @@ type Harm = fn(&mut TcpStream) -> io::Result<()>;
 const OK: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\nX-Consul-Index: 1\r\n";
 
 const MALFORMED: &[Class] = &[Malformed];
+/// A stream that ends where its connection breaks may tell of either first.
+const BROKEN: &[Class] = &[Malformed, Unreachable];
 /// Where there is no end, either limit may be the first: that of size or that of time.
 const ENDLESS: &[Class] = &[Malformed, Timeout];
 
 /// What is done, and what sources that speak HTTP/1.1 may say of it. To etcd, which speaks HTTP/2, and to
-/// ZooKeeper all of it is malformed.
+/// ZooKeeper all of it is malformed, or breaks the connection.
 const HARMS: [(&str, &[Class], Harm); 11] = [
     ("10 MB of instances", MALFORMED, |peer| {
         let one = br#"{"Service":{"ID":"i","Address":"10.0.0.1","Port":80}},"#;
@@ -284,7 +286,8 @@ fn no_registry_takes_memory_or_time_from_others() {
     let victims = Victims::new(network, suspects);
     for (what, fitting, harm) in HARMS {
         let fitting = |kind: &str| match kind {
-            "etcd" | "zookeeper" => MALFORMED,
+            "etcd" => BROKEN,
+            "zookeeper" => MALFORMED,
             _ => fitting,
         };
         victims.suffer(what, fitting, ROOM, || front.set(Some(harm)));
