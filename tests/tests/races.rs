@@ -247,8 +247,8 @@ fn ends_meet(hook: Hook) {
         ));
         assert_eq!(connections.with(flow_state::is_closing), all);
         // A new connection takes the place, or, where the backend's end was not seen, goes by the entry.
-        let unseen = connections
-            .with(|state| state & (flow_state::REVERSE | flow_state::BACKEND_ENDS) == 0);
+        let unseen =
+            connections.with(|state| state & (flow_state::REVERSE | flow_state::BACKEND_ENDS) == 0);
         connections.twice(true, SYN);
         assert_eq!(connections.entries(), [all - 2 * unseen, 2 * unseen]);
     }

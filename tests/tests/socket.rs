@@ -5,6 +5,7 @@
 //! ```
 
 use std::{
+    collections::BTreeSet,
     fs,
     io::{Read, Write},
     os::unix::{
@@ -233,14 +234,22 @@ fn no_request_has_root_write_a_file_elsewhere() {
     let network = network();
     let daemon = Daemon::start(&network.node, &config(&network)).unwrap();
     let node = &network.node;
-    let files = || {
-        let listed = node.execute("find", &["/run", "-newer", "/run/mark", "-type", "f"]);
-        let listed = String::from_utf8(listed.unwrap().stdout).unwrap();
-        let mut files: Vec<_> = listed.lines().map(str::to_owned).collect();
-        files.sort();
-        files
+    let listed = || {
+        // Not by a time alone: somebody may set the clock.
+        let form = ["/run", "-type", "f", "-printf", "%p\\t%i %s %T@\\n"];
+        let listed = String::from_utf8(node.execute("find", &form).unwrap().stdout).unwrap();
+        let lines = listed.lines().map(str::to_owned);
+        lines.collect::<BTreeSet<_>>()
     };
-    fs::write(node.run_path("mark"), "").unwrap();
+    let before = listed();
+    // New or written to since then.
+    let files = || {
+        let now = listed();
+        let changed = now
+            .difference(&before)
+            .filter_map(|line| line.split('\t').next());
+        changed.map(str::to_owned).collect::<Vec<_>>()
+    };
     let (_, good) = found_in(&network, "/run/lbd/found.yaml");
     for name in [
         "../../escaped",
