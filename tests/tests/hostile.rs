@@ -351,7 +351,8 @@ fn requests_without_end_are_cut_off() {
     let at_once = Duration::ZERO;
     let chunk = [b"40\r\n", &[b'['; 64][..], b"\r\n"].concat();
     let now_and_then = Duration::from_millis(100);
-    let cases: [(&str, &[u8], &[u8], Duration, &[u16], &str); 5] = [
+    type Case<'a> = (&'a str, &'a [u8], &'a [u8], Duration, &'a [u16], &'a str);
+    let cases: [Case; 5] = [
         ("chunks", CHUNKED, &chunk, at_once, &[413], "larger than"),
         (
             "a length",

@@ -334,7 +334,7 @@ fn note_end<A: Family, T: FamilyTables<A>>(
     }
     let before = flow.state.get();
     let begins = packet.has(tcp::SYN) && found == Found::Established && before & OTHERS != 0;
-    let over = RESETS | begins as u32 * flow_state::ENDS;
+    let over = RESETS | (begins as u32 * flow_state::ENDS);
     let after = before & !over | bits;
     flow.state.set(after);
     tables.count_active(flow.slot, flow.generation, before, after);

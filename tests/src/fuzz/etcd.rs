@@ -13,9 +13,7 @@ const PREFIX: &[u8] = b"web/";
 pub fn run(bytes: &[u8]) -> bool {
     let mut understood = false;
     let mut known = Known::new(PREFIX);
-    let mut revision = 0;
-    for line in bytes.split(|byte| *byte == b'\n') {
-        revision += 1;
+    for (revision, line) in (1..).zip(bytes.split(|byte| *byte == b'\n')) {
         let mut words = line.splitn(2, |byte| *byte == b' ');
         let key = [PREFIX, words.next().unwrap_or_default()].concat();
         let value = words.next();
