@@ -595,6 +595,12 @@ pub fn replace_file(node: &Host, path: &str, text: &str) -> anyhow::Result<()> {
     Ok(fs::rename(&new, &path)?)
 }
 
+/// For [`Daemon::wait_backend`]: a source that comes in another's place shows what that had found, with
+/// other labels, until it answers.
+pub fn has_label(backend: &BackendItem, name: &str, value: &str) -> bool {
+    backend.labels.get(name).is_some_and(|found| found == value)
+}
+
 impl Drop for Daemon {
     fn drop(&mut self) {
         self.kill9();

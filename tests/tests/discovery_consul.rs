@@ -18,7 +18,7 @@ use std::{
 use lb_tests::{
     clients::{Protocol, burst, summary},
     consul::Consul,
-    daemon::{CONFIG, Daemon, replace_file},
+    daemon::{CONFIG, Daemon, has_label, replace_file},
     discovered::{LONG, Scene},
     docs::Page,
     net::{Family, Network, Topology},
@@ -166,7 +166,7 @@ fn an_instance_of_a_real_consul_comes_changes_drains_and_leaves() {
     scene.wait_reached(2, "a second instance is registered with Consul");
     scene.wait(2, |b| b.weight == 300 && b.effective_weight == 300);
     scene.wait(2, |b| {
-        b.labels["version"] == "v2" && b.labels["zone"] == "a" && b.labels["tags"] == "blue"
+        has_label(b, "version", "v2") && has_label(b, "zone", "a") && has_label(b, "tags", "blue")
     });
     let share = scene.burst(800).share("b2");
     assert!((0.68..0.82).contains(&share), "weights 1 and 3: {share}");
@@ -415,7 +415,7 @@ fn the_documented_examples_work() {
     daemon.ctl(&["reload"]).unwrap();
     daemon
         .wait_backend("web", backend(2), LONG, |b| {
-            b.effective_weight == 10 && b.labels["team"] == "shop"
+            b.effective_weight == 10 && has_label(b, "team", "shop")
         })
         .unwrap();
     let only = lb_tests::eventually(LONG, || daemon.backends().is_ok_and(|all| all.len() == 1));

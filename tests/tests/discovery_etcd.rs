@@ -15,7 +15,7 @@ use std::{
 
 use lb_tests::{
     clients::{Protocol, any_port, ask_once, burst, summary},
-    daemon::{CONFIG, Config, Daemon, Service, replace_file},
+    daemon::{CONFIG, Config, Daemon, Service, has_label, replace_file},
     docs::Page,
     etcd::Etcd,
     eventually,
@@ -151,7 +151,7 @@ fn an_instance_comes_changes_drains_and_leaves() {
         began.elapsed()
     ));
     scene.wait(2, |b| {
-        b.effective_weight == 300 && b.labels["version"] == "v2" && b.source == "discovery:etcd"
+        b.effective_weight == 300 && has_label(b, "version", "v2") && b.source == "discovery:etcd"
     });
     scene.put(2, ", \"weight\": 40");
     scene.wait(2, |b| b.effective_weight == 40 && b.labels.is_empty());
@@ -181,7 +181,7 @@ fn an_instance_comes_changes_drains_and_leaves() {
         .etcd
         .ctl(&["put", &format!("--lease={lease}"), &key, &naming])
         .unwrap();
-    scene.wait(3, |b| b.effective_weight == 30 && b.labels["zone"] == "a");
+    scene.wait(3, |b| b.effective_weight == 30 && has_label(b, "zone", "a"));
     assert_eq!(scene.reached(), ["b2", "b3"]);
     assert!(eventually(LONG, || scene.known() == 1), "the lease expires");
     note(format!(
@@ -480,10 +480,10 @@ fn the_documented_examples_work() {
             .unwrap();
     };
     wait(1, &|b| {
-        b.effective_weight == 200 && b.labels["version"] == "v2"
+        b.effective_weight == 200 && has_label(b, "version", "v2")
     });
     wait(2, &|b| {
-        b.effective_weight == 30 && b.labels["version"] == "v1"
+        b.effective_weight == 30 && has_label(b, "version", "v1")
     });
     let sources = network.client_addresses(Family::V4);
     let target = (network.vip(0, Family::V4), 80).into();
@@ -552,8 +552,12 @@ fn the_documented_examples_work() {
     let complete = page.config("complete", &network, "native").unwrap();
     daemon.write_config(&complete).unwrap();
     daemon.ctl(&["reload"]).unwrap();
-    wait(1, &|b| b.effective_weight == 200 && b.labels["zone"] == "a");
-    wait(2, &|b| b.effective_weight == 30 && b.labels["zone"] == "a");
+    wait(1, &|b| {
+        b.effective_weight == 200 && has_label(b, "zone", "a")
+    });
+    wait(2, &|b| {
+        b.effective_weight == 30 && has_label(b, "zone", "a")
+    });
     let source = daemon
         .wait_source("web", LONG, |s| s.state == "synced" && s.instances == 2)
         .unwrap();

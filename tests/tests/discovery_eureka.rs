@@ -12,7 +12,7 @@ use std::{net::SocketAddr, thread, time::Duration};
 
 use lb_tests::{
     clients::{Protocol, burst, summary},
-    daemon::{CONFIG, Daemon, replace_file},
+    daemon::{CONFIG, Daemon, has_label, replace_file},
     discovered::{LONG, Scene},
     docs::Page,
     eureka::{Eureka, Instance, Oddities},
@@ -86,7 +86,7 @@ fn comes_changes_drains_and_leaves(keys: &str) {
         "an instance is registered with Eureka, asked every second",
     );
     scene.wait(2, |b| {
-        b.weight == 300 && b.effective_weight == 300 && b.labels["version"] == "v2"
+        b.weight == 300 && b.effective_weight == 300 && has_label(b, "version", "v2")
     });
     let share = scene.burst(800).share("b2");
     assert!(
@@ -324,7 +324,7 @@ fn the_documented_examples_work() {
     daemon.ctl(&["reload"]).unwrap();
     daemon
         .wait_backend("web", backend(1), LONG, |b| {
-            b.effective_weight == 50 && b.labels["team"] == "shop"
+            b.effective_weight == 50 && has_label(b, "team", "shop")
         })
         .unwrap();
     daemon

@@ -16,7 +16,7 @@ use std::{
 
 use lb_tests::{
     clients::{Protocol, burst, summary},
-    daemon::{CONFIG, Config, Daemon, Service, replace_file},
+    daemon::{CONFIG, Config, Daemon, Service, has_label, replace_file},
     discovered::{self, web_service},
     docs::Page,
     eventually,
@@ -71,7 +71,7 @@ fn an_instance_comes_changes_drains_and_leaves() {
     );
     scene.wait_reached(2, "an instance appears in the file");
     scene.wait(2, |b| {
-        b.weight == 300 && b.labels["version"] == "v2" && b.effective_weight == 300
+        b.weight == 300 && has_label(b, "version", "v2") && b.effective_weight == 300
     });
     let share = scene.burst(800).share("b2");
     assert!(
@@ -251,7 +251,7 @@ fn a_daemon_that_starts_without_its_file_serves_what_it_knew() {
     scene.wait(2, |b| b.effective_weight == 100);
     scene.wait(1, |b| b.effective_weight == 100);
     scene.wait(3, |b| {
-        b.labels["version"] == "v3" && b.reasons[0] == "file: drain"
+        has_label(b, "version", "v3") && b.reasons[0] == "file: drain"
     });
     assert_eq!(scene.reached(), ["b1", "b2"]);
     let sources = scene.daemon.ctl(&["get", "sources"]).unwrap();

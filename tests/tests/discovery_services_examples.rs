@@ -9,7 +9,7 @@ use std::{
 use lb_tests::{
     clients::{Protocol, any_port, ask_once},
     cluster::{Cluster, Pod, endpoint, served, slice},
-    daemon::Daemon,
+    daemon::{Daemon, has_label},
     docs::Page,
     eventually,
     host::Host,
@@ -113,7 +113,7 @@ fn the_documented_examples_work() {
     let first: SocketAddr = "10.1.1.2:8080".parse().unwrap();
     daemon
         .wait_backend("shop.web.echo", first, LONG, |b| {
-            b.effective_weight == 50 && b.labels["cluster"] == "east"
+            b.effective_weight == 50 && has_label(b, "cluster", "east")
         })
         .unwrap();
     for what in [

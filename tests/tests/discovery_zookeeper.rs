@@ -15,7 +15,7 @@ use std::{
 
 use lb_tests::{
     clients::{Protocol, any_port, ask_once, burst, summary},
-    daemon::{Config, Daemon, Service, replace_file},
+    daemon::{Config, Daemon, Service, has_label, replace_file},
     docs::Page,
     eventually,
     net::{Family, Network, Topology},
@@ -153,7 +153,9 @@ fn an_instance_comes_changes_drains_and_leaves() {
     ));
     scene.set(2, ",\"payload\":{\"weight\":\"40\",\"version\":\"v2\"}");
     scene.wait(2, |b| {
-        b.effective_weight == 40 && b.labels["version"] == "v2" && b.source == "discovery:zookeeper"
+        b.effective_weight == 40
+            && has_label(b, "version", "v2")
+            && b.source == "discovery:zookeeper"
     });
     scene.set(1, ",\"enabled\":false");
     scene.wait(1, |b| {
@@ -304,7 +306,7 @@ fn the_documented_examples_work() {
             .wait_backend("web", backend, LONG, condition)
             .unwrap();
     };
-    wait(&|b| b.effective_weight == 200 && b.labels["version"] == "v2");
+    wait(&|b| b.effective_weight == 200 && has_label(b, "version", "v2"));
     let sources = network.client_addresses(Family::V4);
     let target = (network.vip(0, Family::V4), 80).into();
     let result = burst(
@@ -331,7 +333,7 @@ fn the_documented_examples_work() {
         .unwrap();
     note(format!("a wrong password: {}", source.last_error.unwrap()));
     replace_file(node, "lbd/zookeeper-password", "hunter2\n").unwrap();
-    wait(&|b| b.effective_weight == 200 && b.labels.get("zone").is_some_and(|z| z == "a"));
+    wait(&|b| b.effective_weight == 200 && has_label(b, "zone", "a"));
     let export = daemon.ctl(&["export"]).unwrap();
     assert!(
         export.contains("file: /run/lbd/zookeeper-password"),
