@@ -313,16 +313,17 @@ macro_rules! walk {
         }
         if action == $crate::hook::OPEN {
             action = $open($context);
-            // Behind another CPU's packet of the same connection, which is known now.
-            if action == $crate::hook::SLOW {
-                action = $slow($context);
-                if action == $crate::hook::RECALL || action == $crate::hook::ADMIT {
-                    action = $crate::hook::pass::<$hook>($context);
-                }
-            }
         }
+        // Behind another CPU's packet of the same connection, which is known now; or the connection
+        // was known all the time.
         if action == $crate::hook::SLOW {
-            action = $crate::hook::pass::<$hook>($context);
+            action = $slow($context);
+            if action == $crate::hook::SLOW
+                || action == $crate::hook::RECALL
+                || action == $crate::hook::ADMIT
+            {
+                action = $crate::hook::pass::<$hook>($context);
+            }
         }
         if action == $crate::hook::ENCAPSULATE {
             action = $encapsulate($context);

@@ -41,7 +41,7 @@ pub fn count_active<T: Tables>(tables: &T, slot: u32, generation: u32, before: u
 
 /// Whether a flow of this state is of the `FLOWS` tables and has not ended.
 #[inline(always)]
-const fn is_open(state: u32) -> bool {
+pub(super) const fn is_open(state: u32) -> bool {
     state & flow_state::ESTABLISHED != 0 && !flow_state::is_closed(state)
 }
 

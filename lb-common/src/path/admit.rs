@@ -13,8 +13,8 @@ use crate::abi::{
 #[repr(align(8))]
 struct Aligned<K>(K);
 
-/// Decides whether the packet in [`Work`], which is of no known flow, may begin a
-/// connection, and leaves the slot of its backend there.
+/// Decides whether the packet in [`Work`] may begin a connection, and leaves the slot of its backend
+/// there. One that begins it on the tuple of one that there is goes on in [`super::slow`].
 ///
 /// # Errors
 /// The reason why the packet is dropped; the caller counts it.
@@ -47,8 +47,10 @@ pub fn admit<A: Address, T: FamilyTables<A>>(tables: &T) -> Result<Step, Drop> {
         return Err(Drop::SourceDenied);
     }
     // Refused here already, while the client has nothing to lose.
+    let repeats = packet.repeats();
     if let Some(last) = tables.last_full()
         && last.get() != 0
+        && !repeats
     {
         if tables.now().wrapping_sub(last.get()) < config.hz {
             tables.count_drop(Drop::FlowTableFull);
@@ -63,7 +65,8 @@ pub fn admit<A: Address, T: FamilyTables<A>>(tables: &T) -> Result<Step, Drop> {
         && !packet.has_invalid_flags()
     {
         let limit = admission.max_connections;
-        if limit != 0 && active::open(tables, admission.counter) >= limit {
+        let opens = limit != 0 && !packet.is_counted();
+        if opens && active::open(tables, admission.counter) >= limit {
             return refuse(tables, service, Drop::ConnectionLimit);
         }
         if admission.source_rate.per_second != 0 {
@@ -81,6 +84,10 @@ pub fn admit<A: Address, T: FamilyTables<A>>(tables: &T) -> Result<Step, Drop> {
             }
         }
         affinity = admission.affinity;
+    }
+    if repeats {
+        work.packet.let_in();
+        return Ok(Step::Slow);
     }
     if affinity != 0 {
         let Aligned(key) = &Aligned(AffinityKey {

@@ -215,7 +215,7 @@ fn direct<A: Family, F: Frame>(
         // Neither begins nor ends anything.
         flags: tcp::ACK,
         next_header: header.protocol,
-        departs: 0,
+        marks: 0,
     };
     // Nobody is told of an error's end (RFC 1122 section 3.2.2).
     if translate::exceeds::<A, F>(frame, &packet, work.hop.mtu()) {

@@ -511,9 +511,9 @@ fn family<A: Family, F: Frame, T: FamilyTables<A>>(
     }
     if step == Step::Open {
         step = open::<A, F, T>(frame, tables)?;
-        if step == Step::Slow {
-            step = slow::<A, F, T>(frame, tables)?;
-        }
+    }
+    if step == Step::Slow {
+        step = slow::<A, F, T>(frame, tables)?;
     }
     let verdict = match step {
         Step::Done(verdict) => verdict,

@@ -65,7 +65,7 @@ pub fn odd<A: Family, F: Frame, T: FamilyTables<A>>(
         ttl: header.ttl,
         flags: tcp::ACK,
         next_header: header.protocol,
-        departs: 0,
+        marks: 0,
     };
     // The kernel answers "time exceeded"; tagged frames are balanced on their VLAN device.
     if header.ttl <= 1 || work.packet.is_tagged() || parse::is_to_group(frame) != Some(false) {

@@ -58,8 +58,20 @@ pub struct Packet {
     pub(super) flags: u8,
     /// What the IP header itself says is next: `protocol`, or an IPv6 extension header.
     pub(super) next_header: u8,
-    /// 1 if the packet leaves the node through its stack, whose way it keeps.
-    pub(super) departs: u32,
+    /// Bits of [`mark`].
+    pub(super) marks: u32,
+}
+
+/// What the path itself knows of a packet.
+mod mark {
+    /// It leaves the node through its stack, whose way it keeps.
+    pub const DEPARTS: u32 = 1;
+    /// It begins a connection on the tuple of one that there is, whose backend will have it.
+    pub const REPEATS: u32 = 1 << 1;
+    /// That one counts as open.
+    pub const COUNTED: u32 = 1 << 2;
+    /// It was let in to that.
+    pub const ADMITTED: u32 = 1 << 3;
 }
 
 /// More than any header's offset. The verifier believes no offset that was kept in a map.
@@ -152,12 +164,43 @@ impl Packet {
 
     #[inline(always)]
     pub(super) const fn departing(self) -> Self {
-        Self { departs: 1, ..self }
+        Self {
+            marks: mark::DEPARTS,
+            ..self
+        }
     }
 
     #[inline(always)]
     pub(super) const fn departs(&self) -> bool {
-        self.departs != 0
+        self.marks & mark::DEPARTS != 0
+    }
+
+    #[inline(always)]
+    pub(super) const fn repeat(&mut self, is_counted: bool) {
+        self.marks = mark::REPEATS | is_counted as u32 * mark::COUNTED;
+    }
+
+    #[inline(always)]
+    pub(super) const fn repeats(&self) -> bool {
+        self.marks & mark::REPEATS != 0
+    }
+
+    #[inline(always)]
+    pub(super) const fn is_counted(&self) -> bool {
+        self.marks & mark::COUNTED != 0
+    }
+
+    #[inline(always)]
+    pub(super) const fn let_in(&mut self) {
+        self.marks = mark::ADMITTED;
+    }
+
+    /// 1 if it is a TCP segment with which a client begins, and was not let in yet, else 0.
+    #[inline(always)]
+    pub(super) const fn asks_in(&self) -> u32 {
+        let flags = self.flags as u32;
+        let begins = flags >> tcp::SYN.trailing_zeros() & !(flags >> tcp::ACK.trailing_zeros());
+        begins & !(self.marks >> mark::ADMITTED.trailing_zeros()) & 1
     }
 
     #[inline(always)]
@@ -252,7 +295,7 @@ pub(super) fn packet<A: Family, F: Frame, T: Tables>(
         ttl: header.ttl,
         flags,
         next_header: header.protocol,
-        departs: 0,
+        marks: 0,
     };
     Some((ports, packet))
 }

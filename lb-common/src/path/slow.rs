@@ -73,7 +73,12 @@ pub fn slow<A: Family, F: Frame, T: FamilyTables<A>>(
     } else {
         flow.opposite(packet.protocol)
     };
-    match fate(tables, &packet, &work.key, flow, found) {
+    match fate(tables, config, &packet, &work.key, flow, found) {
+        // The backend may take it for another connection, which the service must let in.
+        Fate::Keep if repeats(&packet, flow) => {
+            work.packet.repeat(active::is_open(flow.state.get()));
+            Ok(Step::Admit)
+        }
         Fate::Keep => known(frame, tables, config, work, &packet, flow, found),
         Fate::Redraw => {
             tables.forget();
@@ -99,6 +104,7 @@ fn is_direct<A>(flow: &Flow<A>) -> bool {
 #[inline(always)]
 fn fate<A: Family, T: FamilyTables<A>>(
     tables: &T,
+    config: &Config,
     packet: &Packet,
     key: &FlowKey<A>,
     flow: &Flow<A>,
@@ -126,7 +132,8 @@ fn fate<A: Family, T: FamilyTables<A>>(
     let redraw = if packet.is_udp() {
         !alive || ends
     } else {
-        begins && (!alive || backend_state >= fails || state & over != 0)
+        let fails = backend_state >= fails && (ends || !is_crossed(config, flow, tables.now()));
+        begins && (!alive || fails || state & over != 0)
     };
     match (reverse, redraw) {
         (false, true) => Fate::Redraw,
@@ -137,6 +144,30 @@ fn fate<A: Family, T: FamilyTables<A>>(
         _ if found == Found::Handshake && !tables.is_whole(key) => Fate::Redraw,
         _ => Fate::Keep,
     }
+}
+
+/// Whether the packet is to be let in first, though there is a connection on its tuple. One branch: each
+/// would double what the verifier walks.
+#[inline(always)]
+fn repeats<A: Address>(packet: &Packet, flow: &Flow<A>) -> bool {
+    let state = flow.state.get();
+    let is_clients = !(state >> flow_state::REVERSE.trailing_zeros());
+    let is_established = state >> flow_state::ESTABLISHED.trailing_zeros();
+    packet.asks_in() & is_clients & is_established != 0
+}
+
+/// Whether a SYN that comes now and the answer to the one before may have met on the way: the client is
+/// about to go on with that answer, and another backend's would be of another connection. Who sends a
+/// SYN again waits for a second (RFC 6298 2.1), as the kernel does that asks for a neighbour, with a SYN
+/// in hand: they come together often. One branch, as in [`repeats`].
+#[inline(always)]
+fn is_crossed<A: Address>(config: &Config, flow: &Flow<A>, now: u32) -> bool {
+    let state = flow.state.get();
+    let is_handshake = !(state >> flow_state::ESTABLISHED.trailing_zeros());
+    let is_answered = state >> flow_state::ANSWERED.trailing_zeros();
+    let elapsed = now.wrapping_sub(flow.last_seen.get());
+    let is_recent = (u64::from(elapsed).wrapping_sub(u64::from(config.hz / 2)) >> 63) as u32;
+    is_handshake & is_answered & is_recent & 1 != 0
 }
 
 /// A packet of a known flow: notes what it changes, refreshes the next hop, sends it on.
@@ -268,6 +299,7 @@ fn is_proven<A: Family, F: Frame, T: FamilyTables<A>>(
         match tables.handshake(&work.opposite) {
             Some(forward) if allocate::belongs_to(forward, &work.key) => {
                 forward.expected.set(expected);
+                forward.last_seen.set(tables.now());
                 let answered = forward.state.get() | flow_state::ANSWERED;
                 forward.state.set(answered);
             }

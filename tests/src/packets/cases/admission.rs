@@ -10,6 +10,7 @@ pub(super) fn cases(table: &mut Table) {
     sources(table);
     rates(table);
     limits(table);
+    again(table);
     affinity(table);
 }
 
@@ -234,6 +235,50 @@ fn limits(table: &mut Table) {
         begun(&to(41_002, port::BACKEND_FULL, 48)),
     ]);
     table.add("reused_port_counts_once", steps);
+}
+
+/// On the tuple of a connection whose backend has not ended it.
+fn again(table: &mut Table) {
+    let a = table.addresses;
+    let to = |port, vip, last| Connection::new(a.client(port), a.vip(vip), a.backend(last, 8080));
+    for (name, vip, last, reason) in [
+        ("rate", port::RATE, 42, Drop::RateLimited),
+        (
+            "source_rate",
+            port::SOURCE_RATE,
+            43,
+            Drop::SourceRateLimited,
+        ),
+    ] {
+        let connection = to(41_001, vip, last);
+        for (after, ends) in [("an_open_connection", false), ("the_clients_reset", true)] {
+            let mut steps = connection.opened();
+            if ends {
+                steps.push(connection.forwards(connection.request(RST)));
+            }
+            steps.extend([
+                refused(&connection, reason),
+                // The former one goes on, if it was a stranger's SYN.
+                connection.forwards(connection.request(ACK)),
+                connection.returns(connection.reply(ACK)),
+                Step::Second,
+                begun(&connection),
+                refused(&connection, reason),
+                connection.returns(connection.reply(SYN | ACK)),
+                connection.forwards(connection.request(ACK)),
+            ]);
+            table.add(&format!("{name}_counts_a_syn_behind_{after}"), steps);
+        }
+    }
+    let (first, second) = (to(41_001, port::LIMIT, 44), to(41_002, port::LIMIT, 44));
+    let mut steps = first.opened();
+    steps.push(begun(&first));
+    table.add("connection_in_place_of_another_is_within_the_limit", steps);
+    let mut steps = first.opened();
+    steps.push(first.forwards(first.request(RST)));
+    steps.extend(second.opened());
+    steps.push(reset(&first));
+    table.add("limit_holds_for_a_connection_behind_a_reset", steps);
 }
 
 fn affinity(table: &mut Table) {

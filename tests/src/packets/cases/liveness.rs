@@ -60,11 +60,38 @@ pub(super) fn cases(table: &mut Table) {
         let steps = vec![
             web.forwards(web.request(SYN)),
             state(value),
-            Step::FromClient(syn.bytes(), answer),
+            Step::FromClient(syn.bytes(), answer.clone()),
         ];
         table.add(
             &format!("tcp_retransmitted_syn_leaves_backend_{name}"),
             steps,
+        );
+        // The client takes the answer that it is about to see.
+        let mut steps = vec![
+            web.forwards(web.request(SYN)),
+            web.returns(web.reply(SYN | ACK)),
+            state(value),
+        ];
+        let mut later = steps.clone();
+        if value == backend_state::CLOSED {
+            steps.push(Step::FromClient(syn.bytes(), answer.clone()));
+        } else {
+            steps.extend([
+                web.forwards(web.request(SYN)),
+                web.returns(web.reply(SYN | ACK)),
+                web.forwards(web.request(ACK)),
+                web.returns(web.reply(ACK)),
+            ]);
+        }
+        table.add(
+            &format!("tcp_syn_crosses_the_answer_of_backend_{name}"),
+            steps,
+        );
+        // It did not.
+        later.extend([Step::Second, Step::FromClient(syn.bytes(), answer)]);
+        table.add(
+            &format!("tcp_retransmitted_syn_leaves_answered_backend_{name}"),
+            later,
         );
     }
     let a = table.addresses;

@@ -28,6 +28,8 @@ pub(super) struct Connection {
     /// When either side last sent, and when either last sent a FIN or RST.
     pub(super) seen: u32,
     pub(super) ended: u32,
+    /// When the client last sent, or was answered for the first time, or anew, or the end went on.
+    pub(super) heard: u32,
 }
 
 impl Connection {
@@ -55,6 +57,10 @@ impl Connection {
     /// Notes what every packet of it brings.
     pub(super) fn sees(&mut self, now: u32, flags: u8, is_client: bool) {
         self.seen = now;
+        let is_answer = !self.is_answered || flags & SYN != 0;
+        if is_client || is_answer || flags & (RST | FIN) != 0 || self.is_closing() {
+            self.heard = now;
+        }
         // Forged, or too late, if more follows.
         self.reset = flags & RST != 0;
         self.backend_reset = self.reset && !is_client;

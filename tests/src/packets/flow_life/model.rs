@@ -200,7 +200,11 @@ impl Model {
             false => {
                 let keeps = match known.is_established {
                     true => state != backend_state::DOWN,
-                    false => state == backend_state::ACTIVE,
+                    // The answer is on its way, and met the SYN.
+                    false => {
+                        let is_crossed = known.is_answered && self.now - known.heard < SECOND / 2;
+                        state == backend_state::ACTIVE || is_crossed
+                    }
                 };
                 flags == SYN && (end.is_some() || !keeps || known.is_over())
             }
@@ -431,6 +435,7 @@ impl Model {
             begun: self.now,
             seen: self.now,
             ended: self.now,
+            heard: self.now,
         };
         self.connections.insert(name, connection);
         self.milestones[slot][0] += u64::from(!is_picked_up);
