@@ -10,7 +10,7 @@ use anyhow::{Context, bail};
 /// process dies, however it dies.
 #[derive(Debug)]
 pub(super) struct Lock {
-    _file: File,
+    file: File,
 }
 
 impl Lock {
@@ -48,6 +48,13 @@ impl Lock {
         let _ = file.set_len(0);
         let _ = file.rewind();
         let _ = writeln!(file, "{}", std::process::id());
-        Ok(Self { _file: file })
+        Ok(Self { file })
+    }
+}
+
+impl Drop for Lock {
+    /// Closing is not enough while a child that was just forked has the file as well.
+    fn drop(&mut self) {
+        let _ = self.file.unlock();
     }
 }
