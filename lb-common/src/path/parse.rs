@@ -65,13 +65,13 @@ pub struct Packet {
 /// What the path itself knows of a packet.
 mod mark {
     /// It leaves the node through its stack, whose way it keeps.
-    pub const DEPARTS: u32 = 1;
+    pub(super) const DEPARTS: u32 = 1;
     /// It begins a connection on the tuple of one that there is, whose backend will have it.
-    pub const REPEATS: u32 = 1 << 1;
+    pub(super) const REPEATS: u32 = 1 << 1;
     /// That one counts as open.
-    pub const COUNTED: u32 = 1 << 2;
+    pub(super) const COUNTED: u32 = 1 << 2;
     /// It was let in to that.
-    pub const ADMITTED: u32 = 1 << 3;
+    pub(super) const ADMITTED: u32 = 1 << 3;
 }
 
 /// More than any header's offset. The verifier believes no offset that was kept in a map.
