@@ -264,21 +264,26 @@ impl<C> Tables for Kernel<C> {
     }
 
     #[inline(always)]
-    fn take(&self, budget: Budget, second: u32, per_second: u32) -> bool {
+    fn take(&self, budget: Budget, period: u32, limit: u32) -> bool {
         let Some(given) = maps::BUDGETS.get_ptr_mut(budget as u32) else {
             return false;
         };
         // SAFETY: as in `cursor`.
         unsafe {
-            if (*given)[0] != second {
-                *given = [second, 0];
+            if (*given)[0] != period {
+                *given = [period, 0];
             }
-            if (*given)[1] >= per_second {
+            if (*given)[1] >= limit {
                 return false;
             }
             (*given)[1] += 1;
         }
         true
+    }
+
+    #[inline(always)]
+    fn has_place(&self, protocol: u8) -> bool {
+        has_place(protocol.into()) != 0
     }
 
     #[inline(always)]
@@ -709,6 +714,14 @@ extern "C" fn count_active(slot: u32, generation: u32, before: u32, after: u32) 
     let kernel = Kernel::new(core::ptr::null_mut::<xdp_md>());
     path::count_active(&kernel, slot, generation, before, after);
     0
+}
+
+/// [`path::has_place`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn has_place(protocol: u32) -> u32 {
+    let kernel = Kernel::new(core::ptr::null_mut::<xdp_md>());
+    path::has_place(&kernel, protocol as u8) as u32
 }
 
 macro_rules! context {

@@ -175,7 +175,7 @@ pub(crate) static DEVICES: HashMap<u32, u32, 1024> = HashMap::new();
 #[btf_map]
 pub(crate) static DROPS: PerCpuArray<u64, { Drop::SLOTS as usize }> = PerCpuArray::new();
 
-/// The second, and what was taken in it, of each [`Budget`]. Writer: the packet path.
+/// The period, and what was taken in it, of each [`Budget`]. Writer: the packet path.
 #[btf_map]
 pub(crate) static BUDGETS: PerCpuArray<[u32; 2], { Budget::COUNT as usize }> = PerCpuArray::new();
 

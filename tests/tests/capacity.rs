@@ -21,7 +21,7 @@ use aya::{
 };
 use lb_tests::{
     capture::Wire,
-    clients::{Failure, Herd, Protocol, any_port, ask_once, burst, summary},
+    clients::{Failure, Herd, Protocol, any_port, ask_once, burst, datagrams, summary},
     daemon::{Config, Service},
     eventually, frames,
     net::{Family, Network, Topology},
@@ -120,6 +120,68 @@ fn full_flow_table(xdp: &'static str, family: Family) {
     assert_eq!(living.failures(PATIENCE), "none", "{xdp}: in the end");
     note(format!(
         "xdp {xdp} {family}: {ROOM} of {ROOM} connections live on, flow_table_full {counted}"
+    ));
+}
+
+#[test]
+fn xdp_many_udp_flows_leave_room_for_tcp() {
+    many_udp_flows("native", Family::V4);
+}
+
+#[test]
+fn tc_many_udp_flows_leave_room_for_tcp() {
+    many_udp_flows("off", Family::V6);
+}
+
+/// More UDP flows than the table holds connections, all of which would stay in it.
+fn many_udp_flows(xdp: &'static str, family: Family) {
+    const CONNECTIONS: usize = 256;
+    const UDP_FLOWS: usize = 300;
+    // Half of the table; a CPU may be at work on a datagram when the places are counted.
+    const TCP: usize = CONNECTIONS / 2 - 4;
+    let world = World::new(Topology::default(), |network| {
+        let service = |name, protocol| {
+            Service::new(name, protocol)
+                .listen(network, 0, ECHO_PORT)
+                .backends(network, ECHO_PORT, &[1, 1, 1])
+        };
+        let mut config = Config::new(network, xdp)
+            .service(service("lines", Protocol::Tcp))
+            .service(service("datagrams", Protocol::Udp));
+        config.node = vec![("limits", format!("{{connections: {CONNECTIONS}}}"))];
+        config
+    })
+    .unwrap();
+    let network = &world.network;
+    let source = network.client_addresses(family)[0];
+    let to = target(&world, family);
+    let speak = || {
+        network.client.run(|| {
+            for port in (20_000..).take(UDP_FLOWS) {
+                datagrams((source, port).into(), to, 3)
+                    .unwrap_or_else(|error| panic!("xdp {xdp}: UDP from port {port}: {error:#}"));
+            }
+        });
+    };
+    // UDP gets places by and by, as they are counted, which a busy machine does late.
+    let began = Instant::now();
+    let mut of_udp = 0;
+    let has_places = eventually(Duration::from_secs(60), || {
+        speak();
+        of_udp = flow_entries(&world, family);
+        of_udp > 0 && began.elapsed() > Duration::from_secs(6)
+    });
+    assert!(has_places, "xdp {xdp}");
+    let living = herd(&world, family, TCP);
+    let living = living.unwrap_or_else(|f| panic!("xdp {xdp}: TCP beside {of_udp} entries: {f}"));
+    speak();
+    assert_eq!(living.failures(PATIENCE), "none", "xdp {xdp}");
+    assert_eq!(drops(&world, "flow_table_full"), 0, "xdp {xdp}");
+    assert!(of_udp <= CONNECTIONS as u64, "{of_udp}");
+    note(format!(
+        "xdp {xdp} {family}: {UDP_FLOWS} UDP flows had {of_udp} of {} entries, {TCP} TCP connections \
+         were opened beside them",
+        2 * CONNECTIONS
     ));
 }
 
@@ -258,10 +320,10 @@ fn syn_flood(xdp: &'static str, program: &str) {
          ns each; {refused} found no source port; entries in the flow tables: {}",
         lasted.as_secs_f64(),
         time.as_nanos() as f64 / count.max(1) as f64,
-        flow_entries(&world),
+        flow_entries(&world, Family::V4),
     ));
     // Both directions of those that are real, and of the new ones that have not aged yet.
-    assert!(flow_entries(&world) <= 2 * (LIVING + tried) as u64);
+    assert!(flow_entries(&world, Family::V4) <= 2 * (LIVING + tried) as u64);
 }
 
 /// Each forged address has a bucket, and the table holds a few of them: real clients are forgotten too,
@@ -301,10 +363,14 @@ fn forged_sources_use_up_no_limit_of_sources() {
     assert!(drops(&world, "source_rate_limited") > 0);
 }
 
-fn flow_entries(world: &World) -> u64 {
+fn flow_entries(world: &World, family: Family) -> u64 {
     let metrics = world.daemon.http("/metrics").unwrap().1;
-    let name = "lbd_map_entries{map=\"FLOWS4\"} ";
-    let value = metrics.lines().find_map(|line| line.strip_prefix(name));
+    let map = match family {
+        Family::V4 => "FLOWS4",
+        Family::V6 => "FLOWS6",
+    };
+    let name = format!("lbd_map_entries{{map=\"{map}\"}} ");
+    let value = metrics.lines().find_map(|line| line.strip_prefix(&name));
     value.and_then(|v| v.parse().ok()).expect("a number")
 }
 

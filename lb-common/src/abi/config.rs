@@ -18,7 +18,21 @@ pub struct Config {
     pub sources: [u32; 2],
     /// Entries for SYNs that need none, per second and CPU; see `path::admit`.
     pub entries_per_second: u32,
-    pub reserved: u32,
+    /// UDP flows that each CPU may give a place in the flow tables from when this word was written
+    /// until it is another one, times [`UDP_PLACE`]. The rest numbers the words, so that one that
+    /// gives as many as the one before gives them anew.
+    pub udp_places: u32,
+}
+
+/// One place in [`Config::udp_places`].
+pub const UDP_PLACE: u32 = 1 << 8;
+
+impl Config {
+    /// Gives each CPU so many places for UDP flows, whatever it took before.
+    pub fn give_udp_places(&mut self, places: u32) {
+        let number = self.udp_places.wrapping_add(1) % UDP_PLACE;
+        self.udp_places = places.min(u32::MAX / UDP_PLACE) * UDP_PLACE + number;
+    }
 }
 
 /// Most node addresses of one family that SNAT takes.

@@ -87,7 +87,7 @@ fields! {
         max_connections reserved;
     BackendCounters: packets_in bytes_in packets_out bytes_out connections established refused
         reserved;
-    Config: epoch hz rejects_per_second snat_first snat_count sources entries_per_second reserved;
+    Config: epoch hz rejects_per_second snat_first snat_count sources entries_per_second udp_places;
     Admission: flags max_connections counter affinity rate source_rate;
     SourceKey<V4>: bits service address;
     SourceKey<V6>: bits service address;

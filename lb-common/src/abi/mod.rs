@@ -16,7 +16,9 @@ pub use admission::{
     Active, Admission, Affinity, AffinityKey, Bucket, Rate, RateKey, SOURCE_SERVICE_BITS,
     SourceKey, admission_flag, source,
 };
-pub use config::{Config, MAX_SOURCES, PORT_WORDS, PortKind, SOURCE_SLOTS, port_bit, source_slot};
+pub use config::{
+    Config, MAX_SOURCES, PORT_WORDS, PortKind, SOURCE_SLOTS, UDP_PLACE, port_bit, source_slot,
+};
 pub use flow::{Flow, NextHop, flow_state, link};
 pub use fragment::{
     FRAGMENT_SECONDS, FragmentKey, Fragmented, HELD_BYTES, HELD_PIECES, Held, HeldKey,

@@ -51,7 +51,7 @@ pub use parse::{Network, Packet, network};
 pub use recall::{Recalled, bring, recall};
 pub use reject::answer;
 pub use select::draw;
-pub use slow::{forget, is_whole, slow};
+pub use slow::{forget, has_place, is_whole, slow};
 
 /// What becomes of a packet, if it is not dropped.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -277,8 +277,12 @@ pub trait Tables {
 
     fn count_drop(&self, reason: Drop);
 
-    /// Takes one of `per_second` that this CPU has of `budget` in the second `second`.
-    fn take(&self, budget: Budget, second: u32, per_second: u32) -> bool;
+    /// Takes one of `limit` that this CPU has of `budget` in `period`: a second, unless the budget
+    /// says otherwise.
+    fn take(&self, budget: Budget, period: u32, limit: u32) -> bool;
+
+    /// [`has_place`], which see.
+    fn has_place(&self, protocol: u8) -> bool;
 
     /// The way of a packet that came in by device `ingress`. Leaves the next hop in `hop`, zeroes
     /// if there is none.
@@ -327,7 +331,7 @@ pub enum Milestone {
     Refused,
 }
 
-/// What a CPU does no more than so many times a second.
+/// What a CPU does no more than so many times in a period.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(u32)]
 pub enum Budget {
@@ -335,11 +339,14 @@ pub enum Budget {
     Answers = 0,
     /// Entries for SYNs that need none.
     Entries = 1,
+    /// Places in the flow tables for UDP flows, in the time between two counts of them:
+    /// [`Config::udp_places`].
+    UdpPlaces = 2,
 }
 
 impl Budget {
     /// Elements of the `BUDGETS` array.
-    pub const COUNT: u32 = 2;
+    pub const COUNT: u32 = 3;
 }
 
 /// The tables of one address family.

@@ -6,9 +6,12 @@ use super::allocate;
 use super::parse::Packet;
 use super::wire::tcp;
 use super::{
-    Family, FamilyTables, Frame, InsertError, Milestone, Recalled, Step, Verdict, Work, translate,
+    Budget, Family, FamilyTables, Frame, InsertError, Milestone, Recalled, Step, Tables, Verdict,
+    Work, translate,
 };
-use crate::abi::{Address, Config, Drop, Flow, FlowKey, backend_state, flow_state};
+use crate::abi::{
+    Address, Config, Drop, Flow, FlowKey, UDP_PLACE, backend_state, flow_state, protocol,
+};
 
 /// Which table a flow stands in.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -203,7 +206,8 @@ fn known<A: Family, F: Frame, T: FamilyTables<A>>(
     let mut proven = false;
     // A later fragment shows nothing: it has no transport header.
     if found == Found::Handshake && !packet.is_later_fragment() {
-        proven = is_proven(frame, tables, config, work, packet, flow)?;
+        proven = is_proven(frame, tables, config, work, packet, flow)?
+            && tables.has_place(packet.protocol);
         if proven && let Err(error) = establish(tables, work, flow) {
             // Without a place of its own it goes on where others may evict it.
             proven = false;
@@ -314,6 +318,20 @@ fn is_proven<A: Family, F: Frame, T: FamilyTables<A>>(
     // a client that never spoke again.
     let lasts = packet.is_udp() && tables.now().wrapping_sub(flow.created) >= config.hz;
     Ok(state & flow_state::MIDDLE != 0 || lasts)
+}
+
+/// Whether a proven connection may fill such a place. UDP proves little: two datagrams of a forged
+/// source are enough. So it has a share of the tables, and cannot take TCP's. The daemon divides what
+/// is left of the share among the CPUs whenever it has counted: where one has more than its part of the
+/// flows, or many come at once, some find nothing. They go on where others may evict them, and ask
+/// again with their next packet. Behind [`Tables::has_place`], as [`forget`].
+#[inline(always)]
+pub fn has_place<T: Tables>(tables: &T, protocol: u8) -> bool {
+    if protocol != protocol::UDP {
+        return true;
+    }
+    let given = tables.config().map_or(0, |config| config.udp_places);
+    tables.take(Budget::UdpPlaces, given, given / UDP_PLACE)
 }
 
 /// Enters the forward direction of a handshake whose reverse one is `reverse`.

@@ -216,9 +216,7 @@ impl Kernel {
 
     /// Makes the packet path look up every next hop anew.
     pub(super) fn raise_epoch(&self) -> anyhow::Result<()> {
-        let mut config = self.datapath.config()?;
-        config.epoch = config.epoch.wrapping_add(1).max(1);
-        self.datapath.set_config(&config)
+        self.datapath.raise_epoch()
     }
 
     /// Backends that are placed and no longer wanted, with the connections counted until now.

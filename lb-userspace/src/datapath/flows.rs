@@ -115,6 +115,19 @@ pub(super) fn is_active(state: u32) -> bool {
     state & flow_state::ESTABLISHED != 0 && !flow_state::is_closed(state)
 }
 
+/// For how many more flows UDP has room in a table of `capacity` entries, `udp` of which are its own,
+/// two a flow. Half of the table is TCP's alone: the clients of UDP flows may be forged, and a
+/// TCP connection that finds no room is refused, while a UDP flow goes on without a place.
+pub(super) fn udp_room(capacity: u64, udp: u64) -> u64 {
+    (capacity / 2).saturating_sub(udp) / 2
+}
+
+/// What each CPU may have of that room.
+pub(super) fn udp_places(room: u64, cpus: usize) -> u32 {
+    let places = room.checked_div(cpus as u64).unwrap_or(0);
+    places.try_into().unwrap_or(u32::MAX)
+}
+
 #[cfg(test)]
 mod tests {
     use std::cell::Cell;
@@ -262,6 +275,26 @@ mod tests {
     fn a_packet_after_the_clock_was_read_is_no_age() {
         let f = forward(3, 0);
         assert!(!is_idle(&age(1), protocol::UDP, &f));
+    }
+
+    #[test]
+    fn udp_has_half_of_a_table() {
+        assert_eq!(udp_room(2000, 0), 500);
+        assert_eq!(udp_room(2000, 600), 200);
+        assert_eq!(udp_room(2000, 998), 1);
+        for udp in [999, 1000, 1001, 2000, 3000] {
+            assert_eq!(udp_room(2000, udp), 0, "{udp}");
+        }
+    }
+
+    #[test]
+    fn cpus_share_the_room_for_udp() {
+        assert_eq!(udp_places(500, 1), 500);
+        assert_eq!(udp_places(500, 3), 166);
+        assert_eq!(udp_places(2, 3), 0);
+        assert_eq!(udp_places(u64::MAX, 2), u32::MAX);
+        // Not known.
+        assert_eq!(udp_places(500, 0), 0);
     }
 
     #[test]

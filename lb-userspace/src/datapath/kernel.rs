@@ -21,10 +21,11 @@ use super::{
     attach::Hooks,
     attachments::{self, Attachments},
     clock::Clock,
-    flows::Age,
+    flows::{self, Age},
     layout::Layouts,
     load, log,
     maps::{Hash, Maps},
+    next_epoch,
     pins::Pins,
     ports, preflight,
     route::Routes,
@@ -57,6 +58,7 @@ pub struct Kernel {
     /// First port and number of ports that SNAT takes unless others are configured.
     snat_ports: (u16, u16),
     attachments: Mutex<Attachments>,
+    changes_config: Mutex<()>,
     _root: preflight::PinRoot,
 }
 
@@ -137,6 +139,7 @@ impl Kernel {
             routes: Routes::default(),
             snat_ports,
             attachments: Mutex::new(attachments),
+            changes_config: Mutex::default(),
             _root: root,
         };
         kernel.refresh_devices(&kernel.lock_attachments())?;
@@ -148,6 +151,24 @@ impl Kernel {
         write_devices(&self.maps, attachments.device_words()?)
     }
 
+    #[cfg(test)]
+    pub(super) fn config(&self) -> Result<Config> {
+        self.maps.config.get(0)
+    }
+
+    /// The only way to write it once lbd serves: the scan of flows runs beside all else.
+    fn change_config(&self, change: impl FnOnce(&mut Config)) -> Result<()> {
+        let lock = self.changes_config.lock();
+        let _alone = lock.unwrap_or_else(PoisonError::into_inner);
+        let former = self.maps.config.get(0)?;
+        let mut config = former;
+        change(&mut config);
+        if config != former {
+            self.maps.config.set(0, &config)?;
+        }
+        Ok(())
+    }
+
     fn lock_attachments(&self) -> MutexGuard<'_, Attachments> {
         let lock = self.attachments.lock();
         lock.unwrap_or_else(PoisonError::into_inner)
@@ -155,17 +176,10 @@ impl Kernel {
 }
 
 impl Datapath for Kernel {
-    /// A new epoch has the packet path look next hops up anew, so the devices they may lead to are
-    /// brought up to date before it.
-    fn set_config(&self, config: &Config) -> Result<()> {
-        if self.maps.config.get(0)?.epoch != config.epoch {
-            self.refresh_devices(&self.lock_attachments())?;
-        }
-        self.maps.config.set(0, config)
-    }
-
-    fn config(&self) -> Result<Config> {
-        self.maps.config.get(0)
+    /// The devices that next hops may lead to are brought up to date before.
+    fn raise_epoch(&self) -> Result<()> {
+        self.refresh_devices(&self.lock_attachments())?;
+        self.change_config(|config| config.epoch = next_epoch(config.epoch))
     }
 
     fn set_port_word(&self, index: u32, word: u64) -> Result<()> {
@@ -319,7 +333,14 @@ impl Datapath for Kernel {
 
     fn scan_flows(&self, timeouts: &Timeouts) -> Result<FlowScan> {
         let now = self.clock.now(self.hz)?;
-        self.scanner.scan(&self.maps, Age::new(now, timeouts))
+        // What came into a table behind the scan would not be counted, and its place be given twice.
+        // Should the scan fail, or the daemon end, UDP has no more than it was given.
+        self.change_config(|config| config.give_udp_places(0))?;
+        let scan = self.scanner.scan(&self.maps, Age::new(now, timeouts))?;
+        let cpus = aya::util::online_cpus().map_or(0, |cpus| cpus.len());
+        let places = flows::udp_places(scan.udp_room, cpus);
+        self.change_config(|config| config.give_udp_places(places))?;
+        Ok(scan)
     }
 
     fn set_snat(&self, pool: &SnatPool) -> Result<Vec<IpAddr>> {
@@ -330,26 +351,25 @@ impl Datapath for Kernel {
                 false => foreign.push(*address),
             }
         }
-        let former = self.maps.config.get(0)?;
         let (snat_first, snat_count) = match pool.ports {
             Some((first, last)) => (first, last - first + 1),
             None => self.snat_ports,
         };
-        let mut config = Config {
-            sources: [0; 2],
-            snat_first,
-            snat_count,
-            ..former
-        };
+        let mut sources = [0; 2];
         for address in own {
-            let number = &mut config.sources[usize::from(address.is_ipv6())];
+            let number = &mut sources[usize::from(address.is_ipv6())];
             let slot = source_slot(address.is_ipv6(), *number);
             self.maps.sources.set(slot, &words(address))?;
             *number += 1;
         }
-        if config != former {
-            self.maps.config.set(0, &config)?;
-        }
+        self.change_config(|config| {
+            *config = Config {
+                sources,
+                snat_first,
+                snat_count,
+                ..*config
+            }
+        })?;
         Ok(foreign)
     }
 
@@ -371,9 +391,7 @@ impl Datapath for Kernel {
         repaired.extend(attachments.repair()?);
         if self.refresh_devices(&attachments)? {
             // Cached next hops hold what was known of their devices.
-            let mut config = self.maps.config.get(0)?;
-            config.epoch = next_epoch(config.epoch);
-            self.maps.config.set(0, &config)?;
+            self.change_config(|config| config.epoch = next_epoch(config.epoch))?;
         }
         Ok(repaired)
     }
@@ -430,7 +448,9 @@ fn write_config(maps: &Maps, hz: u32, snat_ports: (u16, u16)) -> Result<()> {
             snat_first,
             snat_count,
             sources: former.sources,
-            reserved: 0,
+            // None before the first scan, which begins with the controller: the tables may be full of
+            // UDP, and until then it goes on without.
+            udp_places: 0,
         },
     )
 }
@@ -447,10 +467,6 @@ fn words(address: IpAddr) -> [u32; 4] {
 fn entries_per_second(handshakes: u32) -> u32 {
     let cpus = thread::available_parallelism().map_or(1, NonZero::get);
     (handshakes / 2 / u32::try_from(cpus).unwrap_or(u32::MAX)).max(1)
-}
-
-fn next_epoch(epoch: u32) -> u32 {
-    epoch.wrapping_add(1).max(1)
 }
 
 enum Key {

@@ -9,7 +9,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use lb_common::abi::{ABI_VERSION, Backend, Config, Service, backend_state};
+use lb_common::abi::{ABI_VERSION, Backend, Config, Service, UDP_PLACE, backend_state};
 
 use super::{
     Attachment, Datapath, Listen, OBJECT,
@@ -212,6 +212,28 @@ fn a_restart_adopts_maps_and_replaces_programs_in_place() {
 }
 
 #[test]
+fn udp_gets_places_whenever_flows_were_counted() {
+    isolated(|bpffs| {
+        let kernel = World::new(bpffs, &["one"], XdpMode::Off).start();
+        let given = || kernel.config().unwrap().udp_places;
+        assert_eq!(given() / UDP_PLACE, 0, "before the first count");
+        let cpus = aya::util::online_cpus().unwrap().len() as u32;
+        let mut words = BTreeSet::new();
+        for _ in 0..3 {
+            kernel.scan_flows(&Timeouts::default()).unwrap();
+            // Of 1000 connections.
+            assert_eq!(given() / UDP_PLACE, 500 / cpus);
+            assert!(words.insert(given()), "{words:?}");
+        }
+        let last = given();
+        kernel.raise_epoch().unwrap();
+        kernel.set_snat(&SnatPool::default()).unwrap();
+        kernel.repair_attachments().unwrap();
+        assert_eq!(given(), last, "others write the config too");
+    });
+}
+
+#[test]
 fn tables_of_any_size_are_swapped() {
     isolated(|bpffs| {
         let kernel = World::new(bpffs, &["one"], XdpMode::Off).start();
@@ -375,12 +397,8 @@ fn devices_that_take_redirected_frames_are_known() {
         assert_eq!(kernel.config().unwrap().epoch, epoch + 1);
         sh("ethtool -K farther gro off");
         let epoch = kernel.config().unwrap().epoch;
-        kernel
-            .set_config(&Config {
-                epoch: epoch + 1,
-                ..kernel.config().unwrap()
-            })
-            .unwrap();
+        kernel.raise_epoch().unwrap();
+        assert_eq!(kernel.config().unwrap().epoch, epoch + 1);
         assert_eq!(direct(), before);
     });
 }

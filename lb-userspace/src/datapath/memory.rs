@@ -9,7 +9,7 @@ use std::{
 use anyhow::{bail, ensure};
 use lb_common::abi::{Admission, Backend, BackendCounters, Config, Drop, PORT_WORDS, Service};
 
-use super::{Attachment, Capacity, Datapath, FlowScan, Listen, Route};
+use super::{Attachment, Capacity, Datapath, FlowScan, Listen, Route, next_epoch};
 use crate::model::{Prefix, SnatPool, Sources, Timeouts};
 
 /// The kernel's maps.
@@ -174,12 +174,10 @@ impl Inner {
 }
 
 impl Datapath for Memory {
-    fn set_config(&self, config: &Config) -> anyhow::Result<()> {
-        self.write(Write::Config, |maps| maps.config = *config)
-    }
-
-    fn config(&self) -> anyhow::Result<Config> {
-        self.read("config", |inner| inner.maps.config)
+    fn raise_epoch(&self) -> anyhow::Result<()> {
+        self.write(Write::Config, |maps| {
+            maps.config.epoch = next_epoch(maps.config.epoch);
+        })
     }
 
     fn set_port_word(&self, index: u32, word: u64) -> anyhow::Result<()> {

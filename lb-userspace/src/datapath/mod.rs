@@ -45,7 +45,7 @@ use std::{
     net::{IpAddr, SocketAddr},
 };
 
-use lb_common::abi::{Admission, Backend, BackendCounters, Config, Service};
+use lb_common::abi::{Admission, Backend, BackendCounters, Service};
 
 use crate::model::{Prefix, Protocol, SnatPool, Sources, Timeouts};
 
@@ -73,6 +73,8 @@ pub struct FlowScan {
     pub present: std::collections::HashMap<u32, u64>,
     /// Entries removed because they timed out.
     pub aged: u64,
+    /// UDP flows of either family that may still get a place in its table.
+    pub udp_room: u64,
     pub fill: Vec<MapFill>,
 }
 
@@ -81,8 +83,8 @@ pub struct FlowScan {
 ///
 /// Errors name the map and the call.
 pub trait Datapath: Send + Sync {
-    fn set_config(&self, config: &Config) -> anyhow::Result<()>;
-    fn config(&self) -> anyhow::Result<Config>;
+    /// Has the packet path look every next hop up anew.
+    fn raise_epoch(&self) -> anyhow::Result<()>;
 
     /// Writes one 64-bit word of the port bitmaps ([`lb_common::abi::port_bit`]).
     fn set_port_word(&self, index: u32, word: u64) -> anyhow::Result<()>;
@@ -132,7 +134,8 @@ pub trait Datapath: Send + Sync {
     /// Drops by [`lb_common::abi::Drop`] number, summed over CPUs.
     fn drops(&self) -> anyhow::Result<Vec<u64>>;
 
-    /// Passes over all flows, removing those idle past their timeout.
+    /// Passes over all flows, removing those idle past their timeout, and gives UDP what is left of its
+    /// share of the tables.
     fn scan_flows(&self, timeouts: &Timeouts) -> anyhow::Result<FlowScan>;
 
     /// What SNAT takes from now on. Addresses that are not the node's own are left out, and
@@ -189,6 +192,11 @@ pub struct Capacity {
 /// Element of `ACTIVE` and `COUNTED` that counts a service's connections: behind those of all slots.
 pub const fn counter(slots: u32, service: u32) -> u32 {
     slots.saturating_add(service)
+}
+
+/// Epochs are never 0.
+fn next_epoch(epoch: u32) -> u32 {
+    epoch.wrapping_add(1).max(1)
 }
 
 /// How the node reaches an address.

@@ -3,7 +3,7 @@
 use std::sync::{Mutex, PoisonError};
 
 use anyhow::Result;
-use lb_common::abi::{Active, Address, Flow, FlowKey, Pod, backend_state};
+use lb_common::abi::{Active, Address, Flow, FlowKey, Pod, backend_state, protocol};
 
 use super::{
     FlowScan, MapFill,
@@ -34,8 +34,9 @@ impl Scanner {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let before = maps.active.all()?;
         let mut scan = FlowScan::default();
-        family(&maps.flows4, &age, &mut scan)?;
-        family(&maps.flows6, &age, &mut scan)?;
+        let room4 = family(&maps.flows4, &age, &mut scan)?;
+        let room6 = family(&maps.flows6, &age, &mut scan)?;
+        scan.udp_room = room4.min(room6);
         correct(maps, &before, &scan)?;
         if state.passes.is_multiple_of(COUNT_EVERY) {
             state.counted = vec![
@@ -104,12 +105,17 @@ fn correction(active: u32, before: [u32; 2], after: [u32; 2], now: u32) -> u32 {
     }
 }
 
-fn family<A: Address>(map: &Hash<FlowKey<A>, Flow<A>>, age: &Age, scan: &mut FlowScan) -> Result<()>
+/// Returns for how many more UDP flows there is room.
+fn family<A: Address>(
+    map: &Hash<FlowKey<A>, Flow<A>>,
+    age: &Age,
+    scan: &mut FlowScan,
+) -> Result<u64>
 where
     FlowKey<A>: Pod,
     Flow<A>: Pod,
 {
-    let mut left = 0;
+    let (mut left, mut udp) = (0, 0);
     map.for_each_chunk(|chunk| {
         for (key, flow) in chunk {
             if flows::is_idle(age, key.protocol(), &flow)
@@ -119,6 +125,7 @@ where
                 continue;
             }
             left += 1;
+            udp += u64::from(key.protocol() == protocol::UDP);
             let state = flow.state.get();
             if flows::is_connection(state) {
                 *scan.present.entry(flow.slot).or_default() += 1;
@@ -130,7 +137,7 @@ where
         Ok(())
     })?;
     scan.fill.push(fill(map, left));
-    Ok(())
+    Ok(flows::udp_room(map.capacity().into(), udp))
 }
 
 /// `None` if the entry stays, else how many this call removed: none if it went with its opposite.
@@ -171,7 +178,7 @@ fn fill<K: Pod, V: Pod>(map: &Hash<K, V>, entries: u64) -> MapFill {
 mod tests {
     use std::cell::Cell;
 
-    use lb_common::abi::{Backend, Be16, NextHop, V4, flow_state, protocol};
+    use lb_common::abi::{Backend, Be16, NextHop, V4, flow_state};
 
     use super::*;
     use crate::{
@@ -268,6 +275,29 @@ mod tests {
 
             let scan = scanner.scan(maps, age(7540)).unwrap();
             assert_eq!((scan.aged, scan.fill.len()), (0, 6));
+        });
+    }
+
+    #[test]
+    fn udp_has_room_for_what_is_left_of_its_half() {
+        with_maps(|maps| {
+            let scanner = Scanner::default();
+            let room = |second| scanner.scan(maps, age(second)).unwrap().udp_room;
+            connect(maps, 1, 1, (0, 100, 100));
+            assert_eq!(room(100), 50_000);
+            for (number, key) in <[_; 2]>::from(connect(maps, 2, 1, (0, 100, 100)))
+                .into_iter()
+                .enumerate()
+            {
+                let flow = maps.flows4.get(&key).unwrap().unwrap();
+                let ports = (key.src_port, key.dst_port);
+                let udp = FlowKey::new(key.src, ports.0, key.dst, ports.1, protocol::UDP);
+                maps.flows4.set(&udp, &flow).unwrap();
+                assert_eq!(room(100), 50_000 - 1, "{number}");
+            }
+            // They are too old, the others are not.
+            assert_eq!(room(300), 50_000);
+            assert_eq!(maps.flows4.count().unwrap(), 4);
         });
     }
 

@@ -417,10 +417,11 @@ impl Runner for Kernel {
         self.write_config().expect("writing the config");
     }
 
-    fn set_budget(&mut self, budget: Budget, per_second: u32) {
+    fn set_budget(&mut self, budget: Budget, limit: u32) {
         match budget {
-            Budget::Answers => self.config.rejects_per_second = per_second,
-            Budget::Entries => self.config.entries_per_second = per_second,
+            Budget::Answers => self.config.rejects_per_second = limit,
+            Budget::Entries => self.config.entries_per_second = limit,
+            Budget::UdpPlaces => self.config.give_udp_places(limit),
         }
         self.write_config().expect("writing the config");
     }

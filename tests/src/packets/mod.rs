@@ -42,7 +42,7 @@ pub enum Step {
     Epoch,
     /// What fragments told of others is too old from now on.
     Stale,
-    /// What a CPU may do so many times a second.
+    /// What a CPU may do so many times in a period, which begins anew.
     Budget(Budget, u32),
     /// The node opens a socket of its own that listens there.
     Listen { local: SocketAddr, udp: bool },
@@ -118,7 +118,7 @@ pub trait Runner {
     fn set_backend(&mut self, slot: u32, state: u32, generation: u32);
     fn next_epoch(&mut self);
     fn make_stale(&mut self);
-    fn set_budget(&mut self, budget: Budget, per_second: u32);
+    fn set_budget(&mut self, budget: Budget, limit: u32);
     fn listen(&mut self, local: SocketAddr, udp: bool);
     fn close_sockets(&mut self);
     fn set_sources(&mut self, sources: &[IpAddr]);
@@ -222,7 +222,7 @@ impl Step {
             } => runner.set_backend(*slot, *state, *generation),
             Self::Epoch => runner.next_epoch(),
             Self::Stale => runner.make_stale(),
-            Self::Budget(budget, per_second) => runner.set_budget(*budget, *per_second),
+            Self::Budget(budget, limit) => runner.set_budget(*budget, *limit),
             Self::Listen { local, udp } => runner.listen(*local, *udp),
             Self::CloseSockets => runner.close_sockets(),
             Self::Sources(sources) => runner.set_sources(sources),

@@ -13,8 +13,8 @@ pub mod slot;
 use std::net::{IpAddr, SocketAddr};
 
 use lb_common::abi::{
-    Admission, Backend, Be16, Config, PortKind, Rate, Service, admission_flag, backend_flag,
-    backend_state, forwarding, no_backend, policy, port_bit, protocol, source,
+    Admission, Backend, Be16, Config, PortKind, Rate, Service, UDP_PLACE, admission_flag,
+    backend_flag, backend_state, forwarding, no_backend, policy, port_bit, protocol, source,
 };
 
 pub use self::addresses::Addresses;
@@ -80,7 +80,8 @@ pub const CONFIG: Config = Config {
     snat_count: 1,
     sources: [0; 2],
     entries_per_second: 1000,
-    reserved: 0,
+    // More than any test has flows: nothing writes it anew.
+    udp_places: (1 << 20) * UDP_PLACE,
 };
 
 /// Longer than a slow machine takes for a few packets.

@@ -287,6 +287,10 @@ fn flood(table: &mut Table, way: &Way) {
         known(tcp, false),
     ];
     table.add(&format!("{name}_syn_again_takes_no_more_room"), steps);
+    let without_places = Step::Budget(Budget::UdpPlaces, 0);
+    let asks = || way.asks(udp.request(0));
+    let steps = vec![without_places, asks(), asks(), asks(), known(udp, true)];
+    table.add(&format!("{name}_datagrams_without_a_place_go_on"), steps);
     let steps = vec![flooded, way.asks(udp.request(0)), known(udp, true)];
     table.add(&format!("{name}_datagram_of_a_flood_is_entered"), steps);
 }

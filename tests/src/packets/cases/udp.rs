@@ -4,7 +4,10 @@ use super::{Connection, Table, passes};
 use crate::packets::build::{Packet, Transport};
 use crate::packets::world::{self, port, slot};
 use crate::packets::{Expect, Step};
-use lb_common::abi::{Drop, backend_state};
+use lb_common::{
+    abi::{Drop, backend_state},
+    path::Budget,
+};
 
 fn dns(table: &Table) -> Connection {
     let a = table.addresses;
@@ -33,6 +36,7 @@ pub(super) fn cases(table: &mut Table) {
     lengths(table, &dns);
     checksums(table, &dns);
     backends(table, &dns);
+    places(table, &dns);
     let a = table.addresses;
     let snat = Connection::new(a.client(40_053), a.vip(port::DNS_SNAT), a.backend(14, 5353))
         .udp()
@@ -130,6 +134,69 @@ fn checksums(table: &mut Table, dns: &Connection) {
     let payload = payload.map_or(Vec::new(), |word| word.to_be_bytes().to_vec());
     let packet = dns.request(0).with(|p| p.payload = payload);
     table.add("udp_checksum_never_becomes_0", vec![dns.forwards(packet)]);
+}
+
+/// UDP has a share of the table that evicts nothing; beyond it flows go on as handshakes.
+fn places(table: &mut Table, dns: &Connection) {
+    let give = |places| Step::Budget(Budget::UdpPlaces, places);
+    let without_place = |c: &Connection| Step::Known {
+        src: c.client,
+        dst: c.vip,
+        udp: c.udp,
+    };
+    let with_place = |c: &Connection| Step::Unknown {
+        src: c.client,
+        dst: c.vip,
+        udp: c.udp,
+    };
+    let lasting = |c: &Connection| [answered(c), answered(c), answered(c)].concat();
+    let a = table.addresses;
+    let [second, third] =
+        [40_061, 40_062].map(|port| Connection::new(a.client(port), dns.vip, dns.backend).udp());
+
+    let mut steps = vec![give(0)];
+    steps.extend(lasting(dns));
+    steps.push(without_place(dns));
+    table.add("udp_without_a_place_goes_on_both_ways", steps);
+
+    let mut steps = vec![
+        give(0),
+        dns.forwards(dns.request(0)),
+        dns.returns(dns.reply(0)),
+        Step::Second,
+        dns.returns(dns.reply(0)),
+        dns.returns(dns.reply(0)),
+    ];
+    steps.push(without_place(dns));
+    table.add("udp_without_a_place_a_backend_sends_on", steps);
+
+    // What was taken is given anew, were it as much as before.
+    let mut steps = vec![give(1)];
+    for (flow, end) in [
+        (dns, with_place(dns)),
+        (&second, without_place(&second)),
+        (dns, with_place(dns)),
+    ] {
+        steps.extend(lasting(flow));
+        steps.push(end);
+    }
+    steps.push(give(1));
+    steps.extend(lasting(&third));
+    steps.push(with_place(&third));
+    table.add("udp_takes_as_many_places_as_are_given", steps);
+
+    let mut steps = vec![give(0)];
+    steps.extend(lasting(dns));
+    steps.push(give(1));
+    steps.extend(answered(dns));
+    steps.push(with_place(dns));
+    table.add("udp_asks_for_a_place_again", steps);
+
+    let web = Connection::new(a.client(40_063), a.vip(port::WEB), a.backend(1, 8080));
+    let mut steps = vec![give(0)];
+    steps.extend(web.opened());
+    steps.push(with_place(&web));
+    table.add("udp_tcp_needs_no_place_of_udp", steps);
 }
 
 fn backends(table: &mut Table, dns: &Connection) {

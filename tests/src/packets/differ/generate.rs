@@ -166,7 +166,7 @@ impl<'s, R: Rng> Generator<'s, R> {
             96 | 97 => Some(make::backend(&mut self.rng)),
             98 => {
                 let per_second = *make::pick(&mut self.rng, &[0, 1, 3, 1000]);
-                let budgets = [Budget::Answers, Budget::Entries];
+                let budgets = [Budget::Answers, Budget::Entries, Budget::UdpPlaces];
                 let budget = *make::pick(&mut self.rng, &budgets);
                 Some(Event::Budget(budget, per_second))
             }

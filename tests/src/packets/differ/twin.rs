@@ -11,7 +11,7 @@ use aya::{
     programs::{SchedClassifier, Xdp},
     util::nr_cpus,
 };
-use lb_common::abi::map;
+use lb_common::{abi::map, path::Budget};
 
 use super::super::{
     Action, Runner as _, Side,
@@ -192,7 +192,7 @@ impl Twin {
         let mut state = State::new();
         let place = self.place();
         for name in TABLES.into_iter().chain(ARRAYS) {
-            // A budget says what is left of a second, which the next packets tell.
+            // A budget says what is left of a period, which the next packets tell.
             if name == map::BUDGETS {
                 continue;
             }
@@ -357,8 +357,11 @@ impl Twin {
                 }
             })?;
         }
-        // Another second than the one they count in.
+        // Another second than the one they count in. Places for UDP are not counted by seconds.
         self.maps[map::BUDGETS].each(&mut self.room, false, |key, value| {
+            if *key == (Budget::UdpPlaces as u32).to_ne_bytes() {
+                return;
+            }
             for budget in value.chunks_mut(8) {
                 let second = u32::from_ne_bytes(budget[..4].try_into().expect("four bytes"));
                 budget[..4].copy_from_slice(&second.wrapping_sub(1).to_ne_bytes());

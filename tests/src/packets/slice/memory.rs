@@ -109,7 +109,7 @@ pub(super) struct Memory {
     standard_backends: HashMap<u32, Backend>,
     pub(super) cursors: RefCell<HashMap<u32, u32>>,
     pub(super) drops: RefCell<Vec<Drop>>,
-    /// The second, and what was taken in it.
+    /// The period, and what was taken in it.
     taken: [Cell<(u32, u32)>; Budget::COUNT as usize],
     random: Cell<u32>,
     /// The flow tables are replaced before every packet.
@@ -363,15 +363,19 @@ impl Tables for Memory {
         self.drops.borrow_mut().push(reason);
     }
 
-    fn take(&self, budget: Budget, second: u32, per_second: u32) -> bool {
+    fn take(&self, budget: Budget, period: u32, limit: u32) -> bool {
         let taken = &self.taken[budget as usize];
         let number = match taken.get() {
-            (same, number) if same == second => number,
+            (same, number) if same == period => number,
             _ => 0,
         };
-        let is_left = number < per_second;
-        taken.set((second, number + u32::from(is_left)));
+        let is_left = number < limit;
+        taken.set((period, number + u32::from(is_left)));
         is_left
+    }
+
+    fn has_place(&self, protocol: u8) -> bool {
+        path::has_place(self, protocol)
     }
 
     fn route(&self, _: u32, query: &Query, hop: &mut NextHop) -> Route {

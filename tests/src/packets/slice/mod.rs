@@ -230,10 +230,12 @@ impl Runner for Slice {
         self.memory.config.hz = 0;
     }
 
-    fn set_budget(&mut self, budget: Budget, per_second: u32) {
+    fn set_budget(&mut self, budget: Budget, limit: u32) {
+        let config = &mut self.memory.config;
         match budget {
-            Budget::Answers => self.memory.config.rejects_per_second = per_second,
-            Budget::Entries => self.memory.config.entries_per_second = per_second,
+            Budget::Answers => config.rejects_per_second = limit,
+            Budget::Entries => config.entries_per_second = limit,
+            Budget::UdpPlaces => config.give_udp_places(limit),
         }
     }
 }
