@@ -177,7 +177,7 @@ impl Packet {
 
     #[inline(always)]
     pub(super) const fn repeat(&mut self, is_counted: bool) {
-        self.marks = mark::REPEATS | is_counted as u32 * mark::COUNTED;
+        self.marks = mark::REPEATS | (is_counted as u32 * mark::COUNTED);
     }
 
     #[inline(always)]
