@@ -1,6 +1,9 @@
 //! The table of packet cases, on every place where the path runs.
 
-use std::collections::{BTreeMap, HashSet};
+use std::{
+    collections::{BTreeMap, HashSet},
+    thread,
+};
 
 use lb_tests::{
     note,
@@ -17,11 +20,15 @@ fn run_all(runner: &mut dyn Runner) {
     run_cases(runner, &cases::all());
 }
 
-/// Those that this kernel can run; says which it cannot.
-fn run_all_on(kernel: &mut Kernel) {
+/// Those that this kernel can run, with programs that log up to `level`; says which it cannot. Returns
+/// how many records there are in the logs.
+///
+/// Most of the time goes by with waiting for a second to pass, so several share the cases.
+fn run_all_on(hook: Hook, level: u8) -> usize {
+    const SHARES: usize = 6;
     let mut left_out = BTreeMap::new();
     let mut cases = cases::all();
-    cases.retain(|case| match kernel.hindrance(case) {
+    cases.retain(|case| match Kernel::hindrance(case) {
         Some(why) => {
             *left_out.entry(why).or_insert(0) += 1;
             false
@@ -31,7 +38,23 @@ fn run_all_on(kernel: &mut Kernel) {
     for (why, count) in left_out {
         note(format!("NOT TESTED, {count} packet cases: {why}"));
     }
-    run_cases(kernel, &cases);
+    let mut shares = vec![Vec::new(); SHARES];
+    for (number, case) in cases.into_iter().enumerate() {
+        shares[number % SHARES].push(case);
+    }
+    thread::scope(|scope| {
+        let run = |share: Vec<Case>| {
+            let mut kernel = Kernel::logging(hook, level).expect("the programs load");
+            run_cases(&mut kernel, &share);
+            kernel.take_logs().expect("a map of logs")
+        };
+        let threads: Vec<_> = shares
+            .into_iter()
+            .map(|share| scope.spawn(move || run(share)))
+            .collect();
+        let ended = threads.into_iter().map(|thread| thread.join());
+        ended.map(|logs| logs.expect("the cases pass")).sum()
+    })
 }
 
 fn run_cases(runner: &mut dyn Runner, cases: &[Case]) {
@@ -61,12 +84,30 @@ fn cases_on_slice_with_other_flow_tables_for_each_packet() {
 
 #[test]
 fn cases_on_xdp() {
-    run_all_on(&mut Kernel::new(Hook::Xdp).expect("the programs load"));
+    cases_without_logs(Hook::Xdp);
 }
 
 #[test]
 fn cases_on_tc() {
-    run_all_on(&mut Kernel::new(Hook::Tc).expect("the programs load"));
+    cases_without_logs(Hook::Tc);
+}
+
+fn cases_without_logs(hook: Hook) {
+    assert_eq!(run_all_on(hook, 0), 0, "{hook:?}");
+}
+
+#[test]
+fn cases_with_logs_on_xdp() {
+    cases_with_logs(Hook::Xdp);
+}
+
+#[test]
+fn cases_with_logs_on_tc() {
+    cases_with_logs(Hook::Tc);
+}
+
+fn cases_with_logs(hook: Hook) {
+    assert!(run_all_on(hook, 5) > 10, "{hook:?}");
 }
 
 /// tests/programs.rs holds the programs to their budgets.
@@ -78,18 +119,6 @@ fn logs_cost_nothing_when_off() {
         let (off, on) = (off[program], on[program]);
         println!("{program}: {off} instructions verified, {on} with logs");
         assert!(off < on, "{program}: {off}, {on} with logs");
-    }
-}
-
-#[test]
-fn cases_with_logs() {
-    for hook in [Hook::Xdp, Hook::Tc] {
-        let mut kernel = Kernel::logging(hook, 5).expect("the programs load");
-        run_all_on(&mut kernel);
-        assert!(kernel.take_logs().expect("a map of logs") > 10, "{hook:?}");
-        let mut kernel = Kernel::new(hook).expect("the programs load");
-        run_all_on(&mut kernel);
-        assert_eq!(kernel.take_logs().expect("a map of logs"), 0, "{hook:?}");
     }
 }
 

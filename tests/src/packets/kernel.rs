@@ -91,7 +91,7 @@ impl Kernel {
     }
 
     /// Why a case cannot run here, if so.
-    pub fn hindrance(&self, case: &Case) -> Option<&'static str> {
+    pub fn hindrance(case: &Case) -> Option<&'static str> {
         let tells = release() >= (5, 12);
         (case.asks_route_mtu && !tells).then_some("this kernel does not tell the MTU of a route")
     }
