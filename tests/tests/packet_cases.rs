@@ -38,7 +38,7 @@ fn run_all_on(hook: Hook, level: u8) -> usize {
     for (why, count) in left_out {
         note(format!("NOT TESTED, {count} packet cases: {why}"));
     }
-    let mut shares = vec![Vec::new(); SHARES];
+    let mut shares: [Vec<Case>; SHARES] = Default::default();
     for (number, case) in cases.into_iter().enumerate() {
         shares[number % SHARES].push(case);
     }
