@@ -5,6 +5,7 @@ use std::{
     thread,
 };
 
+use lb_common::abi::map;
 use lb_tests::{
     note,
     packets::{
@@ -15,6 +16,17 @@ use lb_tests::{
         world::Addresses,
     },
 };
+
+/// Tables that need not be as large as in use.
+const LARGEST: [&str; 7] = [
+    map::FLOWS4,
+    map::FLOWS6,
+    map::HANDSHAKES4,
+    map::HANDSHAKES6,
+    map::SOURCE_RATES,
+    map::AFFINITY4,
+    map::AFFINITY6,
+];
 
 fn run_all(runner: &mut dyn Runner) {
     run_cases(runner, &cases::all());
@@ -43,8 +55,10 @@ fn run_all_on(hook: Hook, level: u8) -> usize {
         shares[number % SHARES].push(case);
     }
     thread::scope(|scope| {
-        let run = |share: Vec<Case>| {
-            let mut kernel = Kernel::logging(hook, level).expect("the programs load");
+        // Each has tables of its own.
+        let sizes = LARGEST.map(|name| (name, 4096));
+        let run = move |share: Vec<Case>| {
+            let mut kernel = Kernel::sized(hook, 0, level, &sizes).expect("the programs load");
             run_cases(&mut kernel, &share);
             kernel.take_logs().expect("a map of logs")
         };
