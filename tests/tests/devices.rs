@@ -195,10 +195,11 @@ fn behind_tags(xdp: &'static str, tags: &[u16], bytes: &[u8]) {
     scene.wire.receive(Duration::from_millis(50)).unwrap();
     for family in Family::BOTH {
         for protocol in [Protocol::Tcp, Protocol::Udp] {
-            for _ in 0..20 {
-                let target = vip(family, ECHO_PORT);
+            // Ports that the kernel draws may be drawn twice, which by UDP is one flow.
+            for port in 20_000..20_020 {
+                let (from, target) = (source(family).ip(), vip(family, ECHO_PORT));
                 let client = &scene.client;
-                client.run(|| ask_once(protocol, source(family), target, "hello").unwrap());
+                client.run(|| ask_once(protocol, (from, port).into(), target, "hello").unwrap());
             }
         }
         scene.client.run(|| {
