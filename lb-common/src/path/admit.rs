@@ -46,8 +46,8 @@ pub fn admit<A: Address, T: FamilyTables<A>>(tables: &T) -> Result<Step, Drop> {
     {
         return Err(Drop::SourceDenied);
     }
-    // Refused here already, while the client has nothing to lose.
     let repeats = packet.repeats();
+    // Refused here already, while the client has nothing to lose.
     if let Some(last) = tables.last_full()
         && last.get() != 0
         && !repeats
