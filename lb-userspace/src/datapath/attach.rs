@@ -28,8 +28,8 @@ use super::{
     devices::{self, Device, Running},
     load::{self, program},
     preflight::create_directory,
-    switch::Switch,
-    sys,
+    switch::{Switch, wait_for_programs},
+    sys::{self, Link, program::Program},
     undo::Undo,
 };
 use crate::model::XdpMode;
@@ -439,8 +439,10 @@ impl Served {
 /// The link pinned at `path`, if it still is this device's: the number of a device that is gone
 /// may have gone to another one.
 fn live_link(path: &Path, device: &Device) -> Result<Option<sys::LinkInfo>> {
-    let link = sys::pinned_link(path).with_context(|| format!("opening {}", path.display()))?;
-    Ok(link.filter(|link| link.ifindex == device.index))
+    let link = Link::from_pin(path).with_context(|| format!("opening {}", path.display()))?;
+    Ok(link
+        .map(|link| link.info)
+        .filter(|link| link.ifindex == device.index))
 }
 
 /// Whether [`serve_xdp`] leaves the device's XDP attached as it is, or puts a program in its place.
@@ -475,10 +477,32 @@ fn is_occupied(error: &ProgramError) -> bool {
 
 /// Detaches what is pinned at `path`, if anything is, and removes the pin.
 pub(super) fn unpin(path: &Path) -> Result<()> {
-    match sys::detach_pinned_link(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        // The device is gone or somebody else detached it: the pin is all that is left.
-        _ => {}
+    let link = match Link::from_pin(path) {
+        Ok(None) => return Ok(()),
+        // Whatever it is that cannot be opened.
+        Err(_) => None,
+        Ok(link) => link,
+    };
+    // First, so that nobody ever finds the program that passes: without the pin, the kernel detaches the
+    // link of a daemon that dies.
+    fs::remove_file(path).with_context(|| format!("removing {}", path.display()))?;
+    if let Some(link) = link {
+        // What fails here finds the device gone, or the link detached by somebody else.
+        if link.is_xdp() {
+            let _ = calm(&link);
+        }
+        let _ = link.detach();
     }
-    fs::remove_file(path).with_context(|| format!("removing {}", path.display()))
+    Ok(())
+}
+
+/// Has no packet meet a program of ours any more while XDP is taken off. veth, where GRO is on, waits for
+/// no packet that is under way before it forgets what device a queue is of (`veth_disable_xdp`,
+/// drivers/net/veth.c); a program that reads the device then brings the kernel down.
+pub(super) fn calm(link: &Link) -> io::Result<()> {
+    let enter = |frags| Program::passing(frags)?.enter_link(link);
+    // Drivers refuse a program for whole frames where frames are in several buffers.
+    enter(false).or_else(|_| enter(true))?;
+    wait_for_programs();
+    Ok(())
 }

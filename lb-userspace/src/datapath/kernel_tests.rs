@@ -1,5 +1,6 @@
 //! The daemon's side of the kernel, against this machine's kernel.
 
+mod detach;
 mod takeover;
 
 use std::{
@@ -16,7 +17,8 @@ use super::{
     attach::Hooks,
     devices,
     kernel::{Kernel, cleanup},
-    load, sys,
+    load,
+    sys::{self, Link},
     testing::{TempDir, ip_commands, isolated, sh},
     undo::Undo,
 };
@@ -74,7 +76,8 @@ impl World {
             "cat /sys/class/net/{device}/ifindex 2>/dev/null || ip -o link show dev {device} | cut -d: -f1"
         ));
         let index = index.trim();
-        sys::pinned_link(&self.node.bpffs.join(format!("lbd/links/{index}-{hook}"))).unwrap()
+        let pin = self.node.bpffs.join(format!("lbd/links/{index}-{hook}"));
+        Some(Link::from_pin(&pin).unwrap()?.info)
     }
 }
 

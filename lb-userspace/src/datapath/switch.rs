@@ -23,7 +23,7 @@ use super::{
     devices::Device,
     load::{self, program},
     preflight::create_directory,
-    sys::{self, Map, program::Program},
+    sys::{Link, Map, program::Program},
 };
 
 /// Index of the programs in the arrays, by the word.
@@ -57,13 +57,13 @@ impl Switch {
     /// Puts itself in front of every program in `links`, the new one of the same name being in `ebpf`.
     pub(super) fn enter_links(&mut self, ebpf: &mut Ebpf, links: &Links) -> Result<()> {
         for (_, path) in links.all()? {
-            let link = sys::pinned_link(&path)?;
-            let Some(link) = link.filter(|link| link.ifindex != 0) else {
+            let link = Link::from_pin(&path)?;
+            let Some(link) = link.filter(|link| link.info.ifindex != 0) else {
                 continue;
             };
-            let trampoline = self.trampoline(ebpf, link.prog_id)?;
+            let trampoline = self.trampoline(ebpf, link.info.prog_id)?;
             trampoline
-                .enter_link(&path)
+                .enter_link(&link)
                 .with_context(|| format!("updating {}", path.display()))?;
         }
         Ok(())

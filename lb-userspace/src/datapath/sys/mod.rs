@@ -22,6 +22,7 @@ const MAP_TYPE_PERCPU_ARRAY: u32 = 6;
 /// The kernel's own error number of a call that a kind of map does not know.
 const ENOTSUPP: i32 = 524;
 const ATTACH_TCX_INGRESS: u32 = 46;
+const LINK_TYPE_XDP: u32 = 6;
 /// Only an entry that is not there yet.
 const BPF_NOEXIST: u64 = 1;
 
@@ -396,29 +397,41 @@ struct Batch {
     flags: u64,
 }
 
-/// The link pinned at `path`, `None` if there is none.
-pub(super) fn pinned_link(path: &Path) -> io::Result<Option<LinkInfo>> {
-    match open_pin(path) {
-        // SAFETY: `LinkInfo` is the head of `struct bpf_link_info`, plain integers.
-        Ok(fd) => unsafe { object_info(fd.as_fd()) }.map(Some),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(error),
-    }
+/// A link of a program to a hook. The kernel detaches it when nobody holds it and no pin does.
+#[derive(Debug)]
+pub(super) struct Link {
+    fd: OwnedFd,
+    pub(super) info: LinkInfo,
 }
 
-/// Detaches the link pinned at `path`, at once: when its pin goes, the kernel detaches it too, but
-/// some time later.
-pub(super) fn detach_pinned_link(path: &Path) -> io::Result<()> {
-    #[repr(C)]
-    struct Attr {
-        link_fd: u32,
+impl Link {
+    /// The link pinned at `path`, `None` if there is none.
+    pub(super) fn from_pin(path: &Path) -> io::Result<Option<Self>> {
+        let fd = match open_pin(path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            fd => fd?,
+        };
+        // SAFETY: `LinkInfo` is the head of `struct bpf_link_info`, plain integers.
+        let info = unsafe { object_info(fd.as_fd()) }?;
+        Ok(Some(Self { fd, info }))
     }
-    let link = open_pin(path)?;
-    let mut attr = Attr {
-        link_fd: link.as_raw_fd() as u32,
-    };
-    // SAFETY: `Attr` is the head of `union bpf_attr` for this command and holds no pointer.
-    unsafe { bpf(Command::LinkDetach, &mut attr) }.map(drop)
+
+    pub(super) fn is_xdp(&self) -> bool {
+        self.info.kind == LINK_TYPE_XDP
+    }
+
+    /// At once: when the last that holds it goes, the kernel detaches it some time later.
+    pub(super) fn detach(&self) -> io::Result<()> {
+        #[repr(C)]
+        struct Attr {
+            link_fd: u32,
+        }
+        let mut attr = Attr {
+            link_fd: self.fd.as_raw_fd() as u32,
+        };
+        // SAFETY: `Attr` is the head of `union bpf_attr` for this command and holds no pointer.
+        unsafe { bpf(Command::LinkDetach, &mut attr) }.map(drop)
+    }
 }
 
 /// Runs a program once on `packet` and returns its return value; the packet is written back.

@@ -6,7 +6,7 @@ use std::{
     path::Path,
 };
 
-use super::{Command, Map, bpf, bpf_fd, object_info, open_pin, pin};
+use super::{Command, Link, Map, bpf, bpf_fd, object_info, open_pin, pin};
 
 const PROG_TYPE_XDP: u32 = 6;
 const ATTACH_XDP: u32 = 37;
@@ -14,6 +14,12 @@ const XDP_HAS_FRAGS: u32 = 1 << 5;
 /// `XDP_PASS` and `TC_ACT_UNSPEC`: what a program gives that leaves the packet alone.
 const XDP_PASS: i32 = 2;
 const TC_UNSPEC: i32 = -1;
+/// Gives `XDP_PASS`.
+const PASSES: [u64; 2] = [
+    instruction(0xb7, 0, 0, XDP_PASS),
+    instruction(0x95, 0, 0, 0),
+];
+const PASSING: &[u8; 16] = b"lbd_passing\0\0\0\0\0";
 
 /// What the kernel says of a program.
 #[repr(C)]
@@ -110,12 +116,18 @@ impl Program {
         load(self.info.kind, self.info.name, flags, &code).and_then(Self::new)
     }
 
+    /// An XDP program that leaves every packet alone, and reads nothing of it.
+    pub(in crate::datapath) fn passing(frags: bool) -> io::Result<Self> {
+        let flags = if frags { XDP_HAS_FRAGS } else { 0 };
+        load(PROG_TYPE_XDP, *PASSING, flags, &PASSES).and_then(Self::new)
+    }
+
     pub(in crate::datapath) fn pin(&self, path: &Path) -> io::Result<()> {
         pin_program(self.fd.as_fd(), path)
     }
 
-    /// Puts this program into the link pinned at `path`.
-    pub(in crate::datapath) fn enter_link(&self, path: &Path) -> io::Result<()> {
+    /// Puts this program into a link.
+    pub(in crate::datapath) fn enter_link(&self, link: &Link) -> io::Result<()> {
         #[repr(C)]
         struct Attr {
             link_fd: u32,
@@ -123,9 +135,8 @@ impl Program {
             flags: u32,
             former_fd: u32,
         }
-        let link = open_pin(path)?;
         let mut attr = Attr {
-            link_fd: link.as_raw_fd() as u32,
+            link_fd: link.fd.as_raw_fd() as u32,
             program_fd: self.fd.as_raw_fd() as u32,
             flags: 0,
             former_fd: 0,
@@ -149,17 +160,13 @@ pub(in crate::datapath) fn pin_program(program: BorrowedFd<'_>, path: &Path) -> 
 /// Whether XDP programs may take frames in several buffers (Linux 5.18), without which a driver
 /// refuses them on devices with an MTU beyond a page. Asked by loading the smallest one.
 pub(in crate::datapath) fn has_xdp_frags() -> bool {
-    let code = [
-        instruction(0xb7, 0, 0, XDP_PASS),
-        instruction(0x95, 0, 0, 0),
-    ];
-    load(PROG_TYPE_XDP, [0; 16], XDP_HAS_FRAGS, &code).is_ok()
+    Program::passing(true).is_ok()
 }
 
 /// `struct bpf_insn`, without an offset.
-fn instruction(code: u8, destination: u8, source: u8, immediate: i32) -> u64 {
+const fn instruction(code: u8, destination: u8, source: u8, immediate: i32) -> u64 {
     let registers = source << 4 | destination;
-    u64::from(code) | u64::from(registers) << 8 | u64::from(immediate as u32) << 32
+    code as u64 | (registers as u64) << 8 | (immediate as u32 as u64) << 32
 }
 
 fn load(kind: u32, name: [u8; 16], flags: u32, code: &[u64]) -> io::Result<OwnedFd> {
