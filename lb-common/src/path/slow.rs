@@ -127,10 +127,15 @@ fn fate<A: Family, T: FamilyTables<A>>(
     };
     // What is established is over when its backend said so, or cannot have it any more: whoever
     // forged the client's segments may have forged its end too. If the backend still has the
-    // connection, it answers a SYN by asking the client (RFC 5961 4.2), else it begins anew.
+    // connection, it answers a SYN by asking the client (RFC 5961 4.2), else it begins anew. What was
+    // picked up in the middle is no SYN's: the answer to one would prove it, and nobody would have to
+    // have seen that.
     let (fails, over) = match found {
         Found::Established => (backend_state::DOWN, flow_state::BACKEND_ENDS),
-        Found::Handshake => (backend_state::DRAINING, flow_state::ENDS),
+        Found::Handshake => (
+            backend_state::DRAINING,
+            flow_state::ENDS | flow_state::MIDDLE,
+        ),
     };
     let redraw = if packet.is_udp() {
         !alive || ends

@@ -67,6 +67,20 @@ fn life(table: &mut Table) {
             web.forwards(web.request(ACK)),
         ],
     );
+    // Both from nobody who would see an answer: the backend's answer to the SYN proves nothing.
+    table.add(
+        "tcp_syn_behind_a_forged_segment_proves_nothing",
+        vec![
+            web.forwards(web.request(ACK)),
+            web.forwards(web.request(SYN)),
+            web.returns(web.reply(SYN | ACK)),
+            Step::Known {
+                src: web.client,
+                dst: web.vip,
+                udp: false,
+            },
+        ],
+    );
 }
 
 /// Under a flood the table of handshakes forgets one direction.

@@ -42,11 +42,12 @@ impl Connection {
     }
 
     /// A SYN of the client's begins another connection: the backend has, or may have, ended this one.
-    /// What is established ends by no word of the client's, which anybody may have sent.
+    /// What is established ends by no word of the client's, which anybody may have sent. What was picked up
+    /// in the middle and is not established did not begin by a SYN.
     pub(super) fn is_over(&self) -> bool {
         match self.is_established {
             true => self.backend_fin || self.backend_reset,
-            false => self.is_closing(),
+            false => self.is_closing() || self.is_picked_up,
         }
     }
 
