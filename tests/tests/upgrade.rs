@@ -91,6 +91,8 @@ for device in client b1 b2 b3; do
   link=lbd/links/$(cat /sys/class/net/$device/ifindex)-tc
   if [ -e $link ]; then
     bpftool link detach pinned $link
+    # With what an attempt before left there.
+    tc qdisc del dev $device clsact 2>/dev/null || true
     tc qdisc add dev $device clsact
   else
     tc filter del dev $device ingress

@@ -205,6 +205,8 @@ pub fn listens() -> Vec<Listen> {
         l2(tcp(port::L2_ROUTED, &[slot::L2_ROUTED])),
         l2(tcp(port::L2_LOCAL, &[slot::L2_LOCAL])),
         l2(tcp(port::L2_UNRESOLVED, &[slot::L2_UNRESOLVED])),
+        l2(tcp(port::L2_RATE, &[slot::L2_RATE])),
+        l2(tcp(port::L2_LIMIT, &[slot::L2_LIMIT])),
         Listen {
             policy: ROUND_ROBIN,
             ..l2(tcp(port::L2_TWO, &[slot::L2_TWO_A, slot::L2_TWO_B]))
@@ -396,6 +398,8 @@ pub fn backends(addresses: Addresses) -> Vec<(u32, Backend)> {
         entry(slot::L2_ROUTED, port::L2_ROUTED, a.routed(port::L2_ROUTED)),
         entry(slot::L2_LOCAL, port::L2_LOCAL, a.node(port::L2_LOCAL)),
         direct(slot::L2_UNRESOLVED, port::L2_UNRESOLVED, 99),
+        direct(slot::L2_RATE, port::L2_RATE, 60),
+        direct(slot::L2_LIMIT, port::L2_LIMIT, 61),
         direct(slot::L2_TWO_A, port::L2_TWO, 30),
         direct(slot::L2_TWO_B, port::L2_TWO, 31),
         tunnel(entry(slot::TUNNEL, port::TUNNEL, a.routed(port::TUNNEL))),
@@ -453,6 +457,7 @@ pub fn admissions() -> Vec<(u32, Admission)> {
         ),
         (port::DENIED, Admission { flags, ..none }),
         (port::RATE, Admission { rate: one, ..none }),
+        (port::L2_RATE, Admission { rate: one, ..none }),
         (port::DNS_RATE, Admission { rate: one, ..none }),
         (
             port::BURST,
@@ -494,7 +499,7 @@ pub fn admissions() -> Vec<(u32, Admission)> {
         max_connections: 1,
         ..none
     };
-    let limited = [port::LIMIT, port::LIMIT_DROP].map(|port| (port, limit));
+    let limited = [port::LIMIT, port::LIMIT_DROP, port::L2_LIMIT].map(|port| (port, limit));
     let each = all.into_iter().chain(limited);
     each.map(|(port, admission)| of(port, admission)).collect()
 }

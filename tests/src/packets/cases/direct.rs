@@ -25,6 +25,7 @@ pub(super) fn cases(table: &mut Table) {
     shapes(table);
     next_hops(table);
     spread(table);
+    again(table);
 }
 
 fn life(table: &mut Table, way: &Way) {
@@ -422,6 +423,52 @@ fn fragments(table: &mut Table, way: &Way) {
             vec![extended(SYN), extended(ACK), extended(ACK)],
         );
     }
+}
+
+/// A SYN on the tuple of a connection whose end nobody saw, as the backend's answers do not come by.
+fn again(table: &mut Table) {
+    let a = table.addresses;
+    let to = |client, port| Connection::new(a.client(client), a.vip(port), a.vip(port));
+    let forwards = |packet: Packet| {
+        let out = sent(&packet, None);
+        Step::FromClient(packet.bytes(), Expect::Redirect(out))
+    };
+    let opened = |tcp: &Connection| [SYN, ACK].map(|flags| forwards(tcp.request(flags)));
+    let limited = |tcp: &Connection| {
+        let packet = tcp.request(SYN).bytes();
+        Step::FromClient(packet, Expect::Dropped(Drop::RateLimited))
+    };
+    let tcp = to(41_001, port::L2_RATE);
+    for (after, ends) in [("an_open_connection", false), ("the_clients_reset", true)] {
+        let mut steps = opened(&tcp).to_vec();
+        if ends {
+            steps.push(forwards(tcp.request(RST)));
+        }
+        steps.extend([
+            limited(&tcp),
+            // The former one goes on, if it was a stranger's SYN.
+            forwards(tcp.request(ACK)),
+            Step::Second,
+            forwards(tcp.request(SYN)),
+            limited(&tcp),
+            forwards(tcp.request(ACK)),
+        ]);
+        table.add(&format!("l2_rate_counts_a_syn_behind_{after}"), steps);
+    }
+    let (first, second) = (to(41_001, port::L2_LIMIT), to(41_002, port::L2_LIMIT));
+    let mut steps = opened(&first).to_vec();
+    steps.push(forwards(first.request(SYN)));
+    table.add(
+        "l2_connection_in_place_of_another_is_within_the_limit",
+        steps,
+    );
+    let mut steps = opened(&first).to_vec();
+    steps.push(forwards(first.request(RST)));
+    steps.extend(opened(&second));
+    let packet = first.request(SYN);
+    let answer = reset_of(&packet);
+    steps.push(Step::FromClient(packet.bytes(), Expect::Transmit(answer)));
+    table.add("l2_limit_holds_for_a_connection_behind_a_reset", steps);
 }
 
 fn shapes(table: &mut Table) {

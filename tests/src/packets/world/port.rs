@@ -73,3 +73,7 @@ pub const BURST: u16 = 124;
 pub const ITSELF: u16 = 125;
 /// A tunnel that ends on the node.
 pub const TUNNEL_LOCAL: u16 = 126;
+/// Direct return, one new connection a second.
+pub const L2_RATE: u16 = 127;
+/// Direct return, one connection at a time.
+pub const L2_LIMIT: u16 = 128;

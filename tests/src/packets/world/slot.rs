@@ -57,4 +57,6 @@ pub const RANDOM: u32 = 56;
 pub const BURST: u32 = 57;
 pub const ITSELF: u32 = 58;
 pub const TUNNEL_LOCAL: u32 = 59;
+pub const L2_RATE: u32 = 60;
+pub const L2_LIMIT: u32 = 61;
 pub const COUNT: u32 = 256;
