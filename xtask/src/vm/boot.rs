@@ -32,7 +32,20 @@ pub struct Run {
     pub lines: Vec<String>,
     /// Why the machine ended otherwise than by `init`.
     pub failure: Option<String>,
+    /// It ended by a fault of the emulator's.
+    pub is_emulators: bool,
     pub took: Duration,
+}
+
+impl Run {
+    /// This one, and what went on in another machine.
+    pub fn and(self, next: Self) -> Self {
+        Self {
+            lines: [self.lines, next.lines].concat(),
+            took: self.took + next.took,
+            ..next
+        }
+    }
 }
 
 /// Boots the kernel with this file system and waits for its end. `say` gets each line as it comes.
@@ -98,6 +111,7 @@ fn boot_by(
     let mut run = Run {
         lines: Vec::new(),
         failure: None,
+        is_emulators: false,
         took: Duration::ZERO,
     };
     loop {
@@ -124,6 +138,7 @@ fn boot_by(
     let ended = run.lines.iter().any(|line| line == "@@ done");
     if let Some(complaint) = complaint(&console) {
         run.failure = Some(complaint);
+        run.is_emulators = accelerator != KVM && is_stale_code(&console);
     } else if !ended && run.failure.is_none() {
         run.failure = Some("ended before its steps did".to_owned());
     }
@@ -152,7 +167,8 @@ impl Machine {
         qemu.arg("-kernel").arg(&kernel.image);
         qemu.arg("-initrd").arg(initramfs);
         // Mitigations cost an emulated processor more than a real one, and keep nobody out here.
-        let words = "console=ttyS0 loglevel=5 panic=-1 oops=panic mitigations=off rdinit=/init";
+        let words = "console=ttyS0 loglevel=5 panic=-1 oops=panic softlockup_panic=1 \
+                     mitigations=off rdinit=/init";
         qemu.args(["-append", words]);
         qemu.stdin(Stdio::null()).stdout(Stdio::piped());
         let started = qemu.spawn();
@@ -199,6 +215,18 @@ fn complaint(console: &Path) -> Option<String> {
     text.lines()
         .find(sign)
         .map(|line| format!("kernel: {}", line.trim()))
+}
+
+/// Whether a processor met the `int3` that the kernel puts into code which it changes, when it was not there
+/// any more, or never found the code as it is now. Emulated processors do, where one translates what another
+/// is writing (docs/kernels.md).
+fn is_stale_code(console: &Path) -> bool {
+    let bytes = fs::read(console).unwrap_or_default();
+    let text = String::from_utf8_lossy(&bytes);
+    let is_told = |line: &str| line.contains("int3: 0000") || line.contains("soft lockup");
+    let mut lines = text.lines().skip_while(|line| !is_told(line));
+    let place = lines.find(|line| line.contains("RIP: "));
+    place.is_some_and(|line| line.contains(":bpf_dispatcher_xdp_func+"))
 }
 
 /// Why no machine can be started here, if so.

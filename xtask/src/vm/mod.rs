@@ -10,6 +10,7 @@ mod table;
 use std::{path::PathBuf, process::Stdio, sync::Mutex, thread};
 
 use crate::{Outcome, build, build_next, cargo, root, tree};
+use boot::Run;
 use kernels::Kernel;
 use plan::Step;
 use report::Report;
@@ -203,7 +204,32 @@ fn on_each(kernels: &[Kernel], run: impl Fn(&Kernel) -> Result<Report, String> +
         .collect()
 }
 
+/// A machine that dies of the emulator is no word on lbd: another one goes on with what is left, so often.
+const AGAIN: u32 = 3;
+
 fn run(kernel: &Kernel, programs: &[(PathBuf, String)], steps: &[Step]) -> Result<Report, String> {
+    let mut run = boot_with(kernel, programs, steps)?;
+    for _ in 0..AGAIN {
+        let left = plan::left(steps, &run.lines);
+        if !run.is_emulators || left.is_empty() {
+            break;
+        }
+        let failure = run.failure.take().unwrap_or_default();
+        let first = left[0].name;
+        eprintln!("vm {}: the emulator's fault: {failure}", kernel.series);
+        run.lines.push(format!(
+            "@@ note began again with {first}: the emulator's fault: {failure}"
+        ));
+        run = run.and(boot_with(kernel, programs, &left)?);
+    }
+    Ok(Report::new(&run, steps))
+}
+
+fn boot_with(
+    kernel: &Kernel,
+    programs: &[(PathBuf, String)],
+    steps: &[Step],
+) -> Result<Run, String> {
     let directory = root().join("target/vm/runs").join(&kernel.series);
     tree::Tree::new(directory.clone())?;
     let initramfs = initramfs::pack(&directory, kernel, programs, steps)?;
@@ -214,5 +240,5 @@ fn run(kernel: &Kernel, programs: &[(PathBuf, String)], steps: &[Step]) -> Resul
     };
     let run = boot::boot(kernel, &initramfs, &directory, steps, say);
     let _ = std::fs::remove_file(&initramfs);
-    Ok(Report::new(&run?, steps))
+    run
 }

@@ -108,6 +108,19 @@ fn selected(all: &[Step], only: &[String]) -> Result<Vec<Step>, String> {
     Ok(all.iter().filter(is_wanted).cloned().collect())
 }
 
+/// Those of which no line says that they ended.
+pub fn left(steps: &[Step], lines: &[String]) -> Vec<Step> {
+    let has_ended = |step: &&Step| {
+        let end = format!("@@ end {} ", step.name);
+        lines.iter().any(|line| line.starts_with(&end))
+    };
+    steps
+        .iter()
+        .filter(|step| !has_ended(step))
+        .cloned()
+        .collect()
+}
+
 impl Step {
     const fn without(self, without: Without) -> Self {
         Self { without, ..self }

@@ -171,6 +171,7 @@ mod tests {
         let run = Run {
             lines: lines.iter().map(|line| (*line).to_owned()).collect(),
             failure: failure.map(str::to_owned),
+            is_emulators: false,
             took: Duration::from_secs(7),
         };
         let steps = super::super::plan::short(&[]).expect("all");
@@ -215,6 +216,24 @@ mod tests {
             assert!(!report.is_good(), "{end}: {report:?}");
         }
         assert!(!report(&GOOD, Some("kernel: BUG: x")).is_good());
+    }
+
+    /// The machine died in `packets`, and another one began with it.
+    #[test]
+    fn another_machine_goes_on() {
+        let mut lines = GOOD[..8].to_vec();
+        lines.push("@@ note began again with packets: x");
+        let all = super::super::plan::short(&[]).expect("all");
+        let said: Vec<_> = lines.iter().map(|line| (*line).to_owned()).collect();
+        let left = super::super::plan::left(&all, &said);
+        let left: Vec<_> = left.iter().map(|step| step.name).collect();
+        assert_eq!(left, ["packets", "devices"]);
+        lines.push(GOOD[0]);
+        lines.extend(&GOOD[6..]);
+        let report = report(&lines, None);
+        assert!(report.is_good(), "{report:?}");
+        assert_eq!(report.steps["packets"].passed, 2);
+        assert_eq!(report.notes, ["began again with packets: x"]);
     }
 
     #[test]
