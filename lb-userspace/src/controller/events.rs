@@ -6,13 +6,16 @@ use super::{
     diff::{Difference, Kind},
     world::Transition,
 };
-use crate::{api::types::EventItem, model::BackendState};
+use crate::{api::types::EventItem, discovery::text::one_line, model::BackendState};
 
 /// Events kept.
 pub(super) const KEPT: usize = 1024;
 
 /// Changes that sources bring to a service at once and that get an event each.
 const TOLD_ONE_BY_ONE: usize = 20;
+
+/// Most characters of an event's message, which may tell what a registry said.
+const MAX_MESSAGE: usize = 2000;
 
 /// What happened; the event's `reason` is the variant's name.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -168,6 +171,7 @@ impl Events {
             object,
             message,
         } = event;
+        let message = one_line(message, MAX_MESSAGE);
         let severity = if reason.is_warning() {
             tracing::warn!(object, "{reason:?}: {message}");
             "Warning"
@@ -211,5 +215,15 @@ mod tests {
         assert_eq!(all[0].severity, "Warning");
         assert_eq!(all[0].reason, "Repaired");
         assert_eq!(all[KEPT - 1].id, KEPT as u64 + 10);
+    }
+
+    #[test]
+    fn a_message_has_an_end() {
+        let mut events = Events::default();
+        let said = "of a registry\n".repeat(1000);
+        events.push(Event::node(Reason::Repaired, said), 1);
+        let kept = &events.all()[0].message;
+        assert!(kept.ends_with('…') && !kept.contains('\n'), "{kept}");
+        assert!(kept.len() < 20_000, "{}", kept.len());
     }
 }

@@ -9,6 +9,7 @@ use std::{
     path::{Path, PathBuf},
     process::ExitCode,
     sync::Arc,
+    time::Duration,
 };
 
 use anyhow::Context;
@@ -35,6 +36,8 @@ use signals::{Signal, Signals};
 /// Exit code of `--check` for a config with faults.
 const FAULTY: u8 = 2;
 const WORKERS: usize = 2;
+/// For what has begun on threads that wait, once everything else has ended.
+const LAST_WORK: Duration = Duration::from_secs(1);
 
 /// Balances connections to service backends inside the kernel.
 ///
@@ -151,12 +154,15 @@ fn start(file: &Path, DatapathLog(log_level): DatapathLog) -> anyhow::Result<()>
         let (line, column) = (warning.line, warning.column);
         warn!("{}:{line}:{column}: {}", file.display(), warning.message);
     }
-    tokio::runtime::Builder::new_multi_thread()
+    let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(WORKERS)
         .enable_all()
         .build()
-        .context("cannot start the runtime")?
-        .block_on(live(config, file, Options { log_level }))
+        .context("cannot start the runtime")?;
+    let lived = runtime.block_on(live(config, file, Options { log_level }));
+    // What asks a dead name server, or reads from a disk that hangs, ends with the process.
+    runtime.shutdown_timeout(LAST_WORK);
+    lived
 }
 
 /// Nobody else may write to files and directories that lbd makes, whatever umask it was started with:

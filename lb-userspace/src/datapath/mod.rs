@@ -30,7 +30,7 @@ mod sysctl;
 mod tables;
 mod takeover;
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 pub mod undo;
 
 pub use load::{Features, features};

@@ -6,6 +6,8 @@ use serde::{Deserialize, Serialize};
 
 /// Longest id, in bytes; what is longer is left out.
 const MAX_ID: usize = 512;
+/// Labels of an instance.
+const MAX_LABELS: usize = 64;
 
 /// One instance of a service, as its registry knows it.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -35,12 +37,15 @@ impl Instance {
         }
     }
 
-    /// Without the labels that no backend can have: a registry's labels are not the operator's fault,
-    /// and what does not fit is not to be held either.
+    /// Without the labels that no backend can have, and those behind the first [`MAX_LABELS`]: a registry's
+    /// labels are not the operator's fault, and what does not fit is not to be held either.
     #[must_use]
     pub(super) fn fitting(mut self) -> Self {
         self.labels
             .retain(|key, value| crate::config::label_fault(key, value).is_none());
+        while self.labels.len() > MAX_LABELS {
+            self.labels.pop_last();
+        }
         self
     }
 }
@@ -122,6 +127,16 @@ pub(super) fn admissible(instance: Instance) -> Result<Instance, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_so_many_labels_are_kept() {
+        let mut instance = Instance::new("a", "10.0.0.1:80".parse().unwrap());
+        let labels = (0..2 * MAX_LABELS).map(|n| (format!("key-{n:03}"), "v".to_owned()));
+        instance.labels = labels.collect();
+        let kept = admissible(instance).unwrap().labels;
+        assert_eq!(kept.len(), MAX_LABELS);
+        assert!(kept.contains_key("key-000"));
+    }
 
     #[test]
     fn what_cannot_be_a_backend_is_told_and_odd_labels_go() {

@@ -27,7 +27,7 @@ pub mod saved;
 mod secret;
 mod source;
 mod spec;
-mod text;
+pub(crate) mod text;
 pub mod zookeeper;
 
 use std::{

@@ -10,8 +10,10 @@ use std::{
 };
 
 use tokio::{
+    net::TcpStream,
     sync::{Semaphore, watch},
     task::spawn_blocking,
+    time::{Instant, timeout},
 };
 
 /// Names asked for at a time.
@@ -30,6 +32,35 @@ pub(super) async fn addresses(host: &str, port: u16) -> io::Result<Vec<SocketAdd
     }
     let found = SYSTEM.ask(host).await?;
     Ok(found.into_iter().map(|ip| (ip, port).into()).collect())
+}
+
+/// Connects to the first of the addresses that answers before `end`. Each but the last gets its share of the time
+/// that is left: one that is silent must not hide the others.
+///
+/// # Errors
+/// The last address's, or that there is none.
+pub(super) async fn connect(
+    addresses: &[SocketAddr],
+    end: Instant,
+) -> Result<TcpStream, Option<(SocketAddr, io::Error)>> {
+    let mut failed = None;
+    for (tried, address) in addresses.iter().enumerate() {
+        let left = end.saturating_duration_since(Instant::now());
+        let share = left / (addresses.len() - tried) as u32;
+        let connect = TcpStream::connect(address);
+        let connected = match tried + 1 == addresses.len() {
+            true => connect.await,
+            false => match timeout(share, connect).await {
+                Ok(connected) => connected,
+                Err(_) => Err(io::ErrorKind::TimedOut.into()),
+            },
+        };
+        match connected {
+            Ok(stream) => return Ok(stream),
+            Err(error) => failed = Some((*address, error)),
+        }
+    }
+    Err(failed)
 }
 
 fn system(host: &str) -> io::Result<Vec<IpAddr>> {
@@ -109,9 +140,40 @@ mod tests {
         time::Duration,
     };
 
-    use tokio::{task::JoinSet, time::timeout};
+    use tokio::{net::TcpListener, runtime, task::JoinSet, time::timeout};
 
     use super::*;
+    use crate::datapath::testing::{ip_commands, isolated};
+
+    #[test]
+    fn a_silent_address_hides_no_other() {
+        isolated(|_| {
+            ip_commands(
+                "link set lo up
+                 link add one type veth peer name far
+                 address add 192.0.2.1/24 dev one
+                 link set one up
+                 link set far up
+                 neighbour add 192.0.2.2 dev one lladdr 02:00:00:00:00:02",
+            );
+            let runtime = runtime::Builder::new_current_thread().enable_all().build();
+            runtime.unwrap().block_on(async {
+                let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+                let answers = listener.local_addr().unwrap();
+                let silent = "192.0.2.2:80".parse().unwrap();
+                let end = Instant::now() + Duration::from_secs(2);
+                let stream = connect(&[silent, answers], end).await.unwrap();
+                assert_eq!(stream.peer_addr().unwrap(), answers);
+                let end = Instant::now() + Duration::from_millis(200);
+                let lone = timeout(Duration::from_secs(1), connect(&[silent], end)).await;
+                assert!(
+                    lone.is_err(),
+                    "who calls decides when a lone one is given up"
+                );
+                assert!(connect(&[], end).await.unwrap_err().is_none());
+            });
+        });
+    }
 
     static ASKED: AtomicUsize = AtomicUsize::new(0);
     static AT_WORK: AtomicUsize = AtomicUsize::new(0);

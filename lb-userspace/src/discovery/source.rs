@@ -161,8 +161,12 @@ impl<A: Send + 'static> Feed<A> {
         (self.sink)(Report::Snapshot(snapshot.into()));
     }
 
-    /// Reports a failure that does not end the session.
+    /// Reports a failure that does not end the session. Where it is what came of asking anew, that is
+    /// planned again: a registry whose answer is a failure is not asked without a pause.
     pub fn failure(&mut self, failure: Failure) {
+        if self.resync_at.is_some_and(|at| at <= Instant::now()) {
+            self.plan_resync();
+        }
         (self.sink)(Report::Failure(failure));
     }
 
@@ -174,8 +178,8 @@ impl<A: Send + 'static> Feed<A> {
         }
     }
 
-    /// Waits until all there is should be asked for anew, `resync` after the last snapshot, give or
-    /// take a tenth; for ever with `resync: 0s`. Cancel safe.
+    /// Waits until all there is should be asked for anew, `resync` after the last snapshot or the last time
+    /// that this failed, give or take a tenth; for ever with `resync: 0s`. Cancel safe.
     pub async fn resync(&self) {
         match self.resync_at {
             Some(at) => sleep_until(at).await,
@@ -202,4 +206,30 @@ impl<A: Send + 'static> Feed<A> {
 /// A time within a tenth of `time`, so that many nodes do not ask at once.
 pub fn jittered(time: Duration) -> Duration {
     time.mul_f64(rand::rng().random_range(0.9..=1.1))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn what_fails_when_asked_anew_is_asked_again_later() {
+        let settings = Settings {
+            resync: Duration::from_millis(1),
+            ..Settings::default()
+        };
+        let (mut feed, _reports) = Feed::<Snapshot>::open(&settings);
+        let planned = feed.resync_at;
+        feed.resync().await;
+        feed.failure(Failure::new(Class::Missing, "gone"));
+        assert!(feed.resync_at > planned);
+    }
+
+    #[test]
+    fn other_failures_do_not_put_off_what_is_planned() {
+        let (mut feed, _reports) = Feed::<Snapshot>::open(&Settings::default());
+        let planned = feed.resync_at;
+        feed.failure(Failure::new(Class::Missing, "gone"));
+        assert!(planned.is_some() && feed.resync_at == planned);
+    }
 }

@@ -1,7 +1,7 @@
 //! What a registry says, as it may stand in a log or on a screen. Pure.
 
 /// The text on one line, whatever is in it, with no more than `most` characters of it.
-pub(super) fn one_line(text: impl Into<String>, most: usize) -> String {
+pub(crate) fn one_line(text: impl Into<String>, most: usize) -> String {
     let text = text.into();
     // More bytes than characters, so most texts are known to be short at a glance.
     let is_short = text.len() <= most || text.chars().nth(most).is_none();

@@ -129,6 +129,7 @@ impl Configured for Config {
             path: path(self),
             wait: self.wait,
             weight_unit: self.weight_unit,
+            is_stale: self.consistency == Consistency::Stale,
         }
     }
 }
@@ -139,6 +140,8 @@ pub struct Consul {
     path: String,
     wait: Duration,
     weight_unit: u16,
+    /// Any server may answer, also one that is behind the one that answered before.
+    is_stale: bool,
 }
 
 impl Consul {
@@ -170,7 +173,20 @@ impl Source for Consul {
                 }
             };
             let snapshot = answer::read(&answer, self.weight_unit)?;
-            index = next_index(index, answer::index(&answer)?);
+            let answered = answer::index(&answer)?;
+            if let Some(last) = index
+                && answered < last
+                && !self.is_stale
+            {
+                // Reported, so that instances the older state lacks are held: who registered them, and still
+                // lives, is about to do so again.
+                let what = format!(
+                    "the index went back from {last} to {answered}: the cluster was restored or emptied"
+                );
+                let what = format!("{}: {what}", self.client.url());
+                feed.failure(Failure::new(Class::Refused, what));
+            }
+            index = next_index(index, answered);
             feed.snapshot(snapshot);
             tokio::join!(feed.turn(), sleep(PAUSE));
         }

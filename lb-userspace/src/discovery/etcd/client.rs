@@ -9,7 +9,10 @@ use etcd_client::{
     Certificate, Client, ConnectOptions, Error, GetOptions, Identity, KeyValue, KvClient,
     TlsOptions, WatchOptions, WatchStream,
 };
-use tokio::{task::spawn_blocking, time::timeout};
+use tokio::{
+    task::spawn_blocking,
+    time::{Instant, timeout},
+};
 
 use super::{Config, known::Known};
 use crate::discovery::{
@@ -22,6 +25,8 @@ use crate::discovery::{
 /// Time to connect, and for each answer. etcd itself gives up a request after 7 s without a quorum.
 pub(super) const PATIENCE: Duration = Duration::from_secs(8);
 const CONNECT: Duration = Duration::from_secs(4);
+/// For all pages of a read: a member must not have each come just in time.
+const READ: Duration = Duration::from_secs(300);
 
 /// A member that does not answer a ping in this time hangs: a watch would wait for it for ever. etcd
 /// ends connections that ping more often than every 5 s (`--grpc-keepalive-min-time`).
@@ -96,7 +101,12 @@ impl Member {
         let mut total = 0;
         let mut revision = 0;
         let mut limit = PAGE;
+        let end_of_patience = Instant::now() + READ;
         loop {
+            if Instant::now() > end_of_patience {
+                let what = format!("not all below `{prefix}` within {READ:?}");
+                return Err(self.failure(Class::Timeout, what));
+            }
             let options = GetOptions::new()
                 .with_range(end.clone())
                 .with_limit(limit as i64)
@@ -116,9 +126,14 @@ impl Member {
             }
             let more = page.more();
             let read = page.take_kvs().into_iter().map(KeyValue::into_key_value);
+            let is_empty = read.len() == 0;
             take(read, limit, &mut pairs, &mut total).map_err(|what| {
                 self.failure(Class::Malformed, format!("below `{prefix}` {what}"))
             })?;
+            if more && is_empty {
+                let what = format!("below `{prefix}` more is promised, but does not come");
+                return Err(self.failure(Class::Malformed, what));
+            }
             match pairs.last() {
                 Some((last, _)) if more => from = [last.as_slice(), &[0]].concat(),
                 _ => break,

@@ -28,8 +28,8 @@ const COMPACTED: &[u8] = &[0x20, 1, 0x28, 9];
 const EVENT: &[u8] = &[0x5a, 0];
 
 struct Member {
-    /// What it answers to each request for keys.
-    range: Vec<u8>,
+    /// What it answers to requests for keys, and to all further ones the last.
+    ranges: Vec<Vec<u8>>,
     /// What it tells each watch, which then stays open.
     watch: Vec<Vec<u8>>,
     reads: AtomicUsize,
@@ -37,8 +37,12 @@ struct Member {
 
 impl Member {
     async fn start(range: Vec<u8>, watch: &[Vec<u8>]) -> (Etcd, Arc<Self>) {
+        Self::with_ranges(vec![range], watch).await
+    }
+
+    async fn with_ranges(ranges: Vec<Vec<u8>>, watch: &[Vec<u8>]) -> (Etcd, Arc<Self>) {
         let member = Arc::new(Self {
-            range,
+            ranges,
             watch: watch.to_vec(),
             reads: AtomicUsize::new(0),
         });
@@ -69,8 +73,9 @@ impl Member {
             let head = Response::builder().header("content-type", "application/grpc");
             let mut stream = respond.send_response(head.body(()).unwrap(), false)?;
             if request.uri().path() == "/etcdserverpb.KV/Range" {
-                self.reads.fetch_add(1, Ordering::Relaxed);
-                stream.send_data(framed(&self.range), false)?;
+                let reads = self.reads.fetch_add(1, Ordering::Relaxed);
+                let range = &self.ranges[reads.min(self.ranges.len() - 1)];
+                stream.send_data(framed(range), false)?;
                 let ok = (
                     "grpc-status".parse().unwrap(),
                     HeaderValue::from_static("0"),
@@ -130,6 +135,18 @@ async fn keys_without_end_come_to_one() {
     let told = ends(source).await;
     assert!(told.contains("more than 100000 keys"), "{told}");
     assert_eq!(member.reads.load(Ordering::Relaxed), 101);
+}
+
+#[tokio::test]
+async fn pages_with_nothing_on_them_come_to_an_end() {
+    let more = |keys: &[u8]| [HEADER, keys, &[0x18, 1]].concat();
+    let (source, member) = Member::with_ranges(vec![more(KEY), more(&[])], &[]).await;
+    let told = ends(source).await;
+    assert!(
+        told.contains("more is promised, but does not come"),
+        "{told}"
+    );
+    assert_eq!(member.reads.load(Ordering::Relaxed), 2);
 }
 
 #[tokio::test]

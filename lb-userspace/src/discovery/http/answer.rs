@@ -11,8 +11,14 @@ use serde::de::DeserializeOwned;
 use tokio::time::{Instant, timeout};
 
 use super::{Call, Driver, Lines, MAX_BODY, words};
-use crate::discovery::{Class, Failure};
+use crate::{
+    discovery::{Class, Failure},
+    json,
+};
 
+/// Values in a JSON answer, each of which takes memory of its own: some hundred for each of ten thousand
+/// instances.
+const MAX_VALUES: usize = 1_000_000;
 /// Characters of a faulty answer that are shown.
 const SHOWN: usize = 120;
 
@@ -39,8 +45,12 @@ impl Answer {
     /// The body as JSON, which may be nested 128 deep.
     ///
     /// # Errors
-    /// If it is something else, with the place.
+    /// If it is something else, with the place, or has more than [`MAX_VALUES`] values.
     pub fn json<T: DeserializeOwned>(&self) -> Result<T, Failure> {
+        if json::values(&self.body) > MAX_VALUES {
+            let message = format!("{}: JSON of more than {MAX_VALUES} values", self.name);
+            return Err(Failure::new(Class::Malformed, message));
+        }
         serde_json::from_slice(&self.body).map_err(|error| {
             let shown = shown(&self.body);
             let message = format!("{}: not the JSON expected: {error}: {shown}", self.name);
@@ -202,5 +212,27 @@ impl Stream {
                 return Ok(Some(data));
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn json_of_too_many_values_is_not_read() {
+        let answer = |values: usize| Answer {
+            name: "http://registry".to_owned(),
+            status: StatusCode::OK,
+            headers: HeaderMap::new(),
+            body: format!("[{}1]", "1,".repeat(values - 2)).into(),
+        };
+        let read = answer(MAX_VALUES).json::<Vec<u8>>().unwrap();
+        assert_eq!(read.len(), MAX_VALUES - 1);
+        let refused = answer(MAX_VALUES + 1).json::<Vec<u8>>().unwrap_err();
+        assert!(
+            refused.message.contains("more than 1000000 values"),
+            "{refused}"
+        );
     }
 }

@@ -265,7 +265,9 @@ impl Client {
 
     async fn connect(&self, call: &Call) -> Result<Box<dyn Connection>, Failure> {
         let end = Instant::now() + CONNECT;
-        let tcp = call.within(end, "no connection", self.tcp(call)).await??;
+        let tcp = call
+            .within(end, "no connection", self.tcp(call, end))
+            .await??;
         if !self.url.is_tls {
             return Ok(Box::new(tcp));
         }
@@ -280,28 +282,20 @@ impl Client {
         })?))
     }
 
-    async fn tcp(&self, call: &Call) -> Result<TcpStream, Failure> {
+    async fn tcp(&self, call: &Call, end: Instant) -> Result<TcpStream, Failure> {
         let BaseUrl { host, port, .. } = &self.url;
         let unknown =
             |error: io::Error| call.failure(Class::Unreachable, format!("no address: {error}"));
         let addresses = resolve::addresses(host, *port).await.map_err(unknown)?;
-        let mut last = None;
-        for address in addresses {
-            match TcpStream::connect(address).await {
-                Ok(stream) => {
-                    let _ = stream.set_nodelay(true);
-                    return Ok(stream);
-                }
-                Err(error) => last = Some((address, error)),
-            }
-        }
-        Err(match last {
-            Some((address, error)) => {
-                let what = format!("cannot connect to {address}: {error}");
-                call.failure(Class::Unreachable, what)
-            }
-            None => call.failure(Class::Unreachable, format!("`{host}` has no address")),
-        })
+        let stream = resolve::connect(&addresses, end).await.map_err(|failed| {
+            let what = match failed {
+                Some((address, error)) => format!("cannot connect to {address}: {error}"),
+                None => format!("`{host}` has no address"),
+            };
+            call.failure(Class::Unreachable, what)
+        })?;
+        let _ = stream.set_nodelay(true);
+        Ok(stream)
     }
 
     async fn tls_config(&self, call: &Call, end: Instant) -> Result<Arc<ClientConfig>, Failure> {

@@ -200,6 +200,8 @@ impl Follow {
                     continue;
                 }
                 word = words.recv() => word,
+                // Those that end otherwise say so by a word.
+                Some(Err(_)) = watches.join_next() => None,
             };
             match word {
                 Some(Word::Service(event, _waiting)) => objects.service(event)?,

@@ -15,8 +15,10 @@ use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader, copy},
     net::{TcpListener, TcpStream},
     task::AbortHandle,
+    time::Instant,
 };
 
+use super::PATIENCE;
 use crate::discovery::{resolve, rules::MAX_INSTANCES};
 
 /// Longest packet of a server, in bytes: the names of as many instances as a source may have.
@@ -120,7 +122,11 @@ async fn connect(server: &str) -> io::Result<TcpStream> {
     let parts = parts.and_then(|(host, port)| Some((host, port.parse().ok()?)));
     let (host, port) = parts.ok_or(io::ErrorKind::InvalidInput)?;
     let addresses = resolve::addresses(host, port).await?;
-    TcpStream::connect(&addresses[..]).await
+    let connected = resolve::connect(&addresses, Instant::now() + PATIENCE).await;
+    connected.map_err(|failed| match failed {
+        Some((_, error)) => error,
+        None => fault(format!("`{host}` has no address")),
+    })
 }
 
 fn fault(what: impl Into<String>) -> io::Error {
