@@ -230,7 +230,7 @@ fn health_spec(args: HealthArgs, protocol: Protocol) -> Result<Health, Failure> 
         port: args.health_port,
         interval,
         fast_interval: default.fast_interval.min(interval),
-        timeout: args.health_timeout.unwrap_or(default.timeout),
+        timeout: args.health_timeout.unwrap_or(default.timeout.min(interval)),
         rise: args.health_rise.unwrap_or(default.rise),
         fall: args.health_fall.unwrap_or(default.fall),
     })

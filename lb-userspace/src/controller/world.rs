@@ -576,7 +576,7 @@ impl World {
         let stray = overrides.filter(|b| self.find(b).is_none() && !may_return(b));
         let stray = stray.map(|backend| {
             format!(
-                "the override of {backend} applies to no backend; `lbctl unset {backend}` \
+                "the override of {backend} applies to no backend; `lbctl unset all {backend}` \
                  forgets it"
             )
         });

@@ -38,8 +38,9 @@ const TIMEOUTS: RangeInclusive<Duration> =
 /// Longest device name: IFNAMSIZ less its final NUL.
 const MAX_INTERFACE: usize = 15;
 
-/// Longest path of a Unix socket: `sun_path` less its final NUL.
-const MAX_SOCKET_PATH: usize = 107;
+/// Longest path of the socket: `sun_path` less its final NUL, and less what lbd puts behind the name of a
+/// new one (`listen` in api/socket.rs).
+const MAX_SOCKET_PATH: usize = 107 - ".new".len();
 
 pub(super) fn node(node: &Node, remarks: &mut Remarks) {
     if let Interfaces::Named(names) = &node.interfaces {

@@ -190,10 +190,10 @@ fn the_admin_addresses() {
              hosts reach",
         ]
     );
-    let long = format!("admin: {{socket: /{}}}", "x".repeat(107));
+    let long = format!("admin: {{socket: /{}}}", "x".repeat(103));
     assert_eq!(
         faults(&long),
-        ["1:17: `admin.socket`: a socket's path has at most 107 bytes, this one 108"]
+        ["1:17: `admin.socket`: a socket's path has at most 103 bytes, this one 104"]
     );
 }
 

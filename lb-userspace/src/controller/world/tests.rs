@@ -236,7 +236,7 @@ fn routes_decide_on_source_addresses() {
 fn overrides_without_a_backend_are_told_of() {
     let world = world(&[("web/10.0.0.9:80", Mode::Drain)]);
     assert_eq!(world.conflicts().len(), 1, "{:?}", world.conflicts());
-    assert!(world.conflicts()[0].contains("lbctl unset web/10.0.0.9:80"));
+    assert!(world.conflicts()[0].contains("lbctl unset all web/10.0.0.9:80"));
 }
 
 #[test]

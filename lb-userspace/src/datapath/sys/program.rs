@@ -19,6 +19,8 @@ const PASSES: [u64; 2] = [
     instruction(0xb7, 0, 0, XDP_PASS),
     instruction(0x95, 0, 0, 0),
 ];
+/// To load a program, as often as libbpf does.
+const ATTEMPTS: u32 = 5;
 const PASSING: &[u8; 16] = b"lbd_passing\0\0\0\0\0";
 
 /// What the kernel says of a program.
@@ -171,6 +173,7 @@ const fn instruction(code: u8, destination: u8, source: u8, immediate: i32) -> u
 
 fn load(kind: u32, name: [u8; 16], flags: u32, code: &[u64]) -> io::Result<OwnedFd> {
     #[repr(C)]
+    #[derive(Clone, Copy)]
     struct Attr {
         kind: u32,
         instructions: u32,
@@ -200,7 +203,17 @@ fn load(kind: u32, name: [u8; 16], flags: u32, code: &[u64]) -> io::Result<Owned
         // As aya loads them: programs that call each other must have the same.
         attach_type: if kind == PROG_TYPE_XDP { ATTACH_XDP } else { 0 },
     };
-    // SAFETY: `Attr` is the head of `union bpf_attr` for this command; code and licence outlive the
-    // call.
-    unsafe { bpf_fd(Command::ProgLoad, attr) }
+    let attempt = || {
+        // SAFETY: `Attr` is the head of `union bpf_attr` for this command; code and licence outlive
+        // the call.
+        unsafe { bpf_fd(Command::ProgLoad, attr) }
+    };
+    // The verifier gives up where a signal waits for the thread (`do_check`, kernel/bpf/verifier.c).
+    for _ in 1..ATTEMPTS {
+        match attempt() {
+            Err(error) if error.raw_os_error() == Some(libc::EAGAIN) => {}
+            result => return result,
+        }
+    }
+    attempt()
 }
