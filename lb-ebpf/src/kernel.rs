@@ -206,8 +206,8 @@ impl<C> Tables for Kernel<C> {
     }
 
     #[inline(always)]
-    fn last_full(&self) -> Option<&Cell<u32>> {
-        maps::FULL.get(0)
+    fn last_full(&self, v6: bool) -> Option<&Cell<u32>> {
+        maps::FULL.get(v6.into())
     }
 
     #[inline(always)]
@@ -279,11 +279,6 @@ impl<C> Tables for Kernel<C> {
             (*given)[1] += 1;
         }
         true
-    }
-
-    #[inline(always)]
-    fn has_place(&self, protocol: u8) -> bool {
-        has_place(protocol.into()) != 0
     }
 
     #[inline(always)]
@@ -400,7 +395,7 @@ fn lookup(context: *mut c_void, ingress: u32, query: &Query, hop: &mut NextHop) 
 }
 
 macro_rules! family_tables {
-    ($family:ty, $services:ident, $flows:ident, $handshakes:ident, $sources:ident, $affinity:ident, $fragments:ident, $held:ident, $work:ident, $take_source:ident, $former_flows:ident, $former_handshakes:ident, $places:ident, $recalled:ident, $recall:ident, $is_whole:ident, $forget:ident) => {
+    ($family:ty, $services:ident, $flows:ident, $handshakes:ident, $sources:ident, $affinity:ident, $fragments:ident, $held:ident, $work:ident, $take_source:ident, $former_flows:ident, $former_handshakes:ident, $places:ident, $recalled:ident, $recall:ident, $is_whole:ident, $has_place:ident, $forget:ident) => {
         impl<C: Context> FamilyTables<$family> for Kernel<C> {
             #[inline(always)]
             fn service(&self, key: &ServiceKey<$family>) -> Option<&Service> {
@@ -560,6 +555,11 @@ macro_rules! family_tables {
             }
 
             #[inline(always)]
+            fn has_place(&self, protocol: u8) -> bool {
+                $has_place(protocol.into()) != 0
+            }
+
+            #[inline(always)]
             fn forget(&self) {
                 $forget();
             }
@@ -611,6 +611,7 @@ family_tables!(
     RECALLED4,
     recall4,
     is_whole4,
+    has_place4,
     forget4
 );
 family_tables!(
@@ -630,6 +631,7 @@ family_tables!(
     RECALLED6,
     recall6,
     is_whole6,
+    has_place6,
     forget6
 );
 
@@ -716,12 +718,24 @@ extern "C" fn count_active(slot: u32, generation: u32, before: u32, after: u32) 
     0
 }
 
-/// [`path::has_place`].
+/// [`path::has_place`]; the connection's tuples stand in `WORK4`.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn has_place(protocol: u32) -> u32 {
-    let kernel = Kernel::new(core::ptr::null_mut::<xdp_md>());
-    path::has_place(&kernel, protocol as u8) as u32
+extern "C" fn has_place4(protocol: u32) -> u32 {
+    path::has_place::<V4, _>(
+        &Kernel::new(core::ptr::null_mut::<xdp_md>()),
+        protocol as u8,
+    ) as u32
+}
+
+/// As [`has_place4`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn has_place6(protocol: u32) -> u32 {
+    path::has_place::<V6, _>(
+        &Kernel::new(core::ptr::null_mut::<xdp_md>()),
+        protocol as u8,
+    ) as u32
 }
 
 macro_rules! context {

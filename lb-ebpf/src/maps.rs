@@ -101,9 +101,9 @@ pub(crate) static FLOWS4: HashMap<FlowKey<V4>, Flow<V4>, 1> = HashMap::new();
 #[btf_map]
 pub(crate) static FLOWS6: HashMap<FlowKey<V6>, Flow<V6>, 1> = HashMap::new();
 
-/// Jiffies of the last packet that found [`FLOWS4`] or [`FLOWS6`] full. Writer: the packet path.
+/// Jiffies of the last packet that found [`FLOWS4`] full, and [`FLOWS6`]. Writer: the packet path.
 #[btf_map]
-pub(crate) static FULL: Array<Cell<u32>, 1> = Array::new();
+pub(crate) static FULL: Array<Cell<u32>, 2> = Array::new();
 
 /// Connections whose clients may be strangers. Writer: the packet path.
 #[btf_map]

@@ -242,6 +242,29 @@ fn a_full_table_refuses_the_next_client_in_the_same_jiffy() {
     }
 }
 
+/// One family has nothing of the other's table, and UDP no need of it.
+#[test]
+fn a_full_table_refuses_only_those_who_need_a_place_in_it() {
+    use lb_common::abi::Drop;
+    use lb_tests::packets::{build, slice::Devices, world};
+    for v6 in [false, true] {
+        let mut slice = Slice::twin(Devices::default(), 0, false);
+        let mut run = |packet: build::Packet| slice.run(true, &packet.bytes()).counted;
+        let tcp = |a: Addresses, port, client, flags| {
+            build::Packet::tcp(world::FROM_CLIENT, a.client(client), a.vip(port), flags)
+        };
+        let (a, other) = (Addresses { v6 }, Addresses { v6: !v6 });
+        let (full, web) = (world::port::L2, world::port::WEB);
+        assert_eq!(run(tcp(a, full, 1000, build::SYN)), []);
+        assert_eq!(run(tcp(a, full, 1000, build::ACK)), [Drop::FlowTableFull]);
+        assert_eq!(run(tcp(a, web, 1001, build::SYN)), [Drop::FlowTableFull]);
+        assert_eq!(run(tcp(other, web, 1001, build::SYN)), []);
+        let dns = a.vip(world::port::DNS);
+        let asked = build::Packet::udp(world::FROM_CLIENT, a.client(1001), dns);
+        assert_eq!(run(asked), []);
+    }
+}
+
 /// Jiffies come round to where they were.
 #[test]
 fn a_table_that_was_full_once_refuses_nobody_later() {

@@ -47,10 +47,10 @@ pub fn admit<A: Address, T: FamilyTables<A>>(tables: &T) -> Result<Step, Drop> {
         return Err(Drop::SourceDenied);
     }
     let repeats = packet.repeats();
-    // Refused here already, while the client has nothing to lose.
-    if let Some(last) = tables.last_full()
+    // Refused here already, while the client has nothing to lose. UDP needs no place in that table.
+    if !(repeats | packet.is_udp())
+        && let Some(last) = tables.last_full(A::IS_V6)
         && last.get() != 0
-        && !repeats
     {
         if tables.now().wrapping_sub(last.get()) < config.hz {
             tables.count_drop(Drop::FlowTableFull);

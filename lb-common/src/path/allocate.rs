@@ -202,7 +202,9 @@ pub fn take_source<A: Address, T: FamilyTables<A>>(tables: &T, candidate: Candid
     }
     flow.port_delta = port_delta(reverse, key);
     let is_free = |flow: &Flow<A>| {
-        let idle = tables.now().wrapping_sub(flow.last_seen.get());
+        // In this order: another CPU may write a later time meanwhile.
+        let seen = flow.last_seen.get();
+        let idle = tables.now().wrapping_sub(seen);
         // A second, because the backend may still be closing what the node saw closed.
         let is_over = flow_state::is_closed(flow.state.get()) && idle >= config.hz;
         is_over | belongs_to(flow, key)
@@ -210,7 +212,15 @@ pub fn take_source<A: Address, T: FamilyTables<A>>(tables: &T, candidate: Candid
     if tables.recalls() {
         tables.recall(reverse);
     }
-    let is_unproven = |flow: &Flow<A>| tables.now().wrapping_sub(flow.created) >= config.hz;
+    // A UDP flow without a place of its own lasts, if its backend speaks.
+    let is_unproven = |flow: &Flow<A>| {
+        let since = match key.protocol() {
+            protocol::UDP => flow.last_seen.get(),
+            _ => flow.created,
+        };
+        // Behind that, which another CPU may write: never earlier.
+        tables.now().wrapping_sub(since) >= config.hz
+    };
     if tables.flow(reverse).is_some_and(|flow| !is_free(flow)) {
         return Attempt::Taken;
     }
@@ -230,7 +240,10 @@ pub fn take_source<A: Address, T: FamilyTables<A>>(tables: &T, candidate: Candid
             }
             Some(older) if candidate.insists && is_unproven(older) => {
                 *other = older.opposite(key.protocol());
-                tables.remove_handshake(other);
+                let half = tables.handshake(other);
+                if half.is_some_and(|half| belongs_to(half, reverse)) {
+                    tables.remove_handshake(other);
+                }
                 if tables.insert_handshake(reverse, flow, true).is_err() {
                     return Attempt::Full;
                 }
@@ -318,7 +331,7 @@ fn same<A: Address>(a: A, b: A) -> bool {
 
 /// 0 for equal addresses.
 #[inline(always)]
-fn differ<A: Address>(a: A, b: A) -> u32 {
+pub(super) fn differ<A: Address>(a: A, b: A) -> u32 {
     let ([a0, a1, a2, a3], [b0, b1, b2, b3]) = (a.to_words(), b.to_words());
     (a0 ^ b0) | (a1 ^ b1) | (a2 ^ b2) | (a3 ^ b3)
 }

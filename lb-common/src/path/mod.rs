@@ -263,9 +263,9 @@ pub trait Tables {
     /// [`count_active`], which see.
     fn count_active(&self, slot: u32, generation: u32, before: u32, after: u32);
 
-    /// Jiffies of the last packet that found no room in the tables of established flows; 0 if none
-    /// ever did.
-    fn last_full(&self) -> Option<&Cell<u32>>;
+    /// Jiffies of the last packet that found no room in the family's table of established flows; 0 if
+    /// none ever did.
+    fn last_full(&self, v6: bool) -> Option<&Cell<u32>>;
 
     /// This CPU's round-robin cursor of a service, raised by one after it is read.
     fn cursor(&self, service: u32) -> u32;
@@ -280,9 +280,6 @@ pub trait Tables {
     /// Takes one of `limit` that this CPU has of `budget` in `period`: a second, unless the budget
     /// says otherwise.
     fn take(&self, budget: Budget, period: u32, limit: u32) -> bool;
-
-    /// [`has_place`], which see.
-    fn has_place(&self, protocol: u8) -> bool;
 
     /// The way of a packet that came in by device `ingress`. Leaves the next hop in `hop`, zeroes
     /// if there is none.
@@ -403,6 +400,9 @@ pub trait FamilyTables<A: Address>: Tables {
 
     /// [`is_whole`], which see.
     fn is_whole(&self, key: &FlowKey<A>) -> bool;
+
+    /// [`has_place`], which see.
+    fn has_place(&self, protocol: u8) -> bool;
 
     /// [`forget`], which see.
     fn forget(&self);

@@ -6,8 +6,8 @@ use super::allocate;
 use super::parse::Packet;
 use super::wire::tcp;
 use super::{
-    Budget, Family, FamilyTables, Frame, InsertError, Milestone, Recalled, Step, Tables, Verdict,
-    Work, translate,
+    Budget, Family, FamilyTables, Frame, InsertError, Milestone, Recalled, Step, Verdict, Work,
+    translate,
 };
 use crate::abi::{
     Address, Config, Drop, Flow, FlowKey, UDP_PLACE, backend_state, flow_state, protocol,
@@ -217,7 +217,7 @@ fn known<A: Family, F: Frame, T: FamilyTables<A>>(
             // Without a place of its own it goes on where others may evict it.
             proven = false;
             if error == InsertError::Full && !packet.is_udp() {
-                if let Some(last) = tables.last_full() {
+                if let Some(last) = tables.last_full(A::IS_V6) {
                     // Never 0, and never later than now: that would be a long time ago.
                     last.set(tables.now().wrapping_sub(1) | 1);
                 }
@@ -275,7 +275,9 @@ fn is_proven<A: Family, F: Frame, T: FamilyTables<A>>(
     }
     let answered = state & flow_state::ANSWERED != 0;
     if packet.has(tcp::RST) {
-        if state & flow_state::REVERSE != 0 && !answered {
+        // What was picked up in the middle was not counted as begun either.
+        const KNOWN: u32 = flow_state::REVERSE | flow_state::ANSWERED | flow_state::MIDDLE;
+        if state & KNOWN == flow_state::REVERSE {
             tables.count_connection(flow.slot, Milestone::Refused);
         }
         return Ok(false);
@@ -325,13 +327,26 @@ fn is_proven<A: Family, F: Frame, T: FamilyTables<A>>(
     Ok(state & flow_state::MIDDLE != 0 || lasts)
 }
 
-/// Whether a proven connection may fill such a place. UDP proves little: two datagrams of a forged
-/// source are enough. So it has a share of the tables, and cannot take TCP's. The daemon divides what
-/// is left of the share among the CPUs whenever it has counted: where one has more than its part of the
-/// flows, or many come at once, some find nothing. They go on where others may evict them, and ask
-/// again with their next packet. Behind [`Tables::has_place`], as [`forget`].
+/// Whether the proven connection in [`Work`] may fill such a place. Not one whose other direction is
+/// another handshake's by now, to which this one is late.
+///
+/// UDP proves little: two datagrams of a forged source are enough. So it has a share of the tables, and
+/// cannot take TCP's. The daemon divides what is left of the share among the CPUs whenever it has
+/// counted: where one has more than its part of the flows, or many come at once, some find nothing. They
+/// go on where others may evict them, and ask again with their next packet. Behind
+/// [`FamilyTables::has_place`], as [`forget`].
 #[inline(always)]
-pub fn has_place<T: Tables>(tables: &T, protocol: u8) -> bool {
+pub fn has_place<A: Address, T: FamilyTables<A>>(tables: &T, protocol: u8) -> bool {
+    let Some(Work { key, opposite, .. }) = tables.work() else {
+        return false;
+    };
+    // With direct return it is its own.
+    let is_other =
+        allocate::differ(opposite.src, key.src) | (opposite.src_port.0 ^ key.src_port.0) as u32;
+    let is_late = |half: &Flow<A>| is_other != 0 && !allocate::belongs_to(half, key);
+    if tables.handshake(opposite).is_some_and(is_late) {
+        return false;
+    }
     if protocol != protocol::UDP {
         return true;
     }

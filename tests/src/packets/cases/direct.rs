@@ -6,7 +6,7 @@ use self::way::{Outer, Way, inside, label, sent, ways};
 use super::narrow::answered;
 use super::{Connection, Table, passes, reset_of};
 use crate::packets::build::{ACK, FIN, PSH, Packet, RST, SYN, Transport};
-use crate::packets::world::{self, MTU, NARROW_MTU, port};
+use crate::packets::world::{self, Addresses, MTU, NARROW_MTU, port};
 use crate::packets::{Expect, Step};
 use lb_common::abi::{Drop, V4, V6, backend_state};
 use lb_common::path::Budget;
@@ -296,19 +296,22 @@ fn flood(table: &mut Table, way: &Way) {
     table.add(&format!("{name}_datagram_of_a_flood_is_entered"), steps);
 }
 
+/// A router between the backend and the client tells the backend that an answer from `vip` is too big.
+/// It quotes `quoted` bytes of that.
+fn too_big(a: Addresses, client: SocketAddr, vip: SocketAddr, quoted: usize) -> Packet {
+    let answer = Packet::tcp(world::FROM_CLIENT, vip, client, ACK);
+    let answer = answer.with(|p| p.payload = vec![0x5a; 1500]);
+    let (kind, code) = if a.v6 { (2, 0) } else { (3, 4) };
+    Packet::tcp(world::FROM_CLIENT, a.neighbour_of_clients(0), vip, 0).with(|p| {
+        p.transport = Transport::Icmp(kind, code, 1300);
+        p.payload = answer.bytes()[14..14 + quoted].to_vec();
+    })
+}
+
 /// ICMP errors about what the backend sent the client go its flow's way, as they are.
 fn errors(table: &mut Table, way: &Way) {
     let (name, tcp, a) = (way.name, &way.tcp, table.addresses);
-    let about = |client: SocketAddr, quoted: usize| {
-        let reply = Packet::tcp(world::FROM_CLIENT, tcp.vip, client, ACK);
-        let reply = reply.with(|p| p.payload = vec![0x5a; 1500]);
-        let (kind, code) = if a.v6 { (2, 0) } else { (3, 4) };
-        let router = a.neighbour_of_clients(0);
-        Packet::tcp(world::FROM_CLIENT, router, tcp.vip, 0).with(|p| {
-            p.transport = Transport::Icmp(kind, code, 1300);
-            p.payload = reply.bytes()[14..14 + quoted].to_vec();
-        })
-    };
+    let about = |client, quoted| too_big(a, client, tcp.vip, quoted);
     let passed_on = |packet: &Packet| {
         let inner = packet.moved(world::TO_BACKEND, packet.src, packet.dst);
         let out = match way.outer {
@@ -549,9 +552,16 @@ fn next_hops(table: &mut Table) {
     let inner = packet.moved(packet.macs, packet.src, packet.dst);
     let outer = Outer::between(a.node(0), a.second_node(0));
     let out = inside(&inner, outer, label(&packet));
+    // Nor does an error about an answer wait for a hop.
+    let error = too_big(a, packet.src, packet.dst, 1000);
+    let inner = error.moved(error.macs, error.src, error.dst);
+    let passed_on = inside(&inner, outer, label(&packet));
     table.add(
         "tunnel_that_ends_on_the_node",
-        vec![Step::FromClient(packet.bytes(), Expect::Stack(out))],
+        vec![
+            Step::FromClient(packet.bytes(), Expect::Stack(out)),
+            Step::FromClient(error.bytes(), Expect::Stack(passed_on)),
+        ],
     );
     // A way narrower than its device.
     let connection = Connection::new(

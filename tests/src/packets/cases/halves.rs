@@ -5,7 +5,10 @@ use super::{Connection, Table};
 use crate::packets::build::{ACK, PSH, SYN};
 use crate::packets::world::{self, port, slot};
 use crate::packets::{Expect, Step};
-use lb_common::abi::{Drop, backend_state};
+use lb_common::{
+    abi::{Drop, backend_state},
+    path::Budget,
+};
 
 pub(super) fn cases(table: &mut Table) {
     restored(table);
@@ -126,6 +129,17 @@ fn given_away(table: &mut Table) {
     steps.push(refused(&first, 0));
     steps.extend(asked(&second));
     table.add("udp_proof_takes_over_no_connection", steps);
+    // A flow without a place of its own keeps its port as long as its backend speaks.
+    let mut steps = vec![Step::Budget(Budget::UdpPlaces, 0)];
+    for _ in 0..2 {
+        steps.extend(asked(&first));
+        steps.push(Step::Second);
+    }
+    steps.extend(asked(&first));
+    steps.push(refused(&second, 0));
+    steps.push(Step::Second);
+    steps.extend(asked(&second));
+    table.add("udp_snat_port_of_a_flow_without_a_place_is_kept", steps);
 }
 
 /// The client went on with another backend; the first one answers.
@@ -162,9 +176,23 @@ fn late(table: &mut Table) {
         second.returns(second.reply(0)),
         second.forwards(second.request(0)),
     ]);
-    steps.extend(answers);
+    steps.extend(answers.clone());
     table.add(
         "udp_late_answer_takes_nothing_from_an_established_flow",
         steps,
     );
+    // Nor from one that is not: the client would be sent back and forth.
+    let mut steps = only(0).to_vec();
+    steps.extend([
+        first.forwards(first.request(0)),
+        first.returns(first.reply(0)),
+        evict(true, first.client, first.vip),
+    ]);
+    steps.extend(only(1));
+    steps.extend([
+        second.forwards(second.request(0)),
+        second.returns(second.reply(0)),
+    ]);
+    steps.extend(answers);
+    table.add("udp_late_answer_takes_nothing_from_a_new_flow", steps);
 }

@@ -30,6 +30,8 @@ pub(super) struct Connection {
     pub(super) ended: u32,
     /// When the client last sent, or was answered for the first time, or anew, or the end went on.
     pub(super) heard: u32,
+    /// When the backend last sent, or the end went on.
+    pub(super) spoke: u32,
 }
 
 impl Connection {
@@ -61,6 +63,9 @@ impl Connection {
         let is_answer = !self.is_answered || flags & SYN != 0;
         if is_client || is_answer || flags & (RST | FIN) != 0 || self.is_closing() {
             self.heard = now;
+        }
+        if !is_client || flags & (RST | FIN) != 0 || self.is_closing() {
+            self.spoke = now;
         }
         // Forged, or too late, if more follows.
         self.reset = flags & RST != 0;

@@ -48,7 +48,8 @@ enum Freedom {
     Rested(Name),
     /// Of one that closed a second ago, and has sent since.
     Perhaps(Name),
-    /// Of one that nobody proved for a second: only where nothing else is left.
+    /// Of one that nobody proved for a second, or by UDP, whose backend was quiet for one: only where
+    /// nothing else is left.
     Unproven(Name),
     Taken,
 }
@@ -291,9 +292,7 @@ impl Model {
         let mut what = "answered";
         if !known.is_established && flags & RST != 0 {
             what = "reset by the backend";
-            if !known.is_answered {
-                milestones[2] += 1;
-            }
+            milestones[2] += u64::from(!known.is_answered && !known.is_picked_up);
         } else if !known.is_established {
             if !known.is_answered || flags & SYN != 0 {
                 known.expected = sequence(packet).map_or(0, |number| number.wrapping_add(1));
@@ -328,7 +327,8 @@ impl Model {
             let reason = Drop::ResetWithoutFlow;
             return vec![self.future("reset of nothing", Expect::Dropped(reason), &[reason])];
         }
-        if self.full.is_some_and(|full| self.now - full < SECOND) {
+        let was_full = self.full.is_some_and(|full| self.now - full < SECOND);
+        if was_full && !Scene::is_udp(name.1) {
             return vec![self.turn_back(packet, Drop::FlowTableFull, "refused for a second")];
         }
         let table = &self.tables[name.1];
@@ -436,6 +436,7 @@ impl Model {
             seen: self.now,
             ended: self.now,
             heard: self.now,
+            spoke: self.now,
         };
         self.connections.insert(name, connection);
         self.milestones[slot][0] += u64::from(!is_picked_up);
@@ -452,7 +453,8 @@ impl Model {
         };
         let for_a_second = |since| self.now - since >= SECOND;
         if !known.is_established {
-            return match for_a_second(known.begun) {
+            let since = if udp { known.spoke } else { known.begun };
+            return match for_a_second(since) {
                 true => Freedom::Unproven(*other),
                 false => Freedom::Taken,
             };

@@ -120,7 +120,7 @@ pub(super) struct Memory {
     pub(super) room: usize,
     pub(super) devices: Devices,
     pub(super) now: u32,
-    pub(super) full: Cell<u32>,
+    pub(super) full: [Cell<u32>; 2],
     /// Where the node's own sockets listen, and whether by UDP.
     pub(super) sockets: Vec<(SocketAddr, bool)>,
     pub(super) sources: Vec<IpAddr>,
@@ -145,7 +145,7 @@ impl Memory {
             drops: RefCell::default(),
             taken: Default::default(),
             now: START,
-            full: Cell::new(0),
+            full: Default::default(),
             sockets: Vec::new(),
             sources: Vec::new(),
             admissions: world::admissions().into_iter().collect(),
@@ -177,7 +177,7 @@ impl Memory {
         self.taken = Default::default();
         self.random.set(1);
         self.now = START;
-        self.full.set(0);
+        self.full = Default::default();
         self.sockets.clear();
         self.sources.clear();
         self.rates.clear();
@@ -326,8 +326,8 @@ impl Tables for Memory {
         path::count_active(self, slot, generation, before, after);
     }
 
-    fn last_full(&self) -> Option<&Cell<u32>> {
-        Some(&self.full)
+    fn last_full(&self, v6: bool) -> Option<&Cell<u32>> {
+        self.full.get(usize::from(v6))
     }
 
     fn cursor(&self, service: u32) -> u32 {
@@ -372,10 +372,6 @@ impl Tables for Memory {
         let is_left = number < limit;
         taken.set((period, number + u32::from(is_left)));
         is_left
-    }
-
-    fn has_place(&self, protocol: u8) -> bool {
-        path::has_place(self, protocol)
     }
 
     fn route(&self, _: u32, query: &Query, hop: &mut NextHop) -> Route {
@@ -525,6 +521,10 @@ macro_rules! family_tables {
                 let recalled = FamilyTables::<$family>::recalled(self);
                 recalled.expect("it is there").key = *key;
                 path::is_whole::<$family, _>(self)
+            }
+
+            fn has_place(&self, protocol: u8) -> bool {
+                path::has_place::<$family, _>(self, protocol)
             }
 
             fn forget(&self) {

@@ -52,7 +52,9 @@ impl Slice {
         for (slot, counters) in memory.counters.borrow().iter() {
             entries.push((map::COUNTERS, bytes(slot), bytes(counters)));
         }
-        entries.push(("FULL", bytes(&0_u32), bytes(&memory.full.get())));
+        for (family, last) in (0_u32..).zip(&memory.full) {
+            entries.push(("FULL", bytes(&family), bytes(&last.get())));
+        }
         entries
     }
 
