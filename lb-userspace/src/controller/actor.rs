@@ -1,5 +1,5 @@
 //! The controller's task: takes one input at a time, decides with the pure parts, then acts on
-//! disk, kernel and probes, in this order.
+//! disk, kernel and probes, in this order. While it waits for the disk it takes reports of health.
 
 use std::{
     net::IpAddr,
@@ -13,7 +13,12 @@ use std::{
 };
 
 use anyhow::anyhow;
-use tokio::{sync::oneshot, task::spawn_blocking, time::Instant};
+use tokio::{
+    runtime::{Handle, RuntimeFlavor},
+    sync::oneshot,
+    task::{block_in_place, spawn_blocking},
+    time::Instant,
+};
 
 use super::{
     changes::{self, Change},
@@ -47,6 +52,8 @@ const SCAN_EVERY: Duration = Duration::from_secs(1);
 /// While a deadline is to come, the wall clock is looked at this often: somebody may set it, and the
 /// deadlines on disk should go with it before this daemon is killed.
 const CLOCK_EVERY: Duration = Duration::from_secs(10);
+/// Reports of health are looked for this often while the disk is waited for.
+const LOOK_EVERY: Duration = Duration::from_millis(10);
 
 pub(super) struct Actor {
     pub inputs: Inputs,
@@ -212,7 +219,8 @@ impl Actor {
         }
         if self.note.unsaved_deadlines {
             let state = self.world.layers().state.clone();
-            let saved = self.store.begin_save(state).wait();
+            let begun = self.store.begin_save(state);
+            let saved = self.wait_for(begun);
             self.note.unsaved_deadlines = saved.is_err();
             if let Err(error) = saved {
                 tracing::error!("cannot save the deadlines of drains: {error:#}");
@@ -233,6 +241,29 @@ impl Actor {
         drop(self);
         if let Some(reply) = reply {
             let _ = reply.send(());
+        }
+    }
+
+    /// Waits for the disk. An eviction does not: it comes in between.
+    fn wait_for(&mut self, saving: Saving) -> anyhow::Result<()> {
+        // Most are quick.
+        if let Some(saved) = saving.wait(LOOK_EVERY) {
+            return saved;
+        }
+        let mut wait = || {
+            loop {
+                let reports = self.inputs.reports_so_far();
+                self.take_reports(reports);
+                if let Some(saved) = saving.wait(LOOK_EVERY) {
+                    return saved;
+                }
+            }
+        };
+        // What this thread does beside goes on on another, probes above all.
+        let flavor = Handle::try_current().map(|runtime| runtime.runtime_flavor());
+        match flavor {
+            Ok(RuntimeFlavor::MultiThread) => block_in_place(wait),
+            _ => wait(),
         }
     }
 
@@ -270,12 +301,12 @@ impl Actor {
             // cannot be kept; what comes and goes is not undone so easily, so it waits.
             match layers.differs_in_overrides_only(&old) {
                 true => saving = Some(begun),
-                false => begun.wait().map_err(not_saved)?,
+                false => self.wait_for(begun).map_err(not_saved)?,
             }
         }
         let refused_before = self.kernel.refused.clone();
         let applied = self.put_in_force(layers);
-        if let Some(Err(error)) = saving.map(Saving::wait) {
+        if let Some(Err(error)) = saving.map(|begun| self.wait_for(begun)) {
             // What the kernel refuses is tried again every second.
             let _ = self.put_in_force(Layers::clone(&old));
             return Err(not_saved(error));
@@ -331,6 +362,10 @@ impl Actor {
 
     fn reload(&mut self, read: Result<Parsed, Fault>) -> Result<Response, Fault> {
         let change = read.and_then(|parsed| self.reloaded(parsed));
+        let wanted = change
+            .as_ref()
+            .ok()
+            .map(|change| Arc::clone(&change.layers.file));
         let result = change.and_then(|change| self.commit(change));
         match &result {
             Ok(message) => {
@@ -340,7 +375,13 @@ impl Actor {
             }
             Err(fault) => {
                 self.note.counts.reloads_failed += 1;
-                self.note.last_reload = fault.message.clone();
+                // What the kernel does not take is a problem of its own, which ends by itself.
+                let in_force =
+                    wanted.is_some_and(|file| Arc::ptr_eq(&file, &self.world.layers().file));
+                self.note.last_reload = match in_force {
+                    true => "ok".to_owned(),
+                    false => fault.message.clone(),
+                };
                 self.tell(Event::node(Reason::ReloadFailed, fault.message.clone()));
             }
         }

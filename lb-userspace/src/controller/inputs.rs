@@ -135,6 +135,13 @@ impl Inputs {
         }
     }
 
+    /// Those that have come, for who waits for something else than the next input.
+    pub(super) fn reports_so_far(&mut self) -> Vec<Report> {
+        std::iter::from_fn(|| self.reports.try_recv().ok())
+            .take(BATCH)
+            .collect()
+    }
+
     /// Reports come first: an eviction waits for nothing.
     pub(super) async fn next(&mut self) -> Input {
         let mut reports = Vec::new();

@@ -2,12 +2,15 @@ use std::{
     fs::{self, File},
     io::{self, ErrorKind, Write},
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        mpsc::{self, RecvTimeoutError},
+    },
     thread,
-    time::{SystemTime, UNIX_EPOCH},
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use anyhow::{Context, bail};
+use anyhow::{Context, anyhow, bail};
 
 use super::{
     State,
@@ -28,17 +31,30 @@ pub struct Store {
 
 /// A state on its way to disk.
 #[derive(Debug)]
-pub struct Saving(io::Result<thread::JoinHandle<anyhow::Result<()>>>);
+pub struct Saving(io::Result<mpsc::Receiver<anyhow::Result<()>>>);
 
 impl Saving {
-    /// Once this returns without error the state survives a crash of the machine.
+    /// Once this returns without error the state survives a crash of the machine. `None` if that is not
+    /// known when the time is over.
     ///
     /// # Errors
     /// The former state is then in place, as far as the disk can be written.
-    pub fn wait(self) -> anyhow::Result<()> {
-        let thread = self.0.context("cannot start a thread to save the state")?;
-        let panicked = |_| bail!("the thread that saves the state died");
-        thread.join().unwrap_or_else(panicked)
+    pub fn wait(&self, at_most: Duration) -> Option<anyhow::Result<()>> {
+        let result = match &self.0 {
+            Ok(result) => result,
+            Err(error) => {
+                return Some(Err(anyhow!(
+                    "cannot start a thread to save the state: {error}"
+                )));
+            }
+        };
+        match result.recv_timeout(at_most) {
+            Ok(saved) => Some(saved),
+            Err(RecvTimeoutError::Timeout) => None,
+            Err(RecvTimeoutError::Disconnected) => {
+                Some(Err(anyhow!("the thread that saves the state died")))
+            }
+        }
     }
 }
 
@@ -78,8 +94,16 @@ impl Store {
     /// begins another must have waited for this one.
     pub fn begin_save(&self, state: State) -> Saving {
         let files = self.files.clone();
+        let (done, result) = mpsc::channel();
         let thread = thread::Builder::new().name("save-state".to_owned());
-        Saving(thread.spawn(move || files.save(&state)))
+        let save = move || {
+            let saved = files.save(&state);
+            // The directory is held until nobody writes to it.
+            drop(files);
+            // Whoever asked may have gone.
+            let _ = done.send(saved);
+        };
+        Saving(thread.spawn(save).map(|_| result))
     }
 
     /// Damaged state files that were put aside and that nobody took away yet, and what else was wrong
@@ -236,7 +260,11 @@ mod tests {
     };
 
     fn save(store: &Store, state: State) {
-        store.begin_save(state).wait().unwrap();
+        store
+            .begin_save(state)
+            .wait(Duration::MAX)
+            .unwrap()
+            .unwrap();
     }
 
     fn drained(address: &str) -> State {
@@ -344,8 +372,9 @@ mod tests {
             assert_eq!(state, kept);
             let files = Arc::get_mut(&mut store.files).unwrap();
             files.sync = |_| Err(io::Error::other("the disk is ill"));
-            let refused = store.begin_save(drained("10.0.0.2:80")).wait();
-            let refused = format!("{:#}", refused.unwrap_err());
+            let saving = store.begin_save(drained("10.0.0.2:80"));
+            let refused = saving.wait(Duration::MAX).unwrap().unwrap_err();
+            let refused = format!("{refused:#}");
             assert!(refused.contains("the disk is ill"), "{refused}");
             drop(store);
             let (store, state) = Store::open(directory.path()).unwrap();

@@ -64,6 +64,59 @@ async fn health_decides_who_takes_connections() {
     assert_eq!(bed.memory.maps().backends[&0].state, backend_state::ACTIVE);
 }
 
+/// Reads from a pipe when it is dropped.
+struct Reader(PathBuf);
+
+impl Drop for Reader {
+    fn drop(&mut self) {
+        let pipe = self.0.clone();
+        std::thread::spawn(move || std::fs::read(pipe));
+    }
+}
+
+/// Here a disk hangs as long as nobody reads from a pipe. The probes have one thread, and who waits for
+/// the disk has the same.
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn no_eviction_waits_for_the_disk() {
+    let bed = Bed::new();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let name = format!("web/{address}");
+    let handle = bed
+        .start([probed("web", "192.0.2.1:80", &[&address])])
+        .await;
+    let state = || bed.memory.maps().backends[&0].state;
+    until("healthy", async || state() == backend_state::ACTIVE).await;
+
+    let pipe = bed.state().join("state.json.new");
+    let path = std::ffi::CString::new(pipe.as_os_str().as_encoded_bytes()).unwrap();
+    // SAFETY: the path is a string that ends.
+    assert_eq!(unsafe { libc::mkfifo(path.as_ptr(), 0o600) }, 0);
+    // Also where this fails, or nothing would ever end.
+    let reader = Reader(pipe);
+    let waits = tokio::spawn({
+        let handle = handle.clone();
+        let service = trusted("extra", "192.0.2.9:80", &["10.0.0.1:80"]);
+        async move { handle.call(Request::AddService { service }).await }
+    });
+    // What was asked before is answered; nothing is any more.
+    let asked = async || {
+        let answer = handle.call(Request::GetServices);
+        tokio::time::timeout(Duration::from_millis(50), answer).await
+    };
+    until("hangs", async || asked().await.is_err()).await;
+    drop(listener);
+    until("evicted", async || state() == backend_state::DOWN).await;
+    assert!(!waits.is_finished());
+
+    // A pipe cannot be told to keep what was written.
+    drop(reader);
+    let refused = waits.await.unwrap().unwrap_err();
+    assert!(refused.message.contains("state"), "{}", refused.message);
+    until("answers", async || asked().await.is_ok()).await;
+    assert_eq!(backend(&handle, &name).await.state, BackendState::Unhealthy);
+}
+
 #[tokio::test]
 async fn a_device_that_is_not_served_is_a_problem() {
     let bed = Bed::new();
@@ -154,7 +207,11 @@ async fn a_change_saved_before_a_crash_is_made_after_it() {
             overrides: [(reference("web/10.0.0.2:80"), said)].into(),
             ..State::default()
         };
-        store.begin_save(state).wait().unwrap();
+        store
+            .begin_save(state)
+            .wait(Duration::MAX)
+            .unwrap()
+            .unwrap();
     }
     let handle = bed.start([web()]).await;
     let maps = bed.memory.maps();

@@ -186,6 +186,30 @@ async fn reload_is_all_or_nothing() {
     assert_eq!((snapshot.reloads_ok, snapshot.reloads_failed), (1, 1));
 }
 
+/// A file that is in force is no failure for ever because the kernel was late.
+#[tokio::test]
+async fn a_reload_that_the_kernel_takes_later_is_one() {
+    let bed = Bed::new();
+    let handle = bed.start([web()]).await;
+    let mut more = web();
+    more.backends.push(testing::backend("10.0.0.3:80", 1));
+    write_config(&bed.file(), &bed.config([more]));
+    bed.memory.break_at_call(1);
+    let refused = fault(&handle, Request::Reload).await;
+    assert_eq!(refused.code, FaultCode::Failed);
+    let shown = status(&handle).await;
+    assert_eq!(shown.last_reload, "ok");
+    let problems = shown.problems.join("; ");
+    assert!(problems.contains("the kernel could not be"), "{problems}");
+    assert!(!problems.contains("reload"), "{problems}");
+    bed.memory.fail_call(0);
+    let settled = async || status(&handle).await.problems.is_empty();
+    until("the kernel is up to date", settled).await;
+    assert_eq!(slots(&bed), [(1, 1), (1, 2), (1, 3)]);
+    let snapshot = handle.snapshot().await;
+    assert_eq!((snapshot.reloads_ok, snapshot.reloads_failed), (0, 1));
+}
+
 #[tokio::test]
 async fn settings_of_the_node_are_changes_too() {
     let bed = Bed::new();
