@@ -11,12 +11,13 @@ use aya_ebpf::{
     },
 };
 use lb_common::{
-    abi::{Pod, V4, V6},
-    path::{self, Covered, Delta, Frame, Handover, Network, Verdict},
+    abi::{Drop, Pod, V4, V6},
+    path::{self, Covered, Delta, Frame, Handover, Network, Tables, Verdict},
 };
 
 use crate::context::bound;
 use crate::hook::{self, Hook, subprograms, walk};
+use crate::kernel::Kernel;
 use crate::maps;
 use crate::tc;
 
@@ -176,29 +177,30 @@ struct Note {
 /// Tells our note from other programs' metadata.
 const NOTE_MAGIC: u32 = 0x6c62_6402;
 
-/// Leaves a note. Where the driver has no room for one the stack gets the packet as it is.
+/// Leaves a note. False where the driver has no room for one: then the stack gets the packet as it is.
 #[inline(always)]
-fn leave_note(context: *mut xdp_md, ifindex: u32, resolve: bool) {
+fn leave_note(context: *mut xdp_md, ifindex: u32, resolve: bool) -> bool {
     // SAFETY: the context is the kernel's; the bounds are checked before the write.
     unsafe {
         if bpf_xdp_adjust_meta(context, -(size_of::<Note>() as i32)) != 0 {
-            return;
+            return false;
         }
         let note = bound::<{ offset_of!(xdp_md, data_meta) }, _>(context) as *mut Note;
         if note.add(1) as usize > bound::<{ offset_of!(xdp_md, data) }, _>(context) {
-            return;
+            return false;
         }
         (*note).magic = NOTE_MAGIC;
         (*note).ifindex = ifindex;
         (*note).family = 0;
         let Some(lookup) = maps::FIB.get_ptr_mut(0) else {
-            return;
+            return false;
         };
         if resolve {
             let neighbour = &(*lookup).neighbour;
             (*note).family = neighbour.nh_family;
             (*note).neighbour = neighbour.__bindgen_anon_1.ipv6_nh;
         }
+        true
     }
 }
 
@@ -238,8 +240,12 @@ impl Hook for XdpFrame {
                 how: Handover::Output,
                 ifindex,
             } => {
-                leave_note(self.context, ifindex, false);
-                XDP_PASS
+                if leave_note(self.context, ifindex, false) {
+                    return XDP_PASS;
+                }
+                // It bears the next hop's MAC: the stack would throw it away, and nobody would know.
+                Kernel::new(self.context).count_drop(Drop::FrameAccess);
+                XDP_DROP
             }
         }
     }

@@ -14,9 +14,9 @@ use lb_userspace::datapath;
 
 /// Instructions that the verifier may walk at most. Linux refuses a million.
 const BUDGETS: [(&str, u32); 7] = [
-    ("lbd_xdp", 103_000),
-    ("lbd_xdp_frags", 103_000),
-    ("lbd_tc", 103_000),
+    ("lbd_xdp", 104_000),
+    ("lbd_xdp_frags", 104_000),
+    ("lbd_tc", 104_000),
     ("lbd_egress", 67_000),
     ("lbd_handover", 80_000),
     ("lbd_clock", 100),

@@ -50,9 +50,10 @@ pub fn admit<A: Address, T: FamilyTables<A>>(tables: &T) -> Result<Step, Drop> {
     // Refused here already, while the client has nothing to lose. UDP needs no place in that table.
     if !(repeats | packet.is_udp())
         && let Some(last) = tables.last_full(A::IS_V6)
-        && last.get() != 0
+        && let full_at = last.get()
+        && full_at != 0
     {
-        if tables.now().wrapping_sub(last.get()) < config.hz {
+        if tables.now().wrapping_sub(full_at) < config.hz {
             tables.count_drop(Drop::FlowTableFull);
             return Ok(Step::Answer);
         }
@@ -223,9 +224,12 @@ fn kept<A: Address, T: FamilyTables<A>>(
     key: &AffinityKey<A>,
     lasts: u32,
 ) -> Option<u32> {
-    let (kept, now) = (tables.affinity(key)?, tables.now());
+    let kept = tables.affinity(key)?;
     let (slot, generation) = (kept.slot, kept.generation);
-    if now.wrapping_sub(kept.last.get()) >= lasts {
+    // Before the clock: another CPU may write a later time meanwhile.
+    let last = kept.last.get();
+    let now = tables.now();
+    if now.wrapping_sub(last) >= lasts {
         return None;
     }
     let backend = tables.backend(slot)?;

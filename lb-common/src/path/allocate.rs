@@ -262,7 +262,10 @@ pub fn take_source<A: Address, T: FamilyTables<A>>(tables: &T, candidate: Candid
     }
     active::forget(tables, former);
     *other = former.opposite(key.protocol());
-    tables.remove_flow(other);
+    let half = tables.flow(other);
+    if half.is_some_and(|half| belongs_to(half, reverse)) {
+        tables.remove_flow(other);
+    }
     tables.remove_flow(reverse);
     Attempt::Entered
 }

@@ -4,12 +4,11 @@ use super::{Tables, active};
 use crate::abi::{Address, Backend, Drop, FlowKey, Service, TABLE_HEADER, backend_state, policy};
 use crate::hash;
 
-/// Draws before giving up when drawn backends are not eligible. With half the table ineligible
-/// (the time between a failure and the rebuilt table) all fail once in 65,536.
+/// Draws in a round.
 const DRAWS: u32 = 16;
 
-/// So many times [`DRAWS`] where backends are at their limits: with nine of ten all fail once in
-/// a thousand.
+/// Rounds before giving up when drawn backends are not eligible: at their limits, or failed, for the
+/// time until the table is rebuilt. With nine tenths of the table ineligible all fail once in a thousand.
 const ROUNDS: u32 = 4;
 
 /// The slot of a backend for a new connection; with `by_client` the same for all of a client's.
@@ -24,7 +23,7 @@ pub(super) fn choose<A: Address, T: Tables>(
     let mut result = Err(Drop::NoBackend);
     for _ in 0..ROUNDS {
         result = tables.draw(service.table, service.id, place);
-        if result != Err(Drop::ConnectionLimit) {
+        if result.is_ok() {
             break;
         }
         place = hash::spread(place as u64 ^ 1 << 40) as u32;

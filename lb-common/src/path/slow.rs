@@ -328,7 +328,8 @@ fn is_proven<A: Family, F: Frame, T: FamilyTables<A>>(
 }
 
 /// Whether the proven connection in [`Work`] may fill such a place. Not one whose other direction is
-/// another handshake's by now, to which this one is late.
+/// another's by now, to which this one is late. Nor by a SYN: what was picked up in the middle, and the
+/// handshake that the backend answers by it, may both have been forged.
 ///
 /// UDP proves little: two datagrams of a forged source are enough. So it has a share of the tables, and
 /// cannot take TCP's. The daemon divides what is left of the share among the CPUs whenever it has
@@ -337,14 +338,23 @@ fn is_proven<A: Family, F: Frame, T: FamilyTables<A>>(
 /// [`FamilyTables::has_place`], as [`forget`].
 #[inline(always)]
 pub fn has_place<A: Address, T: FamilyTables<A>>(tables: &T, protocol: u8) -> bool {
-    let Some(Work { key, opposite, .. }) = tables.work() else {
+    let Some(Work {
+        key,
+        opposite,
+        packet,
+        ..
+    }) = tables.work()
+    else {
         return false;
     };
-    // With direct return it is its own.
+    if packet.has(tcp::SYN) {
+        return false;
+    }
+    // With direct return that is its own.
     let is_other =
         allocate::differ(opposite.src, key.src) | (opposite.src_port.0 ^ key.src_port.0) as u32;
     let is_late = |half: &Flow<A>| is_other != 0 && !allocate::belongs_to(half, key);
-    if tables.handshake(opposite).is_some_and(is_late) {
+    if tables.flow(opposite).is_some() || tables.handshake(opposite).is_some_and(is_late) {
         return false;
     }
     if protocol != protocol::UDP {

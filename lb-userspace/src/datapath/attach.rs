@@ -301,12 +301,13 @@ fn serve_xdp(
         return Ok((served, Some("replaced the program at xdp".to_owned())));
     }
     unpin(&pin)?;
+    let against_generic = device.against_generic().filter(|_| mode == XdpMode::Auto);
     let attempts = match mode {
         XdpMode::Off => {
             let change = own.map(|_| "detached from xdp".to_owned());
             return Ok((Served::Tc(None), change));
         }
-        XdpMode::Auto if device.stands_on_others() => &[(xdp::XdpMode::Driver, Served::Native)],
+        XdpMode::Auto if against_generic.is_some() => &[(xdp::XdpMode::Driver, Served::Native)],
         XdpMode::Auto => &[
             (xdp::XdpMode::Driver, Served::Native),
             (xdp::XdpMode::Skb, Served::Generic),
@@ -333,9 +334,7 @@ fn serve_xdp(
             }
         }
     }
-    if mode == XdpMode::Auto && device.stands_on_others() {
-        refusals.push(devices::MERGED.to_owned());
-    }
+    refusals.extend(against_generic.map(str::to_owned));
     let reason = if foreign {
         "another XDP program is attached".to_owned()
     } else {
@@ -456,7 +455,7 @@ fn keeps_xdp(links: &Links, device: &Device, mode: XdpMode) -> Result<bool> {
 
 fn suits(mode: XdpMode, running: Running, device: &Device) -> bool {
     match mode {
-        XdpMode::Auto => running.native || !device.stands_on_others(),
+        XdpMode::Auto => running.native || device.against_generic().is_none(),
         XdpMode::Native => running.native,
         XdpMode::Generic => !running.native,
         XdpMode::Off => false,

@@ -35,14 +35,24 @@ impl Device {
         self.kind.as_deref() == Some(kind)
     }
 
-    /// Whether it gets its packets from other devices. Generic XDP switches off on its own device only
-    /// what merges segments (`netif_elide_gro`, include/linux/netdevice.h), so that it is shown there what
-    /// the devices below have merged: larger than the MTU, with half a checksum.
-    pub(super) fn stands_on_others(&self) -> bool {
-        const KINDS: [&str; 7] = [
+    /// Why generic XDP is not good for it, if it is not: it would be shown packets with half a checksum,
+    /// which it cannot tell from others, and would send on with a wrong one.
+    pub(super) fn against_generic(&self) -> Option<&'static str> {
+        /// These get their packets from other devices. Generic XDP switches off on its own device only
+        /// what merges segments (`netif_elide_gro`, include/linux/netdevice.h).
+        const STACKED: [&str; 7] = [
             "bond", "bridge", "ipvlan", "macvlan", "macvtap", "team", "vlan",
         ];
-        KINDS.iter().any(|kind| self.is(kind))
+        /// Drivers whose other end is a kernel that leaves sums to whoever sends the packet on
+        /// (`CHECKSUM_PARTIAL`): of a virtual machine's neighbours, or of the node itself.
+        const UNSUMMED: [&str; 4] = ["tun", "veth", "vif", "virtio_net"];
+        if STACKED.iter().any(|kind| self.is(kind)) {
+            return Some("generic XDP is shown what the devices below have merged");
+        }
+        let driver = sys::ethtool_driver(&self.name);
+        let is_unsummed = driver.is_some_and(|driver| UNSUMMED.contains(&driver.as_str()));
+        is_unsummed
+            .then_some("generic XDP is shown packets whose checksums are still to be computed")
     }
 }
 
@@ -70,17 +80,14 @@ pub(super) fn list() -> Result<Vec<Device>> {
     Ok(devices)
 }
 
-/// See [`Device::stands_on_others`].
-pub(super) const MERGED: &str = "generic XDP is shown what the devices below have merged";
-
 /// Why a device is better served without native or generic XDP, if it is.
 pub(super) fn against_xdp(device: &Device, native: bool) -> Option<&'static str> {
     if native && device.is("veth") && !is_met_by_xdp(device) {
         // `veth_xdp_flush` in the kernel's drivers/net/veth.c.
         return Some("a veth device loses what XDP sends back unless its other end has XDP too");
     }
-    if !native && device.stands_on_others() {
-        return Some(MERGED);
+    if !native && let Some(reason) = device.against_generic() {
+        return Some(reason);
     }
     // A veth device hands over what its other end did not write out, whatever it is told itself.
     let hides_tags = device.carries_vlans && (device.is("veth") || takes_tags_off(device));

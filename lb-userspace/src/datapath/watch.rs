@@ -8,16 +8,19 @@ use tracing::{debug, warn};
 
 use super::netlink::{Message, Socket, attribute, number};
 
-const GROUPS: [u32; 6] = [
+const GROUPS: [u32; 9] = [
     libc::RTNLGRP_LINK,
     libc::RTNLGRP_NEIGH,
     libc::RTNLGRP_IPV4_IFADDR,
     libc::RTNLGRP_IPV6_IFADDR,
     libc::RTNLGRP_IPV4_ROUTE,
     libc::RTNLGRP_IPV6_ROUTE,
+    libc::RTNLGRP_IPV4_RULE,
+    libc::RTNLGRP_IPV6_RULE,
+    libc::RTNLGRP_NEXTHOP,
 ];
 
-/// Calls `on_change` after every change of a link, an address, a route, or a neighbour's link-layer
+/// Calls `on_change` after every change of a link, an address, a route or rule, or a neighbour's link-layer
 /// address, once for all that came together. Runs until dropped.
 pub async fn watch(mut on_change: impl Fn() + Send + 'static) {
     loop {

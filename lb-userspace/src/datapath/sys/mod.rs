@@ -580,22 +580,34 @@ pub(super) const ETH_FLAG_RXVLAN: u32 = 1 << 8;
 /// The device's flags as `ETHTOOL_GFLAGS` (include/uapi/linux/ethtool.h) tells them; `None` if it does not.
 pub(super) fn ethtool_flags(device: &str) -> Option<u32> {
     const GFLAGS: u32 = 0x25;
+    // struct ethtool_value
+    let [_, flags] = ethtool(device, [GFLAGS, 0])?;
+    Some(flags)
+}
+
+/// Name of the device's driver as `ETHTOOL_GDRVINFO` tells it; `None` if it does not.
+pub(super) fn ethtool_driver(device: &str) -> Option<String> {
+    const GDRVINFO: u32 = 0x3;
+    // struct ethtool_drvinfo, of 196 bytes, in which the name comes first.
+    let mut words = [0; 49];
+    words[0] = GDRVINFO;
+    let bytes: Vec<u8> = ethtool(device, words)?[1..9]
+        .iter()
+        .flat_map(|word| word.to_ne_bytes())
+        .take_while(|byte| *byte != 0)
+        .collect();
+    String::from_utf8(bytes).ok()
+}
+
+/// Asks the device's driver. `value` begins with the command, and is as long as that has it.
+fn ethtool<const WORDS: usize>(device: &str, mut value: [u32; WORDS]) -> Option<[u32; WORDS]> {
     #[repr(C)]
-    struct Value {
-        command: u32,
-        data: u32,
-    }
-    #[repr(C)]
-    struct Request {
+    struct Request<T> {
         name: [u8; libc::IFNAMSIZ],
-        value: *mut Value,
+        value: *mut T,
         /// `struct ifreq` is as long as its longest variant.
         rest: [u64; 2],
     }
-    let mut value = Value {
-        command: GFLAGS,
-        data: 0,
-    };
     let mut name = [0; libc::IFNAMSIZ];
     name.get_mut(..device.len())?
         .copy_from_slice(device.as_bytes());
@@ -608,5 +620,5 @@ pub(super) fn ethtool_flags(device: &str) -> Option<u32> {
     const SIOCETHTOOL: libc::c_ulong = 0x8946;
     // SAFETY: the request names a value that is as long as the command says, and outlives the call.
     let answer = unsafe { libc::ioctl(socket.as_raw_fd(), SIOCETHTOOL as _, &raw mut request) };
-    (answer == 0).then_some(value.data)
+    (answer == 0).then_some(value)
 }

@@ -66,6 +66,7 @@ pub(super) fn copy(
 /// Adds entries whose keys are not there yet; gives their number.
 pub(super) fn insert_all(from: &Map, to: &Map, key: &Carry, value: &Carry) -> Result<u64> {
     let (mut moved, mut refused) = (0, 0);
+    let mut still = vec![0; from.value_bytes()];
     from.lookup_batch(CHUNK, |keys, values| {
         let entries = keys
             .chunks_exact(key.old_size())
@@ -74,6 +75,10 @@ pub(super) fn insert_all(from: &Map, to: &Map, key: &Carry, value: &Carry) -> Re
             let (mut k, mut v) = (Vec::new(), Vec::new());
             key.append(old_key, &mut k);
             append_value(from, value, old_value, &mut v);
+            // Thousands are read at once: meanwhile a packet may have moved this one, and ended it there.
+            if !from.lookup(old_key, &mut still)? {
+                continue;
+            }
             match to.insert(&k, &v) {
                 Ok(true) => moved += 1,
                 Ok(false) => {}

@@ -67,6 +67,32 @@ fn life(table: &mut Table) {
             web.forwards(web.request(ACK)),
         ],
     );
+    // The backend repeats its answer to a SYN, whose handshake gave way to others: had that been forged, the
+    // segment behind it may be as well. What shows that it got the answer is the client's.
+    let known = Step::Known {
+        src: web.client,
+        dst: web.vip,
+        udp: false,
+    };
+    table.add(
+        "tcp_repeated_answer_proves_nothing_picked_up",
+        vec![
+            web.forwards(web.request(ACK)),
+            web.returns(web.reply(SYN | ACK)),
+            known,
+        ],
+    );
+    let mut steps = vec![
+        web.forwards(web.request(ACK)),
+        web.returns(web.reply(SYN | ACK)),
+        web.forwards(web.request(ACK)),
+    ];
+    steps.push(Step::Unknown {
+        src: web.client,
+        dst: web.vip,
+        udp: false,
+    });
+    table.add("tcp_repeated_answer_is_acknowledged", steps);
     // Both from nobody who would see an answer: the backend's answer to the SYN proves nothing.
     table.add(
         "tcp_syn_behind_a_forged_segment_proves_nothing",

@@ -302,7 +302,7 @@ impl Model {
             let lasts = Scene::is_udp(name.1) && now - known.begun >= SECOND;
             if lasts && !has_room {
                 what = "goes on without a place of its own";
-            } else if known.is_picked_up || lasts {
+            } else if known.is_picked_up && flags & SYN == 0 || lasts {
                 if !has_room {
                     next.full = Some(now);
                     let dropped = Expect::Dropped(Drop::FlowTableFull);
