@@ -63,10 +63,11 @@ fn nobody_notices_another_hook() {
         ("generic", "xdp generic"),
         ("off", "tc"),
         ("generic", "xdp generic"),
-        // The other ends of these veth devices have XDP.
-        ("auto", "xdp generic"),
-        ("native", "xdp native"),
+        // The other ends of these veth devices have XDP, and generic is not for them unasked.
         ("auto", "xdp native"),
+        ("off", "tc"),
+        ("auto", "xdp native"),
+        ("native", "xdp native"),
     ] {
         watched.step(&mut world, &format!("xdp: {xdp}"), &mut |world| {
             let text = config(&world.network, xdp, CONNECTIONS, 1).render();

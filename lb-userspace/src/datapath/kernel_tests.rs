@@ -598,6 +598,27 @@ fn auto_takes_no_generic_xdp_above_other_devices() {
 }
 
 #[test]
+fn generic_xdp_is_not_for_packets_with_half_a_checksum() {
+    isolated(|_| {
+        ip_commands(
+            "link add one type veth peer name far
+             link add br0 type bridge",
+        );
+        let against = |name: &str| {
+            let devices = devices::list().unwrap();
+            let device = devices.iter().find(|device| device.name == name).unwrap();
+            device.against_generic()
+        };
+        let unsummed = "generic XDP is shown packets whose checksums are still to be computed";
+        assert_eq!(against("one"), Some(unsummed));
+        let merged = "generic XDP is shown what the devices below have merged";
+        assert_eq!(against("br0"), Some(merged));
+        // As of hardware.
+        assert_eq!(against("lo"), None);
+    });
+}
+
+#[test]
 fn a_map_that_is_not_ours_is_refused() {
     isolated(|bpffs| {
         let world = World::new(bpffs, &["one"], XdpMode::Off);
