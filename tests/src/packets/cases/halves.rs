@@ -73,6 +73,20 @@ fn restored(table: &mut Table) {
         dns.returns(dns.reply(0)),
     ];
     table.add("udp_repeated_datagram_without_reverse_entry", steps);
+    let steps = vec![
+        dns.forwards(dns.request(0)),
+        dns.returns(dns.reply(0)),
+        evict(true, dns.client, dns.vip),
+        Step::Second,
+        dns.returns(dns.reply(0)),
+        Step::Unknown {
+            src: dns.client,
+            dst: dns.vip,
+            udp: true,
+        },
+        dns.forwards(dns.request(0)),
+    ];
+    table.add("udp_lasting_answer_without_forward_entry", steps);
 }
 
 /// Meanwhile another client has the source that the backend sees.
@@ -93,6 +107,14 @@ fn given_away(table: &mut Table) {
         second.returns(second.reply(ACK)),
     ]);
     table.add("tcp_snat_port_of_half_a_handshake_is_given_away", steps);
+    let steps = vec![
+        first.forwards(first.request(SYN)),
+        evict(false, first.client, first.vip),
+        Step::Second,
+        second.forwards(second.request(SYN)),
+        second.returns(second.reply(SYN | ACK)),
+    ];
+    table.add("tcp_snat_port_of_the_other_half_is_given_away", steps);
     let answered = [
         first.forwards(first.request(SYN)),
         first.returns(first.reply(SYN | ACK)),
