@@ -177,9 +177,13 @@ impl Actor {
             Input::ScanDue => self.scan(),
             Input::Scanned(scanned) => self.take_scan(scanned),
             Input::VerifyDue => {
-                self.inputs.tables = Some(spawn_blocking(self.kernel.begin_verify()))
+                self.inputs.tables = Some(spawn_blocking(self.kernel.begin_verify()));
+                self.look_at_store();
             }
             Input::TablesRead(tables) => self.verify(tables),
+            Input::StoreRead(problems) => {
+                self.note.store_problems = problems.unwrap_or_default();
+            }
             Input::RetryDue => {
                 let _ = self.apply();
             }
@@ -523,8 +527,20 @@ impl Actor {
         }
     }
 
+    /// Disks may hang: nothing waits for this.
+    fn look_at_store(&mut self) {
+        if self.inputs.store.is_none() {
+            self.inputs.store = Some(spawn_blocking(self.store.look_for_problems()));
+            return;
+        }
+        self.note.store_problems = vec![
+            "the state directory has not answered for ten seconds: what lbctl changes may have to \
+             wait for its disk"
+                .to_owned(),
+        ];
+    }
+
     fn verify(&mut self, tables: Option<anyhow::Result<Tables>>) {
-        self.note.store_problems = self.store.problems();
         let tables = tables.unwrap_or_else(|| Err(anyhow!("reading the tables panicked")));
         match tables.and_then(|tables| self.kernel.verify(tables)) {
             Ok(repaired) => {

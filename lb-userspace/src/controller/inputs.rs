@@ -74,6 +74,8 @@ pub(super) enum Input {
     Routed(Option<Routed>),
     /// `None` if reading panicked.
     TablesRead(Option<anyhow::Result<Tables>>),
+    /// What is wrong in the state directory; `None` if looking panicked.
+    StoreRead(Option<Vec<String>>),
     RoutesDue,
     ScanDue,
     VerifyDue,
@@ -91,6 +93,7 @@ pub(super) struct Inputs {
     pub scan: Option<JoinHandle<Scanned>>,
     pub routes: Option<JoinHandle<Routed>>,
     pub tables: Option<JoinHandle<anyhow::Result<Tables>>>,
+    pub store: Option<JoinHandle<Vec<String>>>,
     pub routes_due: Option<Instant>,
     pub found_due: Option<Instant>,
     /// When sets that were found may be taken in again.
@@ -123,6 +126,7 @@ impl Inputs {
             scan: None,
             routes: None,
             tables: None,
+            store: None,
             routes_due: None,
             found_due: None,
             found_rest: now,
@@ -183,6 +187,10 @@ impl Inputs {
                 tables = joined(&mut self.tables) => {
                     self.tables = None;
                     return Input::TablesRead(tables);
+                }
+                problems = joined(&mut self.store) => {
+                    self.store = None;
+                    return Input::StoreRead(problems);
                 }
                 () = at(self.retry_due) => {
                     self.retry_due = None;

@@ -167,7 +167,7 @@ fn prepare(
         wall: Wall::new(clock()),
         time: clock,
         kernel,
-        note: Notes::new(store.problems()),
+        note: Notes::new(store.look_for_problems()()),
         store,
         checks: Checks::new(reports_sender),
         sources,

@@ -62,7 +62,7 @@ impl Saving {
 struct Files {
     directory: PathBuf,
     /// What was wrong when it was opened, and still is.
-    faults: Mutex<Vec<String>>,
+    faults: Arc<Mutex<Vec<String>>>,
     /// Has what was renamed in a directory survive a crash of the machine.
     sync: fn(&Path) -> io::Result<()>,
     _lock: Lock,
@@ -81,7 +81,7 @@ impl Store {
         })?;
         let files = Files {
             directory: directory.to_owned(),
-            faults: Mutex::default(),
+            faults: Arc::default(),
             sync: sync_directory,
             _lock: Lock::take(directory)?,
         };
@@ -106,11 +106,45 @@ impl Store {
         Saving(thread.spawn(save).map(|_| result))
     }
 
-    /// Damaged state files that were put aside and that nobody took away yet, and what else was wrong
-    /// when the directory was opened, one sentence each.
-    pub fn problems(&self) -> Vec<String> {
-        self.files.problems()
+    /// What finds out, once called, which damaged state files were put aside and that nobody took away
+    /// yet, and what else was wrong when the directory was opened, one sentence each. It may take a
+    /// disk's time, and does not hold the directory.
+    pub fn look_for_problems(&self) -> impl FnOnce() -> Vec<String> + Send + use<> {
+        let directory = self.files.directory.clone();
+        let faults = self.files.faults.clone();
+        move || problems(&directory, &faults)
     }
+}
+
+fn problems(directory: &Path, faults: &Mutex<Vec<String>>) -> Vec<String> {
+    let Ok(entries) = fs::read_dir(directory) else {
+        return vec![format!(
+            "the state directory {} cannot be read",
+            directory.display()
+        )];
+    };
+    let mut broken: Vec<_> = entries
+        .flatten()
+        .filter(|entry| entry.file_name().to_string_lossy().starts_with(BROKEN))
+        .map(|entry| entry.path())
+        .collect();
+    broken.sort();
+    broken
+        .iter()
+        .map(|path| {
+            format!(
+                "a damaged state file was put aside as {}; compare with `lbctl get overrides` and \
+                 `lbctl export`, then remove the file",
+                path.display()
+            )
+        })
+        .chain(
+            faults
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .clone(),
+        )
+        .collect()
 }
 
 impl Files {
@@ -146,32 +180,6 @@ impl Files {
         tracing::error!("{fault}");
         let faults = self.faults.lock();
         faults.unwrap_or_else(PoisonError::into_inner).push(fault);
-    }
-
-    fn problems(&self) -> Vec<String> {
-        let Ok(entries) = fs::read_dir(&self.directory) else {
-            return vec![format!(
-                "the state directory {} cannot be read",
-                self.directory.display()
-            )];
-        };
-        let mut broken: Vec<_> = entries
-            .flatten()
-            .filter(|entry| entry.file_name().to_string_lossy().starts_with(BROKEN))
-            .map(|entry| entry.path())
-            .collect();
-        broken.sort();
-        broken
-            .iter()
-            .map(|path| {
-                format!(
-                    "a damaged state file was put aside as {}; compare with `lbctl get overrides` and \
-                     `lbctl export`, then remove the file",
-                    path.display()
-                )
-            })
-            .chain(self.faults.lock().unwrap_or_else(PoisonError::into_inner).clone())
-            .collect()
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -293,7 +301,7 @@ mod tests {
         }
         let (store, state) = Store::open(directory.path()).unwrap();
         assert_eq!(state, second);
-        assert_eq!(store.problems(), Vec::<String>::new());
+        assert_eq!(store.look_for_problems()(), Vec::<String>::new());
         let copy = fs::read_to_string(directory.path().join(COPY)).unwrap();
         assert_eq!(file::decode(&copy), Ok(second));
     }
@@ -313,7 +321,11 @@ mod tests {
         for _ in 0..2 {
             let (store, state) = Store::open(directory.path()).unwrap();
             assert_eq!(state, second);
-            assert_eq!(store.problems().len(), 1, "shown until somebody acts");
+            assert_eq!(
+                store.look_for_problems()().len(),
+                1,
+                "shown until somebody acts"
+            );
         }
         let aside = fs::read_dir(directory.path())
             .unwrap()
@@ -332,7 +344,7 @@ mod tests {
         fs::write(directory.path().join(COPY), [0xff, 0]).unwrap();
         let (store, state) = Store::open(directory.path()).unwrap();
         assert_eq!(state, State::default());
-        assert_eq!(store.problems().len(), 2);
+        assert_eq!(store.look_for_problems()().len(), 2);
     }
 
     #[test]

@@ -456,6 +456,8 @@ impl Life {
         self.take(Input::VerifyDue);
         let tables = self.actor().inputs.tables.take().unwrap();
         self.take(Input::TablesRead(Some(join(tables))));
+        let problems = self.actor().inputs.store.take().unwrap();
+        self.take(Input::StoreRead(Some(join(problems))));
         let repaired = self.actor().note.counts.repairs - repairs;
         ensure!(repaired == 0, "{repaired} repairs");
         Ok(())
