@@ -63,8 +63,10 @@ pub(super) fn copy(
     Ok(())
 }
 
-/// Adds entries whose keys are not there yet; gives their number.
-pub(super) fn insert_all(from: &Map, to: &Map, key: &Carry, value: &Carry) -> Result<u64> {
+/// Moves entries whose keys are not there yet, and takes away the others; gives the number of those moved.
+///
+/// One that stayed behind could be moved once more, by a late packet of a connection that has ended.
+pub(super) fn move_all(from: &Map, to: &Map, key: &Carry, value: &Carry) -> Result<u64> {
     let (mut moved, mut refused) = (0, 0);
     let mut still = vec![0; from.value_bytes()];
     from.lookup_batch(CHUNK, |keys, values| {
@@ -85,6 +87,7 @@ pub(super) fn insert_all(from: &Map, to: &Map, key: &Carry, value: &Carry) -> Re
                 Err(error) if error.raw_os_error() == Some(libc::E2BIG) => refused += 1,
                 Err(error) => return Err(error),
             }
+            from.delete(old_key)?;
         }
         Ok(())
     })?;

@@ -376,7 +376,7 @@ impl Takeover {
             if let (Some(from), Some(to)) = (open(&self.source, name)?, open(&target, name)?)
                 && let Some((key, value)) = self.carry(name)
             {
-                moved += copying::insert_all(&from, &to, &key, &value)
+                moved += copying::move_all(&from, &to, &key, &value)
                     .with_context(|| format!("moving the entries of map {name}"))?;
             }
         }
