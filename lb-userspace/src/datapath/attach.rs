@@ -2,13 +2,13 @@
 //! and the next one puts its program into them without a gap.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     ffi::OsString,
     fmt, fs, io,
     os::fd::AsFd,
     path::{Path, PathBuf},
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, bail};
@@ -40,6 +40,9 @@ pub(super) const PROGRAMS: &str = "programs";
 /// Longer than a packet that came before XDP did waits in a CPU's queue for TC (`netif_rx`).
 const QUEUED: Duration = Duration::from_millis(100);
 
+/// A driver that refused native XDP is asked again this often, and when the device's MTU is another.
+const ASK_DRIVER_EVERY: Duration = Duration::from_secs(600);
+
 /// How a device is served.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) enum Served {
@@ -63,6 +66,7 @@ pub(super) struct Hooks {
     /// Where the programs at work are pinned, by number.
     programs: PathBuf,
     tcx: bool,
+    refusals: Refusals,
 }
 
 impl Hooks {
@@ -77,6 +81,7 @@ impl Hooks {
             links: Links::create(pin_root)?,
             programs,
             tcx: sys::has_tcx(),
+            refusals: Refusals::default(),
         })
     }
 
@@ -174,7 +179,13 @@ impl Hooks {
             true => self.serve_tc(device, whole_path, undo)?,
             false => None,
         };
-        let (served, at_xdp) = serve_xdp(&mut self.ebpf, &self.links, device, mode)?;
+        let (served, at_xdp) = serve_xdp(
+            &mut self.ebpf,
+            &self.links,
+            &mut self.refusals,
+            device,
+            mode,
+        )?;
         let at_tc = match served {
             Served::Tc(_) => self.serve_tc(device, whole_path, undo)?.or(bridge),
             Served::Native | Served::Generic => {
@@ -274,9 +285,38 @@ impl Links {
     }
 }
 
+/// What drivers said to native XDP where `auto` has nothing else than TC, by the device's number. Some
+/// write each refusal into the kernel's log, so they are not asked whenever all is verified.
+#[derive(Default)]
+struct Refusals(BTreeMap<u32, Refusal>);
+
+struct Refusal {
+    at: Instant,
+    mtu: u32,
+    reason: String,
+}
+
+impl Refusals {
+    fn of(&self, device: &Device) -> Option<&str> {
+        let refusal = self.0.get(&device.index)?;
+        let holds = refusal.mtu == device.mtu && refusal.at.elapsed() < ASK_DRIVER_EVERY;
+        holds.then_some(&refusal.reason)
+    }
+
+    fn note(&mut self, device: &Device, reason: &str) {
+        let refusal = Refusal {
+            at: Instant::now(),
+            mtu: device.mtu,
+            reason: reason.to_owned(),
+        };
+        self.0.insert(device.index, refusal);
+    }
+}
+
 fn serve_xdp(
     ebpf: &mut Ebpf,
     links: &Links,
+    refused: &mut Refusals,
     device: &Device,
     mode: XdpMode,
 ) -> Result<(Served, Option<String>)> {
@@ -302,6 +342,11 @@ fn serve_xdp(
     }
     unpin(&pin)?;
     let against_generic = device.against_generic().filter(|_| mode == XdpMode::Auto);
+    if against_generic.is_some()
+        && let Some(reason) = refused.of(device)
+    {
+        return Ok((Served::Tc(Some(reason.to_owned())), None));
+    }
     let attempts = match mode {
         XdpMode::Off => {
             let change = own.map(|_| "detached from xdp".to_owned());
@@ -335,6 +380,9 @@ fn serve_xdp(
         }
     }
     refusals.extend(against_generic.map(str::to_owned));
+    if against_generic.is_some() && !foreign {
+        refused.note(device, &refusals.join("; "));
+    }
     let reason = if foreign {
         "another XDP program is attached".to_owned()
     } else {

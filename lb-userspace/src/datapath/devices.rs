@@ -40,19 +40,50 @@ impl Device {
     pub(super) fn against_generic(&self) -> Option<&'static str> {
         /// These get their packets from other devices. Generic XDP switches off on its own device only
         /// what merges segments (`netif_elide_gro`, include/linux/netdevice.h).
-        const STACKED: [&str; 7] = [
-            "bond", "bridge", "ipvlan", "macvlan", "macvtap", "team", "vlan",
+        const STACKED: [&str; 15] = [
+            "bond",
+            "bridge",
+            "dsa",
+            "erspan",
+            "geneve",
+            "gretap",
+            "ip6erspan",
+            "ip6gretap",
+            "ipvlan",
+            "macsec",
+            "macvlan",
+            "macvtap",
+            "team",
+            "vlan",
+            "vxlan",
         ];
         /// Drivers whose other end is a kernel that leaves sums to whoever sends the packet on
         /// (`CHECKSUM_PARTIAL`): of a virtual machine's neighbours, or of the node itself.
-        const UNSUMMED: [&str; 4] = ["tun", "veth", "vif", "virtio_net"];
+        const UNSUMMED: [&str; 5] = ["netkit", "tun", "veth", "vif", "virtio_net"];
         if STACKED.iter().any(|kind| self.is(kind)) {
             return Some("generic XDP is shown what the devices below have merged");
         }
-        let driver = sys::ethtool_driver(&self.name);
-        let is_unsummed = driver.is_some_and(|driver| UNSUMMED.contains(&driver.as_str()));
-        is_unsummed
+        self.is_driven_by(&UNSUMMED)
             .then_some("generic XDP is shown packets whose checksums are still to be computed")
+    }
+
+    /// As [`Self::against_generic`], of native XDP. veth and virtio have sums computed while they have it.
+    fn against_native(&self) -> Option<&'static str> {
+        /// `tun_build_skb` (drivers/net/tun.c) and `xennet_get_responses` (drivers/net/xen-netfront.c) run
+        /// programs whatever is still to be computed. The latter's driver takes a program that it never
+        /// runs, too, where the other end leaves no room for it (`xennet_xdp_set`).
+        const UNSUMMED: [&str; 2] = ["tun", "vif"];
+        self.is_driven_by(&UNSUMMED)
+            .then_some("native XDP is shown packets whose checksums are still to be computed")
+    }
+
+    fn is_driven_by(&self, drivers: &[&str]) -> bool {
+        let driver = sys::ethtool_driver(&self.name);
+        let names = [self.kind.as_deref(), driver.as_deref()];
+        names
+            .into_iter()
+            .flatten()
+            .any(|name| drivers.contains(&name))
     }
 }
 
@@ -86,8 +117,12 @@ pub(super) fn against_xdp(device: &Device, native: bool) -> Option<&'static str>
         // `veth_xdp_flush` in the kernel's drivers/net/veth.c.
         return Some("a veth device loses what XDP sends back unless its other end has XDP too");
     }
-    if !native && let Some(reason) = device.against_generic() {
-        return Some(reason);
+    let against = match native {
+        true => device.against_native(),
+        false => device.against_generic(),
+    };
+    if against.is_some() {
+        return against;
     }
     // A veth device hands over what its other end did not write out, whatever it is told itself.
     let hides_tags = device.carries_vlans && (device.is("veth") || takes_tags_off(device));
