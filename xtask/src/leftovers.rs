@@ -17,7 +17,9 @@ fn namespaces() -> Vec<String> {
     let text = listed.map(|output| output.stdout).unwrap_or_default();
     String::from_utf8_lossy(&text)
         .lines()
-        .map(|line| format!("network namespace {line}"))
+        // A number may stand behind the name, once the kernel has given one.
+        .filter_map(|line| line.split_whitespace().next())
+        .map(|name| format!("network namespace {name}"))
         .collect()
 }
 

@@ -16,7 +16,6 @@ use std::{
 use super::{kernels::Kernel, plan::Step};
 
 const MEMORY: &str = "2500M";
-pub const PROCESSORS: usize = 2;
 /// Until `init` runs.
 const BOOT: Duration = Duration::from_secs(300);
 /// Of a machine that is not emulated.
@@ -25,6 +24,14 @@ const KVM: &str = "kvm";
 const TCG: &str = "tcg,thread=multi";
 /// What the first machine showed to work.
 static ACCELERATOR: OnceLock<String> = OnceLock::new();
+
+/// How many processors a machine has: what `LBD_VM_CPUS` says, or 2. One alone never meets code that another
+/// is changing, which is where emulated ones fail.
+pub fn processors() -> usize {
+    let asked = std::env::var("LBD_VM_CPUS").ok();
+    let asked = asked.and_then(|number| number.parse().ok());
+    asked.filter(|number| *number > 0).unwrap_or(2)
+}
 
 /// What became of it.
 pub struct Run {
@@ -159,7 +166,7 @@ impl Machine {
         qemu.args(["--pdeathsig", "KILL", "qemu-system-x86_64"]);
         qemu.args(["-accel", accelerator, "-cpu", "max,la57=off"]);
         qemu.args(["-m", MEMORY, "-nic", "none"]);
-        qemu.arg("-smp").arg(PROCESSORS.to_string());
+        qemu.arg("-smp").arg(processors().to_string());
         qemu.args(["-display", "none", "-monitor", "none", "-no-reboot"]);
         qemu.arg("-serial")
             .arg(format!("file:{}", console.display()));

@@ -180,8 +180,8 @@ type Reports = Vec<(String, Result<Report, String>)>;
 fn on_each(kernels: &[Kernel], run: impl Fn(&Kernel) -> Result<Report, String> + Sync) -> Reports {
     let left = Mutex::new(kernels.iter().enumerate());
     let done = Mutex::new(Vec::new());
-    let processors = thread::available_parallelism().map_or(1, usize::from);
-    let at_once = (processors / boot::PROCESSORS).clamp(1, kernels.len().max(1));
+    let here = thread::available_parallelism().map_or(1, usize::from);
+    let at_once = (here / boot::processors()).clamp(1, kernels.len().max(1));
     thread::scope(|scope| {
         for _ in 0..at_once {
             scope.spawn(|| {
