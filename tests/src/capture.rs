@@ -40,15 +40,20 @@ impl Wire {
         check(sent).map(|_| ())
     }
 
-    /// Frames received until `quiet` has passed without one.
+    /// Frames received until `quiet` has passed without one. What is there by then is among them,
+    /// however late this thread gets to look.
     pub fn receive(&self, quiet: Duration) -> io::Result<Vec<Vec<u8>>> {
         let mut frames = Vec::new();
         let mut last = Instant::now();
-        while last.elapsed() < quiet {
+        loop {
+            let late = last.elapsed() >= quiet;
             match receive_frame(&self.socket) {
                 Ok(frame) => {
                     frames.push(frame);
                     last = Instant::now();
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock && late => {
+                    return Ok(frames);
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     std::thread::sleep(Duration::from_millis(1));
@@ -56,7 +61,6 @@ impl Wire {
                 Err(error) => return Err(error),
             }
         }
-        Ok(frames)
     }
 }
 

@@ -19,6 +19,7 @@ use aya::{
 use crate::{
     host::Host,
     net::{Family, Network},
+    sockets,
 };
 
 /// UDP port of an echo server that answers from the address it was asked at. lbt-agent's, which
@@ -78,6 +79,7 @@ impl Direct {
 /// Answers datagrams to `address` from there, in lbt-agent's words.
 fn echo(backend: &Host, address: SocketAddr, stop: Arc<AtomicBool>) -> anyhow::Result<()> {
     let socket = backend.run(|| UdpSocket::bind(address))?;
+    sockets::hold_much(&socket)?;
     socket.set_read_timeout(Some(Duration::from_millis(200)))?;
     let name = backend.name().to_owned();
     thread::spawn(move || {

@@ -24,6 +24,8 @@ pub const ADDRESS: &str = "127.0.0.1:2181";
 const JAR: &str = "/usr/share/java/zookeeper.jar";
 /// A Java virtual machine may take its time on a busy machine.
 const READY: Duration = Duration::from_secs(120);
+/// Of a registrar that is to stay: its client gives up after two fifths of it without an answer.
+const SESSION: Duration = Duration::from_secs(20);
 
 /// A server. Killed when dropped.
 pub struct Zookeeper {
@@ -38,10 +40,10 @@ impl Zookeeper {
             process: None,
         };
         fs::create_dir_all(host.run_path("zookeeper/data"))?;
-        // Sessions of 0.4 to 4 s, so that tests see them expire.
+        // Sessions of 0.4 s, which tests see expire, up to a minute.
         let config = "tickTime=200\ndataDir=/run/zookeeper/data\nclientPort=2181\n\
                       clientPortAddress=127.0.0.1\nadmin.enableServer=false\nmaxClientCnxns=0\n\
-                      4lw.commands.whitelist=ruok\n";
+                      maxSessionTimeout=60000\n4lw.commands.whitelist=ruok\n";
         fs::write(host.run_path("zookeeper/zoo.cfg"), config)?;
         server.restart()?;
         Ok(server)
@@ -138,13 +140,22 @@ pub struct Registrar {
 impl Registrar {
     /// `digest` is `USER:PASSWORD`.
     pub fn new(host: &Host, digest: Option<&str>) -> anyhow::Result<Self> {
+        Self::connect(host, digest, SESSION)
+    }
+
+    /// One whose session expires when nothing is heard of it for so long.
+    pub fn with_session(host: &Host, session: Duration) -> anyhow::Result<Self> {
+        Self::connect(host, None, session)
+    }
+
+    fn connect(host: &Host, digest: Option<&str>, session: Duration) -> anyhow::Result<Self> {
         let inside = host.clone();
         let runtime = Builder::new_multi_thread()
             .worker_threads(1)
             .on_thread_start(move || inside.enter())
             .enable_all()
             .build()?;
-        let mut connector = Client::connector().with_session_timeout(Duration::from_secs(2));
+        let mut connector = Client::connector().with_session_timeout(session);
         if let Some(digest) = digest {
             connector = connector.with_auth("digest", digest.as_bytes());
         }

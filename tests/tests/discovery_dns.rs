@@ -105,7 +105,7 @@ fn by_srv() -> String {
 fn an_address_comes_and_goes() {
     let network = network();
     let dnsmasq = Dnsmasq::start(&network.node, &web(&[1])).unwrap();
-    let dns = by_name() + ", labels: {version: v1}";
+    let dns = by_name() + ", labels: {version: v1}, empty_hold: 1s";
     let scene = start(network, &dns, None);
     wait_pool(&scene, &[1]);
     let open = scene.connection_to(1);

@@ -20,7 +20,7 @@ use lb_tests::{
     etcd::Etcd,
     eventually,
     net::{Family, Network, Topology},
-    note,
+    note, patience,
     registry::{Fault, Registry, Reply},
     servers::{Agent, ECHO_PORT, HTTP_PORT, start_all},
 };
@@ -87,7 +87,8 @@ impl Scene {
 
     /// Backends that a hundred new connections reach; every one must succeed.
     fn reached(&self) -> Vec<String> {
-        let port = self.next_port.fetch_add(200, Ordering::Relaxed);
+        // By eight addresses, thirteen ports of each.
+        let port = self.next_port.fetch_add(16, Ordering::Relaxed);
         let sources = self.network.client_addresses(Family::V4);
         let client = &self.network.client;
         let result = burst(client, &sources, port, 100, Protocol::Tcp, self.target());
@@ -169,7 +170,8 @@ fn an_instance_comes_changes_drains_and_leaves() {
     assert_eq!(scene.reached(), ["b2"]);
 
     // In the form of gRPC's naming, under a lease that nobody keeps alive.
-    let granted = scene.etcd.ctl(&["lease", "grant", "3"]).unwrap();
+    let ttl = patience(Duration::from_secs(10)).as_secs().to_string();
+    let granted = scene.etcd.ctl(&["lease", "grant", &ttl]).unwrap();
     let lease = granted.split(' ').nth(1).unwrap();
     let naming = format!(
         "{{\"Op\":0,\"Addr\":\"{}\",\"Metadata\":{{\"weight\":\"30\",\"zone\":\"a\"}}}}",
@@ -185,7 +187,7 @@ fn an_instance_comes_changes_drains_and_leaves() {
     assert_eq!(scene.reached(), ["b2", "b3"]);
     assert!(eventually(LONG, || scene.known() == 1), "the lease expires");
     note(format!(
-        "a lease of 3 s expired: gone {:.1?} after the put",
+        "a lease of {ttl} s expired: gone {:.1?} after the put",
         began.elapsed()
     ));
     assert_eq!(scene.reached(), ["b2"]);
@@ -263,7 +265,7 @@ fn no_fault_of_the_server_takes_a_backend_away() {
 /// The revision goes back, and some keys with it.
 #[test]
 fn a_cluster_restored_from_a_backup_is_read_anew() {
-    let mut scene = Scene::new(&[1], ", empty_hold: 3s");
+    let mut scene = Scene::new(&[1], ", empty_hold: 10s");
     scene.etcd.kill9();
     let copy = |from: &str, to: &str| {
         let node = &scene.network.node;
@@ -427,8 +429,11 @@ fn a_member_without_its_cluster_is_left_for_another() {
         began.elapsed(),
         source.last_error.unwrap()
     ));
-    // The others go on, and lbd with them, although the first endpoint still accepts connections.
-    members[1].put("services/web/i2", &value(2, "")).unwrap();
+    // The others go on once they have a leader, and lbd with them, although the first endpoint still accepts
+    // connections.
+    assert!(eventually(LONG, || {
+        members[1].put("services/web/i2", &value(2, "")).is_ok()
+    }));
     daemon
         .wait_source("web", LONG, |s| s.state == "synced" && s.instances == 2)
         .unwrap();

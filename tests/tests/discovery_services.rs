@@ -229,7 +229,7 @@ fn backends_of_a_service_are_operated_like_others() {
         let address = format!("10.96.1.{n}");
         objects.push(served("shop", &format!("other-{n}"), address, 80));
     }
-    let mut scene = Scene::new(objects, ", watch_timeout: 60s");
+    let mut scene = Scene::new(objects, ", watch_timeout: 10m");
     scene.wait_source(|source| source.services == Some(21));
     scene.wait_reached(scene.vip(0), "b2");
     let watching = eventually(LONG, || scene.cluster.counts() == (2, 2));
@@ -355,8 +355,9 @@ fn a_lost_state_directory_takes_no_service_away() {
     scene.wait_reached(scene.vip(0), "b1");
 
     scene.cluster.registry.restart().unwrap();
-    let source = scene.wait_source(|source| source.state == "synced");
-    assert_eq!((source.services, source.instances), (Some(1), 2));
+    scene.wait_source(|source| {
+        source.state == "synced" && source.services == Some(1) && source.instances == 2
+    });
     scene.wait_reached(scene.vip(0), "b2");
     let problems = scene.daemon.status().unwrap().problems;
     assert!(
@@ -411,7 +412,8 @@ fn a_thousand_services_come_at_once_and_one_changes_alone() {
         let name = format!("s{n}");
         slice("shop", &name, &name, ("echo", ECHO_PORT), pods.collect())
     };
-    let scene = Scene::new(vec![web(), pods("web", &[1])], ", watch_timeout: 60s");
+    let keys = ", watch_timeout: 10m, resync: 0s";
+    let scene = Scene::new(vec![web(), pods("web", &[1])], keys);
     scene.wait_reached(scene.vip(0), "b1");
     let before = scene.daemon.resident_bytes().unwrap();
     let began = Instant::now();

@@ -63,7 +63,7 @@ impl Scene {
             registrar.register(&path(*host), &data(*host, "")).unwrap();
         }
         let source = format!(
-            "{{zookeeper: {{servers: \"{ADDRESS}\", path: /services/web, session_timeout: 3s{keys}}}}}"
+            "{{zookeeper: {{servers: \"{ADDRESS}\", path: /services/web, session_timeout: 10s{keys}}}}}"
         );
         let service = Service::new("web", Protocol::Tcp)
             .listen(&network, 0, ECHO_PORT)
@@ -172,7 +172,7 @@ fn an_instance_comes_changes_drains_and_leaves() {
     assert_eq!(scene.reached(), ["b2"]);
 
     // A registrar that hangs longer than its session: the instance goes, and comes back with it.
-    let other = Registrar::new(&scene.network.node, None).unwrap();
+    let other = Registrar::with_session(&scene.network.node, Duration::from_secs(2)).unwrap();
     other.register(&path(3), &data(3, "")).unwrap();
     scene.wait_reached("b3");
     let other = other.hang(Duration::from_secs(5));
@@ -212,7 +212,11 @@ fn a_node_deleted_and_created_anew_never_leaves() {
 /// Curator's parents are containers.
 #[test]
 fn parents_that_vanish_are_an_empty_answer_that_is_held() {
-    let scene = Scene::new(&[1, 2], ", empty_hold: 15s, removal_hold: 0s");
+    let keys = ", empty_hold: 20s, removal_hold: 0s, merge_window: 5s";
+    let scene = Scene::new(&[1, 2], keys);
+    // The window begins anew with this change: both that leave now are one answer.
+    scene.set(1, ",\"payload\":{\"weight\":\"40\"}");
+    scene.wait(1, |b| b.effective_weight == 40);
     for host in [1, 2] {
         scene.registrar.delete(&path(host)).unwrap();
     }

@@ -320,7 +320,13 @@ fn forwarding_changes(xdp: &'static str) {
                 }
             }
         }
-        std::thread::sleep(Duration::from_millis(500));
+        // Each makes a few exchanges before the next change.
+        let goals: Vec<u64> = alive.iter().map(|(one, _)| one.exchanges() + 3).collect();
+        let spoken = eventually(Duration::from_secs(10), || {
+            let mut open = alive.iter().zip(&goals);
+            open.all(|((one, _), goal)| one.exchanges() >= *goal || !one.is_alive())
+        });
+        assert!(spoken, "{xdp} {forwarding}: connections are too slow");
     }
     let count = alive.len();
     for (connection, what) in alive {

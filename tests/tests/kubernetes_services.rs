@@ -143,7 +143,9 @@ fn services_of_all_namespaces_come_by_one_pair_of_watches() {
 fn services_survive_whatever_ends_a_watch() {
     let bed = Bed::new();
     bed.offers(&[("shop.api.echo", 0)]);
-    for (n, gone) in [Gone::Event, Gone::Status].into_iter().enumerate() {
+    for (n, gone) in (0..).zip([Gone::Event, Gone::Status]) {
+        // Both are open: each time two more are begun.
+        assert!(eventually(LONG, || bed.cluster.counts().1 >= 2 * (n + 1)));
         let name = format!("next-{n}");
         let address = format!("10.96.0.1{n}");
         let next = served("shop", &name, address, 80);

@@ -190,7 +190,8 @@ impl Bed {
             let serves = |service: &str| {
                 let backends = daemon.backends().unwrap();
                 let mut of = backends.iter().filter(|b| b.service == service);
-                of.any(|b| b.effective_weight > 0)
+                // Of the clients' family.
+                of.any(|b| b.address.is_ipv4() && b.effective_weight > 0)
             };
             assert!(eventually(LONG, || serves(service)), "{service}");
             let port = 10_000 + 1000 * u16::from(n);

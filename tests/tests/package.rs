@@ -39,9 +39,10 @@ services:
 const CAPABILITIES: u64 = 1 << 12 | 1 << 38 | 1 << 39;
 
 /// Files that dpkg, apt and systemd write as they work, whatever is installed.
-const WRITTEN_BY_OTHERS: [&str; 7] = [
+const WRITTEN_BY_OTHERS: [&str; 8] = [
     "/var/lib/dpkg/",
     "/var/lib/apt/",
+    "/var/backups/",
     "/var/cache/",
     "/var/log/",
     "/var/lib/systemd/",

@@ -1,18 +1,19 @@
-//! A hundred restarts under load leave nothing behind. Alone in its file: it counts what is in the kernel.
+//! A hundred restarts under load leave nothing behind.
 //!
 //! ```text
 //!   60 open connections, 200 new ones a second ──── node (lbd, again and again) ──── b1, b2, b3
 //! ```
 
-use std::{process::Command, time::Duration};
+use std::time::Duration;
 
 use lb_tests::{
     clients::{Herd, Load, Protocol, summary},
-    daemon::{Config, Daemon, Service},
+    daemon::{Config, Service},
     eventually, less,
     net::{Family, Network, Topology},
     note, patience,
     servers::ECHO_PORT,
+    soak::Count,
     world::World,
 };
 
@@ -27,45 +28,6 @@ fn config(network: &Network) -> Config {
         .listen(network, 0, ECHO_PORT)
         .backends(network, ECHO_PORT, &[1, 1, 1]);
     Config::new(network, "native").service(service)
-}
-
-/// What one more restart may not add to.
-#[derive(Clone, PartialEq, Eq, Debug)]
-struct Count {
-    maps: usize,
-    programs: usize,
-    links: usize,
-    pins: usize,
-    descriptors: usize,
-    threads: usize,
-}
-
-impl Count {
-    fn of(daemon: &Daemon, network: &Network) -> Self {
-        let entries = |what: &str| {
-            let path = format!("/proc/{}/{what}", daemon.pid());
-            std::fs::read_dir(path).map_or(0, Iterator::count)
-        };
-        let pins = network
-            .node
-            .execute("find", &[lb_tests::daemon::BPFFS, "-type", "f"]);
-        Self {
-            maps: objects("map"),
-            programs: objects("prog"),
-            links: objects("link"),
-            pins: pins.map_or(0, |output| output.stdout.split(|b| *b == b'\n').count()),
-            descriptors: entries("fd"),
-            threads: entries("task"),
-        }
-    }
-}
-
-/// Objects of a kind in the kernel.
-fn objects(kind: &str) -> usize {
-    let output = Command::new("bpftool").args([kind, "show", "-j"]).output();
-    let text = output.expect("bpftool runs").stdout;
-    let list: Vec<serde_json::Value> = serde_json::from_slice(&text).unwrap_or_default();
-    list.len()
 }
 
 #[test]
@@ -97,11 +59,12 @@ fn a_hundred_restarts_under_load_leave_nothing_behind() {
     (0..2).for_each(|number| restart(&mut world, number));
     let mut before = None;
     let settled = |world: &World| {
-        let mut last = Count::of(&world.daemon, &world.network);
+        let count = || Count::of(&world.daemon, &world.network).expect("all can be counted");
+        let mut last = count();
         // Programs and maps go when the kernel finds the time.
         eventually(Duration::from_secs(10), || {
             std::thread::sleep(Duration::from_millis(300));
-            let now = Count::of(&world.daemon, &world.network);
+            let now = count();
             std::mem::replace(&mut last, now.clone()) == now
         });
         last
@@ -142,9 +105,9 @@ fn a_hundred_restarts_under_load_leave_nothing_behind() {
         after.descriptors <= before.descriptors + 2,
         "{before:?} became {after:?}"
     );
-    // A tenth is the allocator's business.
+    // A tenth is the allocator's business, and so are a few of its chunks.
     assert!(
-        memory_after <= memory + memory / 10,
+        memory_after <= memory + memory / 10 + (2 << 20),
         "{memory} became {memory_after}"
     );
 

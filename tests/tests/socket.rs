@@ -12,6 +12,7 @@ use std::{
         fs::{MetadataExt, PermissionsExt, symlink},
         net::UnixStream,
     },
+    path::Path,
     process::{Output, Stdio},
     time::Duration,
 };
@@ -20,6 +21,7 @@ use lb_tests::{
     clients::Protocol,
     daemon::{Config, Daemon, SOCKET, Service, replace_file},
     eventually,
+    host::Host,
     net::{Family, Network, Topology},
     servers::ECHO_PORT,
 };
@@ -45,13 +47,19 @@ fn network() -> Network {
     Network::new(topology).unwrap()
 }
 
+/// Puts a program where everybody may run it. A process of its own writes it: what this one has open for
+/// writing, a child that begins meanwhile has open too, and nobody can run it then.
+fn install(node: &Host, program: &Path, to: &str) {
+    let program = program.to_str().unwrap();
+    node.execute("cp", &[program, &format!("/run/{to}")])
+        .unwrap();
+    fs::set_permissions(node.run_path(to), fs::Permissions::from_mode(0o755)).unwrap();
+}
+
 /// What somebody gets who runs `lbctl status`.
 fn status_as(daemon: &Daemon, network: &Network, user: u32, group: u32) -> Output {
-    // Where everybody may read it.
-    let program = network.node.run_path("lbctl");
-    if !program.exists() {
-        fs::copy(daemon.sibling("lbctl"), &program).unwrap();
-        fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+    if !network.node.run_path("lbctl").exists() {
+        install(&network.node, &daemon.sibling("lbctl"), "lbctl");
     }
     let (user, group) = (format!("--reuid={user}"), format!("--regid={group}"));
     let mut command = network.node.command("setpriv");
@@ -121,9 +129,8 @@ fn a_daemon_without_an_umask_makes_nothing_that_others_may_write_to() {
     daemon.write_config(&text).unwrap();
     let program = daemon.program();
     let script = format!("#!/bin/sh\numask 0\nexec {} \"$@\"\n", program.display());
-    let wrapper = network.node.run_path("lbd-without-umask");
-    fs::write(&wrapper, script).unwrap();
-    fs::set_permissions(&wrapper, fs::Permissions::from_mode(0o755)).unwrap();
+    fs::write(network.node.run_path("script"), script).unwrap();
+    install(&network.node, Path::new("/run/script"), "lbd-without-umask");
     daemon.set_program("/run/lbd-without-umask".into());
     daemon.restart().unwrap();
     let found = network.node.execute(
@@ -131,6 +138,7 @@ fn a_daemon_without_an_umask_makes_nothing_that_others_may_write_to() {
         &[
             "/run/lbd/new",
             "/run/lbd/state",
+            "-ignore_readdir_race",
             "-perm",
             "/o=w",
             "-not",
@@ -236,8 +244,10 @@ fn no_request_has_root_write_a_file_elsewhere() {
     let node = &network.node;
     let listed = || {
         // Not by a time alone: somebody may set the clock.
-        let form = ["/run", "-type", "f", "-printf", "%p\\t%i %s %T@\\n"];
-        let listed = String::from_utf8(node.execute("find", &form).unwrap().stdout).unwrap();
+        let which = ["/run", "-ignore_readdir_race", "-type", "f"];
+        let form = ["-printf", "%p\\t%i %s %T@\\n"];
+        let listed = node.execute("find", &[&which[..], &form].concat()).unwrap();
+        let listed = String::from_utf8(listed.stdout).unwrap();
         let lines = listed.lines().map(str::to_owned);
         lines.collect::<BTreeSet<_>>()
     };

@@ -119,7 +119,8 @@ fn tables_are_exchanged(xdp: &'static str) {
     note(format!(
         "xdp {xdp}: {written} tables exchanged, new connections meanwhile by backend {counts:?}"
     ));
-    assert!(written >= SWAPS as f64, "{written}");
+    // The first swap of each family gives a weight that is there.
+    assert!(written >= (2 * SWAPS - 2) as f64, "{written}");
     assert_eq!(counts[2], 0, "{counts:?}");
     assert!(counts[0] > 0 && counts[1] > 0, "{counts:?}");
 }

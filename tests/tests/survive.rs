@@ -15,6 +15,7 @@ use lb_tests::{
     eventually,
     net::{Family, Network, Topology},
     servers::ECHO_PORT,
+    stacks,
     world::World,
 };
 
@@ -122,8 +123,15 @@ impl Scene {
             let client = &self.world.network.client;
             let port = self.next_port.get();
             self.next_port.set(port + 100);
+            let before = stacks::lost(&self.world);
             let result = burst(client, sources, port, 30, one.protocol, one.target);
-            assert_eq!(summary(&result.failures), "none", "{when}: {}", one.service);
+            let lost = stacks::lost(&self.world) - before;
+            assert!(
+                stacks::explain(lost, one.protocol, &result.failures),
+                "{when}: {}: {}; dropped by hosts and cables {lost}",
+                one.service,
+                summary(&result.failures)
+            );
             if avoided {
                 let own = one.connection.backend();
                 assert!(

@@ -16,6 +16,7 @@ use anyhow::{Context, ensure};
 use lb_tests::{
     clients::Protocol,
     daemon::{Config, Daemon, STATE, Service},
+    eventually,
     host::start,
     net::{Network, Topology},
     servers::{HTTP_PORT, start_all},
@@ -188,7 +189,8 @@ fn hang(daemon: &Daemon, manager: &Manager, network: &Network) -> anyhow::Result
         "signs of life from a controller that hangs"
     );
     // The process is well otherwise, and says so to Kubernetes too.
-    assert_eq!(daemon.http("/healthz")?.0, 503);
+    let is_unwell = || daemon.http("/healthz").is_ok_and(|answer| answer.0 == 503);
+    assert!(eventually(PATIENCE, is_unwell));
     assert!(request.try_wait()?.is_none());
 
     // Somebody reads: the disk answers, and with it the controller.

@@ -35,6 +35,8 @@ pub(super) struct History {
     pub(super) headless: Vec<(Instant, Instant)>,
     /// When the machine had no time for the clients, nor, as one must suppose, for anybody else.
     pub(super) stalls: Vec<(Instant, Instant)>,
+    /// When hosts and cables lost packets.
+    pub(super) overruns: Vec<(Instant, Instant)>,
     /// Services whose connections are reset when their backend is down.
     pub(super) resets_when_down: Vec<&'static str>,
 }
@@ -44,7 +46,7 @@ pub(super) struct History {
 pub(super) enum Cause {
     /// The fault of this index.
     Fault(usize),
-    /// Somebody waited in vain while the machine did something else.
+    /// Somebody waited in vain while the machine did something else, or had no room.
     Machine,
 }
 
@@ -55,10 +57,25 @@ impl History {
         if let Some(fault) = faults.rposition(|fault| self.explains(fault, failed)) {
             return Some(Cause::Fault(fault));
         }
-        let mut stalls = self.stalls.iter();
-        let is_stalled = stalls.any(|(from, to)| overlap(*from, Some(*to), failed));
+        let is_during = |(from, to): &(Instant, Instant)| overlap(*from, Some(*to), failed);
+        let is_stalled = self.stalls.iter().any(is_during);
+        let mut overruns = self.overruns.iter();
+        let is_full = overruns.any(|time| is_during(time) && !self.is_cut(*time));
+        // Nobody sends a datagram again.
+        let is_lost = is_full && failed.target.protocol == Protocol::Udp;
         let waited = failed.how == How::Failed(Failure::Timeout);
-        (waited && is_stalled).then_some(Cause::Machine)
+        (waited && (is_stalled || is_lost)).then_some(Cause::Machine)
+    }
+
+    /// Whether a cable was cut then, which loses packets for other reasons than want of room.
+    fn is_cut(&self, (from, to): (Instant, Instant)) -> bool {
+        self.faults.iter().any(|happened| {
+            let cuts = matches!(
+                happened.fault,
+                Fault::Link | Fault::Server(_, Trouble::CutOff)
+            );
+            cuts && happened.began <= to && happened.ended.is_none_or(|ended| from <= ended)
+        })
     }
 
     /// Drains that were to end while there was no daemon, since `gone`, ended when it had been told.
@@ -197,10 +214,10 @@ fn may_bring_about(trouble: Trouble, failed: &Failed, resets_when_down: bool) ->
             Failure::Timeout => is_udp,
             _ => false,
         },
-        // Shorter than a TCP client's patience, longer than a datagram's.
-        Trouble::Paused => is_udp && *failure == Failure::Timeout,
+        // Shorter than a TCP client's patience, longer than a datagram's. Who is slow may find a busy
+        // machine whenever it may run.
+        Trouble::Paused | Trouble::Slow => is_udp && *failure == Failure::Timeout,
         Trouble::CutOff => matches!(failure, Failure::Timeout | Failure::Unreachable),
-        Trouble::Slow => false,
         Trouble::Resets => {
             !is_udp && matches!(failure, Failure::Refused | Failure::Reset | Failure::Closed)
         }
@@ -242,6 +259,7 @@ mod tests {
                     faults: vec![happened],
                     headless: Vec::new(),
                     stalls: Vec::new(),
+                    overruns: Vec::new(),
                     resets_when_down: vec!["resets"],
                 },
             }
@@ -375,6 +393,37 @@ mod tests {
         assert!(!case.explains(&case.failed(Some(2), times, Failure::Reset)));
         let later = [11_500, 11_900, 14_000];
         assert!(!case.explains(&case.failed(Some(2), later, Failure::Timeout)));
+    }
+
+    #[test]
+    fn a_full_cable_explains_a_datagram_and_nothing_else() {
+        let mut case = Case::of(Fault::DaemonKilled);
+        let full = (ms(case.start, 10_000), ms(case.start, 10_250));
+        case.history.overruns.push(full);
+        let times = [9_000, 9_900, 12_900];
+        let mut waited = case.failed(Some(2), times, Failure::Timeout);
+        assert!(!case.explains(&waited), "TCP sends again");
+        waited.target.protocol = Protocol::Udp;
+        assert_eq!(case.history.explain(&waited), Some(Cause::Machine));
+        waited.how = How::Failed(Failure::Refused);
+        assert!(!case.explains(&waited), "somebody answered");
+        let mut later = case.failed(Some(2), [10_300, 10_300, 13_300], Failure::Timeout);
+        later.target.protocol = Protocol::Udp;
+        assert!(!case.explains(&later));
+        waited.how = How::Failed(Failure::Timeout);
+        case.history.faults[0].fault = Fault::Server(3, Trouble::CutOff);
+        assert!(!case.explains(&waited), "the cable was cut");
+    }
+
+    #[test]
+    fn a_slow_server_explains_datagrams_and_nothing_else() {
+        let case = Case::of(Fault::Server(2, Trouble::Slow));
+        let mut waited = case.failed(Some(2), [10_500, 10_500, 13_500], Failure::Timeout);
+        assert!(!case.explains(&waited), "TCP has the patience");
+        waited.target.protocol = Protocol::Udp;
+        assert!(case.explains(&waited));
+        waited.backend = Some(3);
+        assert!(!case.explains(&waited), "place");
     }
 
     #[test]

@@ -16,17 +16,17 @@ use crate::{
     net::Network,
 };
 
-/// What may not become more.
+/// What a node's lbd has that may not become more.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
-pub(super) struct Count {
-    pub(super) maps: usize,
-    pub(super) programs: usize,
-    pub(super) links: usize,
-    pub(super) pins: usize,
+pub struct Count {
+    pub maps: usize,
+    pub programs: usize,
+    pub links: usize,
+    pub pins: usize,
     /// Entries of the kernel's tables of services.
-    pub(super) services: usize,
-    pub(super) descriptors: usize,
-    pub(super) threads: usize,
+    pub services: usize,
+    pub descriptors: usize,
+    pub threads: usize,
 }
 
 /// The numbers that the kernel gave to objects of one kind, which it never gives again.
@@ -95,7 +95,9 @@ impl Objects {
 }
 
 impl Count {
-    pub(super) fn of(daemon: &Daemon, network: &Network) -> anyhow::Result<Self> {
+    /// # Errors
+    /// The daemon or bpftool does not answer.
+    pub fn of(daemon: &Daemon, network: &Network) -> anyhow::Result<Self> {
         let entries = |what: &str| {
             let path = format!("/proc/{}/{what}", daemon.pid());
             fs::read_dir(path).map_or(0, Iterator::count)

@@ -16,16 +16,18 @@ use std::{
 
 use anyhow::{Context, ensure};
 
+pub use self::leaks::Count;
+
 use self::{
     judge::Happened,
-    leaks::{Count, Objects},
+    leaks::Objects,
     place::Places,
     plan::{Event, QUIET},
     stage::{SCENES, Scene, Stage},
     summary::Report,
     traffic::Traffic,
 };
-use crate::eventually;
+use crate::{eventually, stacks::Losses};
 
 /// Flows of connections that broke stay until they have been idle for as long as the config says.
 const FORGOTTEN_WITHIN: Duration = Duration::from_secs(90);
@@ -113,8 +115,10 @@ fn play(
     let memory = stage.world.daemon.resident_bytes()?;
 
     let places = Places::open(&stage.world.network)?;
+    let losses = Losses::open(&stage.world.network)?;
     let client = &stage.world.network.client;
-    let traffic = Traffic::start(client, stage.sources(), stage.targets(), places, seed);
+    let (sources, targets) = (stage.sources(), stage.targets());
+    let traffic = Traffic::start(client, sources, targets, places, losses, seed);
     let began = Instant::now();
     let note = |text: String| {
         say(format!(
@@ -129,8 +133,9 @@ fn play(
     wait_until(began + length - QUIET);
     // All that was broken is whole again.
     stage.world.daemon.wait_all_healthy()?;
+    let whole = Instant::now();
     let so_far = traffic.so_far();
-    wait_until(began + length);
+    wait_until((began + length).max(whole + QUIET));
     let mut leaks = Vec::new();
     let record = traffic.stop();
     for backend in 1..=plan::BACKENDS {
@@ -142,6 +147,7 @@ fn play(
     objects.add(Objects::of(&stage.world.daemon, &stage.world.network)?);
     let mut history = std::mem::take(&mut stage.history);
     history.stalls.clone_from(&record.stalls);
+    history.overruns.clone_from(&record.overruns);
     drop(stage);
     let left = objects.left(Duration::from_secs(30));
     leaks.extend(

@@ -144,12 +144,12 @@ pub(super) fn print(reports: &[Report], say: &(impl Fn(String) + Sync)) {
     say("\n== all in all ==".to_owned());
     for report in reports {
         let record = &report.record;
-        let stalls = record.stalls.iter();
+        let stalls = record.stalls.iter().chain(&record.overruns);
         let stalled = stalls.map(|(from, to)| (*to - *from).as_secs_f64());
         say(format!(
             "{:<10}  {} connections, {} exchanges over TCP, {} datagrams answered, {} MB checked; {} faults, \
-             {:.0} s without lbd; {} failures owed to faults, {} to {:.1} s in which the machine was busy, \
-             {} unattributed; {}",
+             {:.0} s without lbd; {} failures owed to faults, {} to {:.1} s in which the machine was busy or \
+             had no room, {} unattributed; {}",
             report.name,
             record.connections,
             record.exchanges,

@@ -8,7 +8,7 @@ use std::{
         Arc, Mutex, MutexGuard,
         atomic::{AtomicBool, Ordering},
     },
-    thread::JoinHandle,
+    thread::{self, JoinHandle},
     time::{Duration, Instant},
 };
 
@@ -28,6 +28,7 @@ use crate::{
         runtime,
     },
     host::Host,
+    stacks::Losses,
 };
 
 /// How long a client waits for anything over TCP: longer than any fault lasts, and than it takes
@@ -36,7 +37,7 @@ pub(super) const PATIENCE: Duration = Duration::from_secs(9);
 /// How long it waits for a datagram's answer.
 pub(super) const DATAGRAM_PATIENCE: Duration = Duration::from_secs(3);
 
-/// A clients' thread that gets no time for so long does not know what it has missed.
+/// A thread that gets no time for so long does not know what it has missed.
 const STALL: Duration = Duration::from_millis(500);
 
 /// New connections to each TCP service, and to each UDP service, a second and family.
@@ -100,8 +101,10 @@ pub(super) struct Record {
     /// Connections that ended well, by backend.
     pub(super) well: std::collections::BTreeMap<usize, u64>,
     pub(super) failed: Vec<Failed>,
-    /// When the machine gave the clients no time, from and to.
+    /// When the machine gave the clients no time, or those beside them, from and to.
     pub(super) stalls: Vec<(Instant, Instant)>,
+    /// When hosts and cables lost packets.
+    pub(super) overruns: Vec<(Instant, Instant)>,
 }
 
 /// The clients of a scene, at work until stopped or dropped.
@@ -117,12 +120,13 @@ impl Traffic {
         sources: [Vec<IpAddr>; 2],
         targets: Vec<Target>,
         places: Places,
+        losses: Losses,
         seed: u64,
     ) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let record = Arc::new(Mutex::new(Record::default()));
         let (stopped, recorded) = (stop.clone(), record.clone());
-        let thread = client.spawn(move || {
+        let clients = client.spawn(move || {
             let crowd = Rc::new(Crowd {
                 stop: stopped,
                 record: recorded,
@@ -131,6 +135,11 @@ impl Traffic {
                 places,
             });
             task::LocalSet::new().block_on(&runtime(), crowd.work(targets, seed));
+        });
+        let recorded = record.clone();
+        let thread = thread::spawn(move || {
+            watch(&clients, losses, &recorded);
+            let _ = clients.join();
         });
         Self {
             stop,
@@ -160,6 +169,25 @@ impl Traffic {
 impl Drop for Traffic {
     fn drop(&mut self) {
         self.end();
+    }
+}
+
+/// Notices what the clients cannot, as long as they are at work: that others get no time, and that hosts
+/// and cables lose packets.
+fn watch(clients: &JoinHandle<()>, mut losses: Losses, record: &Mutex<Record>) {
+    const TICK: Duration = Duration::from_millis(250);
+    let mut read = || (Instant::now(), losses.read().expect("the hosts' counters"));
+    let mut last = read();
+    while !clients.is_finished() {
+        let began = Instant::now();
+        thread::sleep(TICK);
+        if began.elapsed() > TICK + STALL {
+            lock(record).stalls.push((began, Instant::now()));
+        }
+        let (since, before) = std::mem::replace(&mut last, read());
+        if last.1 > before {
+            lock(record).overruns.push((since, Instant::now()));
+        }
     }
 }
 

@@ -104,7 +104,15 @@ async fn no_eviction_waits_for_the_disk() {
         let answer = handle.call(Request::GetServices);
         tokio::time::timeout(Duration::from_millis(50), answer).await
     };
-    until("hangs", async || asked().await.is_err()).await;
+    // One may be late for other reasons.
+    let hangs = async || {
+        let mut answers = 0;
+        for _ in 0..3 {
+            answers += u32::from(asked().await.is_ok());
+        }
+        answers == 0
+    };
+    until("hangs", hangs).await;
     drop(listener);
     until("evicted", async || state() == backend_state::DOWN).await;
     assert!(!waits.is_finished());

@@ -474,9 +474,15 @@ fn no_more_addresses_than_a_source_may_have() {
 fn bottomless() -> (SocketAddr, Arc<AtomicUsize>) {
     use std::io::{Read as _, Write as _};
 
-    let udp = std::net::UdpSocket::bind(("127.0.0.1", 0)).unwrap();
-    let address = udp.local_addr().unwrap();
-    let tcp = std::net::TcpListener::bind(address).unwrap();
+    // Somebody else may have the port for TCP.
+    let (udp, address, tcp) = (0..100)
+        .find_map(|_| {
+            let udp = std::net::UdpSocket::bind(("127.0.0.1", 0)).unwrap();
+            let address = udp.local_addr().unwrap();
+            let tcp = std::net::TcpListener::bind(address).ok()?;
+            Some((udp, address, tcp))
+        })
+        .unwrap();
     let asked = Arc::new(AtomicUsize::new(0));
     std::thread::spawn(move || {
         let mut buffer = [0; 512];
@@ -522,6 +528,8 @@ async fn asking_ends_once_there_are_too_many_addresses() {
     let config = Config {
         servers: vec![address],
         family: Family::Ipv4,
+        // It answers one after the other.
+        timeout: Duration::from_secs(30),
         ..Config::new(Lookup::Srv { name })
     };
     let mut source = config.source("web");

@@ -23,6 +23,8 @@ use super::{Class, Configured, Failure, Feed, Settings, Source};
 /// Time between looks at a file of which the kernel tells nothing: inotify does not see what other
 /// hosts do to a network file system.
 const POLL: Duration = Duration::from_secs(2);
+/// Longest wait for a writer to close its file, counted from its last write.
+const WRITER: Duration = Duration::from_secs(1);
 
 /// `file:` of a service's `discovery`.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -59,6 +61,8 @@ impl Configured for Config {
 pub struct File {
     path: PathBuf,
     poll: Duration,
+    /// Longest wait for a writer to close its file, counted from its last write.
+    writer: Duration,
     /// Whether inotify is asked at all.
     watches: bool,
     last: Last,
@@ -76,6 +80,7 @@ impl File {
         Self {
             path,
             poll: POLL,
+            writer: WRITER,
             watches: true,
             last: Last::Nothing,
         }
@@ -120,7 +125,7 @@ impl Source for File {
     async fn session(&mut self, feed: &mut Feed) -> Result<(), Failure> {
         // Watched first, so that no change falls in between.
         let mut watch = match self.watches {
-            true => Watch::begin(&self.path).await,
+            true => Watch::begin(&self.path, self.writer).await,
             false => None,
         };
         self.read(feed, true).await;

@@ -26,8 +26,6 @@ use super::{
 
 /// Changes come in groups: this long after the last one, all are handled as one.
 const QUIET: Duration = Duration::from_millis(50);
-/// Longest wait for a writer to close its file, counted from its last write.
-const WRITER: Duration = Duration::from_secs(1);
 /// Longest wait from the first change on, while somebody writes, and while nobody does.
 const LONGEST: Duration = Duration::from_secs(5);
 const LONGEST_CLOSED: Duration = Duration::from_millis(250);
@@ -35,6 +33,8 @@ const LONGEST_CLOSED: Duration = Duration::from_millis(250);
 /// Watches the directories in which `path`, what it points to, and its files are.
 pub(super) struct Watch {
     path: PathBuf,
+    /// Longest wait for a writer to close its file, counted from its last write.
+    writer: Duration,
     /// What it led to when it was last followed.
     led_to: Option<PathBuf>,
     /// It was a directory then.
@@ -54,7 +54,7 @@ pub(super) async fn changed(watch: &mut Option<Watch>) {
 impl Watch {
     /// Watches what `path` leads to. `None`, and a line in the log, if the kernel has no more watches to
     /// give.
-    pub(super) async fn begin(path: &Path) -> Option<Self> {
+    pub(super) async fn begin(path: &Path, writer: Duration) -> Option<Self> {
         let path = path.to_owned();
         aside(move || {
             let (sender, events) = mpsc::unbounded_channel();
@@ -66,6 +66,7 @@ impl Watch {
             });
             let mut watch = Self {
                 path,
+                writer,
                 led_to: None,
                 is_directory: false,
                 subscription: subscription.ok()?,
@@ -101,7 +102,7 @@ impl Watch {
                 Some(begun) => {
                     let (quiet, longest) = match open.is_empty() {
                         true => (QUIET, LONGEST_CLOSED),
-                        false => (WRITER, LONGEST),
+                        false => (self.writer, LONGEST),
                     };
                     let end = (Instant::now() + quiet).min(begun + longest);
                     match timeout_at(end, self.events.recv()).await {

@@ -555,7 +555,12 @@ mod tests {
     async fn a_program_that_hangs_is_not_started_for_ever() {
         let directory = Directory::new("hangs");
         let [program, log, path] = ["token", "log", "kubeconfig"].map(|n| directory.path().join(n));
-        let script = format!("#!/bin/sh\necho >> {}\nsleep 3\n", log.display());
+        // Until the directory goes, with the test.
+        let script = format!(
+            "#!/bin/sh\necho >> {}\nwhile [ -e {} ]; do sleep 0.1; done\n",
+            log.display(),
+            program.display()
+        );
         fs::write(&program, script).unwrap();
         fs::set_permissions(&program, fs::Permissions::from_mode(0o700)).unwrap();
         let text = format!(
