@@ -204,14 +204,22 @@ fn on_each(kernels: &[Kernel], run: impl Fn(&Kernel) -> Result<Report, String> +
         .collect()
 }
 
-/// A machine that dies of the emulator is no word on lbd: another one goes on with what is left, so often.
+/// A machine that dies of the emulator is no word on lbd: another one goes on with what is left. So many may
+/// die in turn before a test came to its end.
 const AGAIN: u32 = 3;
 
 fn run(kernel: &Kernel, programs: &[(PathBuf, String)], steps: &[Step]) -> Result<Report, String> {
     let mut run = boot_with(kernel, programs, steps)?;
-    for _ in 0..AGAIN {
+    let (mut ended, mut in_vain) = (0, 0);
+    loop {
         let left = plan::left(steps, &run.lines);
-        if !run.is_emulators || left.is_empty() {
+        let so_far = steps
+            .iter()
+            .map(|step| plan::ended(&run.lines, step.name).len())
+            .sum();
+        in_vain = if so_far > ended { 0 } else { in_vain + 1 };
+        ended = so_far;
+        if !run.is_emulators || left.is_empty() || in_vain == AGAIN {
             break;
         }
         let failure = run.failure.take().unwrap_or_default();

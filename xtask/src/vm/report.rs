@@ -2,7 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use super::{boot::Run, plan::Step};
+use super::{
+    boot::Run,
+    plan::{self, Step},
+};
 
 /// What became of a step.
 #[derive(Clone, Default, PartialEq, Eq, Debug)]
@@ -14,6 +17,10 @@ pub struct Outcome {
     pub seconds: u32,
     /// Why it has no result of its own, if so.
     pub broken: Option<String>,
+    /// How many tests libtest found, those that ended in machines that died included.
+    tests: Option<u32>,
+    /// How many of those failed.
+    earlier_failed: u32,
 }
 
 /// What a kernel's run told.
@@ -40,14 +47,19 @@ impl Report {
             ..Self::default()
         };
         let mut current: Option<(&'static str, Outcome)> = None;
-        for line in &run.lines {
+        for (number, line) in run.lines.iter().enumerate() {
             let words: Vec<_> = line.split_whitespace().collect();
             match words.as_slice() {
                 ["@@", "kernel", release] => report.release = (*release).to_owned(),
                 ["@@", "note", ..] => report.notes.push(line[8..].to_owned()),
                 ["@@", "begin", name] => {
                     let step = steps.iter().find(|step| step.name == *name);
-                    current = step.map(|step| (step.name, Outcome::of(step)));
+                    let died = current.take().filter(|(died, _)| died == name);
+                    let tests = died.and_then(|(_, outcome)| outcome.tests);
+                    current = step.map(|step| {
+                        let ended = plan::ended(&run.lines[..number], step.name);
+                        (step.name, Outcome::of(step).and(ended, tests))
+                    });
                 }
                 ["@@", "end", _, status, seconds] => {
                     if let Some((name, mut outcome)) = current.take() {
@@ -120,12 +132,36 @@ impl Outcome {
         }
     }
 
+    /// With what ended in machines that died, which had so many tests in all.
+    fn and(mut self, ended: Vec<(String, bool)>, tests: Option<u32>) -> Self {
+        self.passed = ended.iter().filter(|(_, passed)| *passed).count() as u32;
+        let failed = ended.into_iter().filter(|(_, passed)| !passed);
+        self.failed = failed.map(|(test, _)| test).collect();
+        self.earlier_failed = self.failed.len() as u32;
+        self.tests = tests;
+        self
+    }
+
+    /// `running 7 tests`: those that are left, if the step began before.
+    fn begin(&mut self, tests: u32) {
+        let ended = self.passed + self.failed.len() as u32;
+        match self.tests {
+            Some(all) if all != ended + tests => {
+                self.broken = Some(format!("{tests} tests of {all} were left after {ended}"));
+            }
+            _ => self.tests = Some(ended + tests),
+        }
+    }
+
     /// A line of libtest's, or one that a test wrote.
     fn read(&mut self, whole: &str) {
         let line = whole.trim();
-        if let Some(counts) = line.strip_prefix("test result: ") {
+        if let ["running", tests, "test" | "tests"] = *line.split(' ').collect::<Vec<_>>() {
+            self.begin(tests.parse().unwrap_or_default());
+        } else if let Some(counts) = line.strip_prefix("test result: ") {
             self.passed += count(counts, "passed");
-            let (failed, named) = (count(counts, "failed"), self.failed.len() as u32);
+            let earlier = self.earlier_failed;
+            let (failed, named) = (count(counts, "failed") + earlier, self.failed.len() as u32);
             let unnamed = failed.saturating_sub(named);
             self.failed.extend((0..unnamed).map(|_| "?".to_owned()));
         } else if let Some(name) = failed_test(whole) {
@@ -137,6 +173,9 @@ impl Outcome {
 
     fn end(&mut self, status: &str, seconds: &str) {
         self.seconds = seconds.parse().unwrap_or_default();
+        if self.broken.is_some() {
+            return;
+        }
         self.broken = match status {
             "0" => None,
             // What `timeout` gives, and what libtest gives when a test failed.
@@ -228,12 +267,51 @@ mod tests {
         let left = super::super::plan::left(&all, &said);
         let left: Vec<_> = left.iter().map(|step| step.name).collect();
         assert_eq!(left, ["packets", "devices"]);
-        lines.push(GOOD[0]);
-        lines.extend(&GOOD[6..]);
+        lines.extend([
+            GOOD[0],
+            GOOD[6],
+            "test cases_on_tc ... ok",
+            "test result: ok. 1 passed; 0 failed; 0 ignored",
+        ]);
+        lines.extend(&GOOD[9..]);
         let report = report(&lines, None);
         assert!(report.is_good(), "{report:?}");
         assert_eq!(report.steps["packets"].passed, 2);
         assert_eq!(report.notes, ["began again with packets: x"]);
+    }
+
+    /// As [`another_machine_goes_on`], within a step.
+    #[test]
+    fn another_machine_runs_the_tests_that_are_left() {
+        let died = [
+            "@@ kernel 5.10.0-32-amd64",
+            "@@ begin devices",
+            "running 3 tests",
+            "test one ...     what it says",
+            "ok",
+            "test two ... FAILED",
+            "test three ...     what it says",
+            "@@ note began again with devices: x",
+        ];
+        let said: Vec<_> = died.iter().map(|line| (*line).to_owned()).collect();
+        let all = plan::short(&["devices".to_owned()]).expect("a step");
+        let left = plan::left(&all, &said);
+        assert_eq!(left[0].ended, ["one", "two"]);
+        assert!(left[0].line().contains(" --skip one --skip two\n"));
+        for (running, broken) in [("running 1 test", false), ("running 2 tests", true)] {
+            let next = [
+                "@@ begin devices",
+                running,
+                "test three ... ok",
+                "test result: ok. 1 passed; 0 failed",
+                "@@ end devices 0 6",
+            ];
+            let report = report(&[&died[..], &next[..]].concat(), None);
+            let devices = &report.steps["devices"];
+            assert_eq!(devices.passed, 2);
+            assert_eq!(devices.failed, ["two"], "it is not forgotten");
+            assert_eq!(devices.broken.is_some(), broken, "{:?}", devices.broken);
+        }
     }
 
     #[test]
