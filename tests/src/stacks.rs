@@ -91,12 +91,15 @@ pub fn explain(lost: u64, protocol: Protocol, failures: &[Failure]) -> bool {
 }
 
 /// As [`lost`], for whoever reads it often, or beside the world: the files stay open.
-pub(crate) struct Losses(Vec<(File, fn(&str) -> u64)>);
+pub(crate) struct Losses(Vec<(File, Counted)>);
+
+/// Of what such a file says, what counts here.
+type Counted = fn(&str) -> u64;
 
 impl Losses {
     pub(crate) fn open(network: &Network) -> io::Result<Self> {
-        let mut files: Vec<(File, fn(&str) -> u64)> = Vec::new();
-        let mut add = |host: &Host, name: &str, count: fn(&str) -> u64| -> io::Result<()> {
+        let mut files: Vec<(File, Counted)> = Vec::new();
+        let mut add = |host: &Host, name: &str, count: Counted| -> io::Result<()> {
             let file = host.run(|| File::open(format!("{PROC_NET}/{name}")))?;
             files.push((file, count));
             Ok(())
