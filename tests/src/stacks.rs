@@ -182,7 +182,12 @@ fn ends(network: &Network) -> impl Iterator<Item = &Host> {
     network.backends.iter().chain([&network.client])
 }
 
-fn proc_net(host: &Host, name: &str) -> String {
+/// A file of the host's `/proc/net`.
+///
+/// # Panics
+/// There is none of that name.
+#[must_use]
+pub fn proc_net(host: &Host, name: &str) -> String {
     let path = format!("{PROC_NET}/{name}");
     let text = host.run(|| std::fs::read_to_string(&path));
     text.unwrap_or_else(|error| panic!("{path}: {error}"))

@@ -28,6 +28,7 @@ use lb_tests::{
     net::Family,
     note, patience,
     servers::{Agent, ECHO_PORT},
+    stacks,
 };
 
 const SERVICE_PORT: u16 = 7000;
@@ -570,9 +571,7 @@ fn real_connections(scene: &Scene) {
 
 /// Whether the other end of a TCP connection of the host's has yet to be heard of.
 fn has_open_connection(host: &Host) -> bool {
-    // Of the thread, which is in the host; the process is not.
-    let sockets = host.run(|| std::fs::read_to_string("/proc/thread-self/net/tcp"));
-    sockets.unwrap().lines().any(|line| {
+    stacks::proc_net(host, "tcp").lines().any(|line| {
         let state = line.split_whitespace().nth(3);
         // ESTABLISHED, FIN_WAIT1, FIN_WAIT2, CLOSE_WAIT, CLOSING.
         state.is_some_and(|state| ["01", "04", "05", "08", "0B"].contains(&state))

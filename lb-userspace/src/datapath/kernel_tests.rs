@@ -270,15 +270,12 @@ fn a_detached_program_is_attached_again() {
             sh(&format!("bpftool link detach id {id}"));
             assert_eq!(world.link("one", hook).unwrap().ifindex, 0);
             assert_eq!(kernel.repair_attachments().unwrap().len(), 1, "{hook}");
-            let id = {
-                let again = world.link("one", hook).unwrap().id;
-                assert_ne!(again, id);
-                again
-            };
+            let again = world.link("one", hook).unwrap().id;
+            assert_ne!(again, id);
             std::fs::remove_file(bpffs.join("lbd/links").join(pin_of(&world, hook))).unwrap();
             // The kernel detaches a link without pin when it finds the time.
             sh(&format!(
-                "for _ in $(seq 500); do bpftool link show id {id} >/dev/null 2>&1 || exit 0; sleep 0.02; done; exit 1"
+                "for _ in $(seq 500); do bpftool link show id {again} >/dev/null 2>&1 || exit 0; sleep 0.02; done; exit 1"
             ));
             assert_eq!(kernel.repair_attachments().unwrap().len(), 1, "{hook}");
         }
